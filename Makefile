@@ -1,0 +1,53 @@
+# Two commands: `make demo` and `make test`. Both make their own virtual environments.
+PYTHON ?= python3
+PYTHON310 ?= $(shell command -v python3.10 2>/dev/null)
+PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clip schemas clean
+
+demo: .venv-node/ready
+	.venv-node/bin/python demo/run.py
+
+test: .venv/ready
+	.venv/bin/python -m pytest
+	@$(MAKE) --no-print-directory test-310
+
+# The node must run on Python 3.10 (JetPack 6); where there is one, its tests run under it too.
+.PHONY: test-310
+ifeq ($(PYTHON310),)
+test-310:
+	@echo "skipped: tests of edge/ under Python 3.10 (no python3.10 on this machine)"
+else
+test-310: .venv-310/ready
+	.venv-310/bin/python -m pytest tests/edge
+endif
+
+lint: .venv/ready
+	.venv/bin/python $(PIP) --editable '.[lint]'
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clip: .venv-node/ready
+	.venv-node/bin/python demo/make_clip.py
+
+schemas: .venv-node/ready
+	.venv-node/bin/python -m edge.payload edge/schemas
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) --editable '.[train,test]'
+	touch $@
+
+.venv-node/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-node
+	.venv-node/bin/python $(PIP) --editable '.[demo]'
+	touch $@
+
+.venv-310/ready: pyproject.toml constraints.txt
+	$(PYTHON310) -m venv .venv-310
+	.venv-310/bin/python $(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-node .venv-310 *.egg-info build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The laboratory: data > teacher and student > checkpoint > scores."""

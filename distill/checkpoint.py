@@ -1,0 +1,46 @@
+"""A trained student on disk: weights plus a plain dict, read without unpickling code."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.recipe import Recipe
+from distill.student import Student
+from distill.train import SCHEMA, build_student
+from edge.errors import DataError
+from edge.strict import validate
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    student: Student
+    labels: tuple[str, ...]
+    recipe: Recipe
+    facts: dict[str, Any]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """What distill-train wrote; the student is in evaluation mode. Raises DataError in one line."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is no checkpoint of distill-train; train it again") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{path} has schema {found!r}, this version reads '{SCHEMA}'; train again")
+    recipe = validate(Recipe, content["recipe"], str(path))
+    labels = tuple(content["labels"])
+    student = build_student(recipe, len(labels))
+    try:
+        student.load_state_dict(content["student"])
+    except RuntimeError as error:
+        raise DataError(f"{path}: its weights do not fit its recipe; train it again") from error
+    facts = {key: content[key] for key in ("epoch", "valid_accuracy")}
+    return Checkpoint(student.eval(), labels, recipe, facts)

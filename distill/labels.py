@@ -1,0 +1,36 @@
+"""Label names of each data set, in its own order, and what they are called here."""
+
+from __future__ import annotations
+
+# FER+ (Barsoum et al. 2016): the order of the vote columns in label.csv.
+FERPLUS = (
+    "neutral",
+    "happiness",
+    "surprise",
+    "sadness",
+    "anger",
+    "disgust",
+    "fear",
+    "contempt",
+)
+FERPLUS_EXTRA = ("unknown", "not-a-face")
+
+# RAF-DB (Li, Deng and Du 2017): list_patition_label.txt numbers its basic classes from 1.
+RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+
+# Other data sets' words for the same classes, as folder names.
+SAME = {
+    "angry": "anger",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "afraid": "fear",
+    "happy": "happiness",
+    "sad": "sadness",
+    "surprised": "surprise",
+}
+
+
+def canonical(name: str) -> str:
+    """A class folder's name in our words."""
+    lower = name.strip().lower()
+    return SAME.get(lower, lower)

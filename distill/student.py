@@ -1,0 +1,199 @@
+"""The student: one plain trunk, two token streams, one fused cross-attention block, one head.
+
+    faces (B, 1, S, S) -> trunk (B, C, G, G) -> scene tokens and face tokens (B, N, D) each
+        -> cross-attention in both directions -> convolutions over the fused grid -> logits (B, K)
+
+B batch, S picture side, G grid side (S / 8), N = G * G tokens, D width, H heads, K classes.
+
+The block has the teacher's form (two streams that ask each other, then convolutions), narrower. The
+trunk's re-parameterisable 3x3 ReLU blocks are RepVGG's (Ding et al., CVPR 2021). All sizes are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class StudentConfig:
+    """size: picture side in pixels; widths: channels of the stem and of the three stages that halve
+    the grid; depths: blocks in those stages; width and heads: of the fused block."""
+
+    classes: int
+    size: int = 64
+    channels: int = 1
+    widths: tuple[int, int, int, int] = (32, 48, 96, 160)
+    depths: tuple[int, int, int] = (1, 2, 2)
+    width: int = 128
+    heads: int = 4
+    dropout: float = 0.2
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class RepBlock(nn.Module):
+    """3x3 + 1x1 + identity branches while training, one 3x3 convolution when deployed; ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.wide_norm = nn.BatchNorm2d(outputs)
+        self.point = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=False)
+        self.point_norm = nn.BatchNorm2d(outputs)
+        self.same_norm = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.wide_norm(self.wide(x)) + self.point_norm(self.point(x))
+        if self.same_norm is not None:
+            y = y + self.same_norm(x)
+        return torch.relu(y)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Sequential:
+        """The one convolution with the same outputs in evaluation mode."""
+        conv = nn.Conv2d(
+            self.wide.in_channels, self.wide.out_channels, 3, self.wide.stride, 1, bias=True
+        )
+        kernel, bias = _fold(self.wide.weight, self.wide_norm)
+        point, point_bias = _fold(self.point.weight, self.point_norm)
+        kernel[:, :, 1:2, 1:2] += point
+        bias += point_bias
+        if self.same_norm is not None:
+            channels = self.wide.in_channels
+            same = torch.eye(channels, dtype=kernel.dtype).reshape(channels, channels, 1, 1)
+            same, same_bias = _fold(same, self.same_norm)
+            kernel[:, :, 1:2, 1:2] += same
+            bias += same_bias
+        conv.weight.copy_(kernel)
+        assert conv.bias is not None
+        conv.bias.copy_(bias)
+        return nn.Sequential(conv, nn.ReLU())
+
+
+def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Batch normalisation into the bias-free convolution before it."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of one stream's tokens over the other's; hand-written so that it exports
+    as MatMul and Softmax alone, with the scale inside the query."""
+
+    def __init__(self, width: int, heads: int, tokens: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is no multiple of {heads} heads")
+        self.heads, self.tokens, self.depth = heads, tokens, width // heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        split = (-1, self.tokens, self.heads, self.depth)
+        q = (self.query(x) * self.depth**-0.5).reshape(split).transpose(1, 2)  # (B, H, N, D/H)
+        k = self.key(context).reshape(split).permute(0, 2, 3, 1)  # (B, H, D/H, N)
+        v = self.value(context).reshape(split).transpose(1, 2)  # (B, H, N, D/H)
+        attended = torch.softmax(q @ k, dim=-1) @ v  # (B, H, N, D/H)
+        joined = attended.transpose(1, 2).reshape(-1, self.tokens, self.heads * self.depth)
+        return self.out(joined)  # type: ignore[no-any-return]
+
+
+class Fusion(nn.Module):
+    """Two streams ask each other, then a convolution reads both on their common grid."""
+
+    def __init__(self, width: int, heads: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.scene_norm, self.face_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.scene_asks = CrossAttention(width, heads, grid * grid)
+        self.face_asks = CrossAttention(width, heads, grid * grid)
+        self.mix = RepBlock(2 * width, width)
+
+    def forward(self, scene: Tensor, face: Tensor) -> Tensor:
+        """scene, face: (B, N, D). Returns (B, D, G, G)."""
+        s, f = self.scene_norm(scene), self.face_norm(face)
+        scene = scene + self.scene_asks(s, f)  # (B, N, D)
+        face = face + self.face_asks(f, s)  # (B, N, D)
+        both = torch.cat([scene, face], dim=2).transpose(1, 2)  # (B, 2D, N)
+        return self.mix(both.reshape(-1, both.shape[1], self.grid, self.grid))  # type: ignore[no-any-return]
+
+
+class Student(nn.Module):
+    """Grey crops to logits. forward: (B, 1, S, S) float32, 0..255 -> (B, K)."""
+
+    # Mean and deviation of the grey crops of FER+'s training split; inside the graph, so that no
+    # caller can normalise differently.
+    MEAN, DEVIATION = 133.0, 61.8
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        stem, one, two, three = config.widths
+        blocks = [RepBlock(config.channels, stem)]
+        inputs = stem
+        for outputs, depth in zip((one, two, three), config.depths, strict=True):
+            blocks.append(RepBlock(inputs, outputs, stride=2))
+            blocks += [RepBlock(outputs, outputs) for _ in range(depth - 1)]
+            inputs = outputs
+        self.trunk = nn.Sequential(*blocks)
+        self.scene = RepBlock(three, config.width)
+        self.face = RepBlock(three, config.width)
+        self.fusion = Fusion(config.width, config.heads, config.size // 8)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.width, config.classes)
+
+    def tokens(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        """Both streams, (B, N, D) each; token n is the place (n // G, n % G)."""
+        x = self.trunk((faces - self.MEAN) / self.DEVIATION)
+        scene = self.scene(x).flatten(2).transpose(1, 2)
+        face = self.face(x).flatten(2).transpose(1, 2)
+        return scene, face
+
+    def embed(self, faces: Tensor) -> Tensor:
+        """Pooled embedding, (B, D)."""
+        return self.fusion(*self.tokens(faces)).mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.head(self.dropout(self.embed(faces)))  # type: ignore[no-any-return]
+
+
+def reparameterise(student: Student) -> Student:
+    """A copy in evaluation mode whose branches are merged; its outputs equal the original's."""
+    deployed = Student(student.config)
+    deployed.load_state_dict(student.state_dict())
+    deployed.eval()
+    for module in list(deployed.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, RepBlock):
+                setattr(module, name, child.merge())
+    return deployed.eval()
+
+
+def multiply_adds(student: Student) -> int:
+    """Multiply-adds for one face, deployed: convolutions, linear layers and attention products."""
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += output[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += output[0].numel() * module.in_features
+        elif isinstance(module, CrossAttention):
+            total += 2 * module.tokens**2 * module.heads * module.depth
+
+    deployed = reparameterise(student)
+    hooks = [module.register_forward_hook(count) for module in deployed.modules()]
+    config = student.config
+    with torch.no_grad():
+        deployed(torch.zeros(1, config.channels, config.size, config.size))
+    for hook in hooks:
+        hook.remove()
+    return total

@@ -1,0 +1,87 @@
+"""Pictures that stand in two splits, exactly or nearly: they leave the one that is learned from.
+
+Exact: sha256 of the pixels. Near: 64-bit DCT perceptual hash, Hamming distance 4 or less. The
+list is written beside the crops, so that what was left out can be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.crops import list_pictures, read_picture
+from edge.weights import write_atomically
+
+DISTANCE = 4
+
+
+def perceptual_hash(picture: NDArray[np.uint8]) -> int:
+    """64-bit DCT hash: the signs, against their median, of the 8x8 lowest frequencies of the
+    picture in grey at 32x32 (Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+    Functions", 2010)."""
+    grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = cv2.dct(small)[:8, :8].ravel()
+    bits = low > np.median(low[1:])
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+def _distances(one: NDArray[np.uint64], many: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    return np.bitwise_count(one[:, None] ^ many[None])
+
+
+def find_twins(
+    data: Path,
+    layout: str,
+    keep_in: Path,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, list[tuple[str, str, str]]]:
+    """Twins by the split they leave ("train", "valid"): (name, twin's "split/name", "exact"|"near").
+
+    train yields to valid and test, valid to test; test keeps everything. The result is kept as
+    `twins-SPLIT.csv` in `keep_in`, and read from there the next time.
+    """
+    files = {split: keep_in / f"twins-{split}.csv" for split in ("train", "valid")}
+    if all(path.is_file() for path in files.values()):
+        found = {}
+        for split, path in files.items():
+            with path.open(newline="", encoding="utf-8") as rows:
+                found[split] = [(r["name"], r["twin"], r["kind"]) for r in csv.DictReader(rows)]
+        return found
+    exact: dict[str, list[str]] = {}
+    near: dict[str, NDArray[np.uint64]] = {}
+    names: dict[str, list[str]] = {}
+    for split, pictures in list_pictures(data, layout).items():
+        pixels = [read_picture(path) for _, path in pictures]
+        names[split] = [name for name, _ in pictures]
+        exact[split] = [hashlib.sha256(p.tobytes()).hexdigest() for p in pixels]
+        near[split] = np.array([perceptual_hash(p) for p in pixels], dtype=np.uint64)
+        progress(f"{split}: {len(pixels)} pictures hashed")
+    found = {}
+    for split, above in (("train", ("valid", "test")), ("valid", ("test",))):
+        rows: list[tuple[str, str, str]] = []
+        others = [o for o in above if o in names]
+        same = {h: f"{o}/{n}" for o in others for h, n in zip(exact[o], names[o], strict=True)}
+        pool = np.concatenate([near[o] for o in others]) if others else np.empty(0, np.uint64)
+        pool_names = [f"{o}/{n}" for o in others for n in names[o]]
+        for start in range(0, len(names.get(split, [])), 512):
+            block = near[split][start : start + 512]
+            distance = _distances(block, pool) if len(pool) else np.full((len(block), 1), 64)
+            closest = distance.argmin(axis=1)
+            for i, place in enumerate(closest):
+                name = names[split][start + i]
+                if exact[split][start + i] in same:
+                    rows.append((name, same[exact[split][start + i]], "exact"))
+                elif distance[i, place] <= DISTANCE:
+                    rows.append((name, pool_names[place], "near"))
+        found[split] = rows
+        text = "name,twin,kind\n" + "".join(f"{','.join(row)}\n" for row in rows)
+        write_atomically(files[split], text.encode())
+        progress(f"{split}: {len(rows)} twins of {' and '.join(others)} left out")
+    return found

@@ -1,0 +1,64 @@
+"""Tracks > expressions: aligned crops, one batch a frame, softmax, smoothing by track."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.backends import Backend
+from edge.bundle import Bundle
+from edge.crop import crop_faces
+from edge.records import Expression, Track
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, K) -> (N, K). The graph has divided by its temperature already."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+class Classifier:
+    """Reads every large enough face of a frame and remembers each track's smoothed answer."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        bundle: Bundle,
+        min_face_px: float = 16.0,
+        smooth_seconds: float = 0.5,
+    ) -> None:
+        """min_face_px: side below which a face is not read; smooth_seconds: time constant of the
+        exponential average over a track's probabilities, 0 for none."""
+        self.backend, self.crop = backend, bundle.crop
+        self.min_face_px, self.smooth_seconds = min_face_px, smooth_seconds
+        self._memory: dict[int, tuple[NDArray[np.float32], float]] = {}
+
+    def read(
+        self, pixels: NDArray[np.uint8], tracks: Sequence[Track], time: float
+    ) -> list[Expression]:
+        """One Expression a track, in the tracks' order. pixels: (H, W, 3) uint8 BGR."""
+        readable = [t for t in tracks if t.seen and t.face.size >= self.min_face_px]
+        crops = crop_faces(pixels, [t.face for t in readable], self.crop)
+        fresh = softmax(self.backend.run(crops.astype(np.float32))["logits"])
+        for track, probabilities in zip(readable, fresh, strict=True):
+            self._remember(track.id, probabilities, time)
+        alive = {t.id for t in tracks}
+        # A hidden person may come back under the same id: keep what is at most a minute old.
+        self._memory = {
+            number: value
+            for number, value in self._memory.items()
+            if number in alive or time - value[1] < 60.0
+        }
+        return [
+            Expression(t.id, self._memory[t.id][0] if t.id in self._memory else None)
+            for t in tracks
+        ]
+
+    def _remember(self, number: int, fresh: NDArray[np.float32], time: float) -> None:
+        if number in self._memory and self.smooth_seconds > 0:
+            old, when = self._memory[number]
+            gain = 1.0 - np.exp(-(time - when) / self.smooth_seconds)
+            fresh = np.asarray(old + gain * (fresh - old), dtype=np.float32)
+        self._memory[number] = (fresh, time)

@@ -1,0 +1,298 @@
+"""The running node: settings > stages, one loop, and what is said about it on the way."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+import uuid
+from importlib import metadata
+
+import cv2
+
+import edge
+from edge.aggregate import Window
+from edge.backends import Backend, open_backend
+from edge.bundle import Bundle, load_bundle
+from edge.camera import Source, open_source
+from edge.classify import Classifier
+from edge.detect import Detector
+from edge.errors import BrokerError, OutboxError
+from edge.health import memory_mib, temperature_celsius
+from edge.outbox import Outbox
+from edge.payload import (
+    Health,
+    Info,
+    Latency,
+    Model,
+    Outgoing,
+    PrivacyPolicy,
+    Status,
+    as_dict,
+    clock_synced,
+    counts_message,
+    rfc3339,
+)
+from edge.pipeline import Pipeline
+from edge.publish import Publisher, open_publisher
+from edge.records import Frame, Tick
+from edge.settings import Settings, default_state
+from edge.track import Tracker
+from edge.weights import locked, resolve
+
+log = logging.getLogger(__name__)
+
+PRECISION = "int8"
+FILE_WAIT_SECONDS = 30.0
+CAMERA_WAIT_SECONDS = 5.0
+
+
+def open_detector(settings: Settings) -> Detector:
+    """The detector on its backend; raises WeightsError or BackendError."""
+    d = settings.detector
+    # The fake has no detector: people without the hardware still want faces found.
+    choice = "ort" if settings.runtime.backend == "fake" else settings.runtime.backend
+    backend = open_backend(choice, resolve("yunet", d.weights), settings.runtime.threads)
+    return Detector(backend, d.width, d.height, d.weak_score, d.overlap)
+
+
+def open_student(settings: Settings) -> tuple[Bundle, Backend]:
+    """The bundle and its student, which has passed the bundle's known answers."""
+    bundle = load_bundle(settings.runtime.bundle)
+    backend = open_backend(
+        settings.runtime.backend, bundle.model(PRECISION), settings.runtime.threads
+    )
+    if settings.runtime.backend != "fake":
+        bundle.self_test(backend, PRECISION)
+    return bundle, backend
+
+
+def open_pipeline(
+    settings: Settings, bundle: Bundle, student: Backend, file_start: float | None
+) -> Pipeline:
+    """All stages, as node.yaml sets them."""
+    t, c, w, p = settings.tracker, settings.classifier, settings.window, settings.privacy
+    return Pipeline(
+        detector=open_detector(settings),
+        tracker=Tracker(
+            settings.detector.score, t.confirm_frames, t.hold_seconds, t.forget_seconds
+        ),
+        classifier=Classifier(student, bundle, c.min_face_px, c.smooth_seconds),
+        window=Window(
+            bundle.labels,
+            w.seconds,
+            p.min_group,
+            p.min_cell,
+            c.low_confidence,
+            w.max_gap_seconds,
+            file_start,
+        ),
+    )
+
+
+def open_outbox(settings: Settings, live: bool) -> Outbox:
+    """The node's outbox; a file gets one of its own, that goes when everything was acknowledged."""
+    folder = settings.runtime.state or default_state()
+    if live:
+        return Outbox(folder / "outbox.sqlite")
+    return Outbox(folder / f"outbox-file-{uuid.uuid4().hex[:12]}.sqlite")
+
+
+def versions() -> dict[str, str]:
+    found = {"edge": edge.__version__, "python": platform.python_version(), "opencv": cv2.__version__}
+    for package in ("onnxruntime", "paho-mqtt"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # said only of what is there
+    return found
+
+
+class Node:
+    """Opens everything in an order in which the first fault is the one reported, then runs."""
+
+    def __init__(
+        self, settings: Settings, max_seconds: float | None, stop: threading.Event
+    ) -> None:
+        self.settings, self.stop = settings, stop
+        self.session, self._n = str(uuid.uuid4()), 0
+        self.path = settings.node.path
+        self.bundle, self._student = open_student(settings)
+        self.source: Source = open_source(settings.camera, max_seconds, stop)
+        file_start = None if self.source.live else float(int(time.time()))
+        self.pipeline = open_pipeline(settings, self.bundle, self._student, file_start)
+        self.outbox = open_outbox(settings, self.source.live)
+        will = Outgoing(
+            "status",
+            as_dict(Status(node=self.path, session=self.session, state="lost")),
+            retain=True,
+        )
+        self.publisher: Publisher = open_publisher(
+            settings.broker, self.path, will, self.outbox, settings.window.seconds
+        )
+        self._state = ("", "")
+        self._started = time.monotonic()
+        self._frames = self._dropped = self._unwritten = 0
+        self._camera = "live" if self.source.live else "file"
+        self._health_at: float | None = None
+        self._health_frames = 0
+
+    def _next(self) -> int:
+        self._n += 1
+        return self._n
+
+    def _status(self, state: str, reason: str | None = None) -> Outgoing:
+        message = Status.model_validate(
+            {
+                "node": self.path,
+                "session": self.session,
+                "state": state,
+                "reason": reason,
+                "n": self._next(),
+                "time": rfc3339(time.time()),
+                "clock_synced": clock_synced(),
+            }
+        )
+        return Outgoing("status", as_dict(message), retain=True)
+
+    def _tell(self, state: str, reason: str = "") -> None:
+        """Publish a change of state, once."""
+        if (state, reason) != self._state:
+            self._state = (state, reason)
+            self.publisher.send(self._status(state, reason or None))
+
+    def _info(self) -> Outgoing:
+        p = self.settings.privacy
+        detector = self.pipeline.detector
+        message = Info(
+            node=self.path,
+            session=self.session,
+            n=self._next(),
+            time=rfc3339(time.time()),
+            clock_synced=clock_synced(),
+            versions=versions(),
+            model=Model(
+                bundle_sha256=self.bundle.sha256,
+                labels=list(self.bundle.labels),
+                backend=self._student.name,
+                precision="none" if self._student.name == "fake" else PRECISION,
+                engine=None,
+            ),
+            detector={
+                "name": "yunet",
+                "sha256": locked()["yunet"]["sha256"],
+                "backend": detector.backend.name,
+                "precision": "fp32",
+                "size": f"{detector.width}x{detector.height}",
+            },
+            camera=self.source.kind,
+            window_seconds=self.settings.window.seconds,
+            privacy=PrivacyPolicy(
+                min_group=p.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
+            ),
+        )
+        return Outgoing("info", as_dict(message), retain=True)
+
+    def _health(self, span: float) -> Outgoing:
+        rate = None
+        if self.source.live:
+            rate = round((self._frames - self._health_frames) / span)
+        self._health_frames = self._frames
+        latency = self.pipeline.stages.milliseconds("detect")
+        stages = {"detect": Latency(p50_ms=latency[0], p95_ms=latency[1])} if latency else {}
+        message = Health(
+            node=self.path,
+            session=self.session,
+            n=self._next(),
+            time=rfc3339(time.time()),
+            clock_synced=clock_synced(),
+            uptime_seconds=int(time.monotonic() - self._started),
+            camera=self._camera,
+            frames_per_second=rate,
+            frames_dropped=self._dropped,
+            stages=stages,
+            backend=self._student.name,
+            temperature_celsius=temperature_celsius(),
+            memory_mib=memory_mib(),
+            outbox_pending=self.outbox.depth(),
+            outbox_dropped=self.outbox.dropped + self._unwritten,
+        )
+        return Outgoing("health", as_dict(message), retain=False)
+
+    def run(self) -> None:
+        """Until the source ends or `stop` is set; then everything counted is delivered or named.
+
+        Raises SourceError for a source that broke off, BrokerError where readings of a file stay
+        undelivered.
+        """
+        self.publisher.start()
+        self._tell("starting")
+        self.publisher.send(self._info())
+        try:
+            for item in self.source:
+                self._step(item)
+                if self.stop.is_set():
+                    break
+        finally:
+            self.source.close()
+            self._finish()
+
+    def _step(self, item: Frame | Tick) -> None:
+        p = self.settings.privacy
+        for reading in self.pipeline.step(item):
+            message = counts_message(
+                reading, self.path, p.min_group, p.min_cell, "utc" if self.source.live else "file"
+            )
+            try:
+                self.outbox.append(message)
+            except OutboxError as error:
+                self._unwritten += 1
+                log.error("reading lost: %s", error)
+                continue
+            self.publisher.readings()
+        if isinstance(item, Frame):
+            self._frames += 1
+            self._dropped += item.dropped
+            self._camera = "live" if self.source.live else "file"
+        elif self.source.live:
+            self._camera = item.camera
+        self._report(item.time)
+
+    def _report(self, now: float) -> None:
+        """Status when it changed, health when it is due (in source time, so that a file repeats)."""
+        if not self.publisher.alive():
+            raise BrokerError("the publisher stopped; its error stands above")
+        if self._unwritten:
+            self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
+        elif self._camera == "away":
+            self._tell("degraded", "camera: away")
+        elif self.publisher.state.startswith("refused: counts"):
+            self._tell("degraded", self.publisher.state)
+        elif self._frames:
+            self._tell("online")
+        if self._health_at is None:
+            self._health_at = now
+        span = now - self._health_at
+        if span >= self.settings.runtime.health_seconds:
+            self._health_at = now
+            self.publisher.send(self._health(span))
+
+    def _finish(self) -> None:
+        live = self.source.live
+        wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
+        left = self.publisher.finish(self._status("stopped"), wait)
+        self._student.close()
+        self.pipeline.detector.backend.close()
+        if live or left:
+            self.outbox.close()
+        else:
+            self.outbox.remove()
+        if left and not live:
+            raise BrokerError(
+                f"{left} readings were not acknowledged (broker {self.publisher.state}); they are "
+                f"kept in {self.outbox.path}"
+            )
+        if left:
+            log.info("%d readings wait in %s for the next start", left, self.outbox.path)
+

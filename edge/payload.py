@@ -1,0 +1,243 @@
+"""Every message the node publishes, as a model: the contract, its JSON Schema, its bytes.
+
+`python -m edge.payload DIR` writes the schemas (JSON Schema 2020-12); `edge/schemas/` holds them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge.records import Reading
+
+PREFIX = "edge/v1"
+NODE_PATTERN = r"^[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+$"
+TIME_PATTERN = r"^\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Faces(_Message):
+    """People in view at once."""
+
+    mean: float = Field(ge=0, description="average over the seen part of the window")
+    max: int = Field(ge=0)
+
+
+class Quality(_Message):
+    """How much of the window the counts rest on."""
+
+    seen: float = Field(ge=0, le=1, description="share of the window covered by pictures")
+    frames: int = Field(ge=0)
+    dropped: int = Field(ge=0, description="pictures skipped to keep up")
+    low_confidence: float | None = Field(description="share of person-time; null when suppressed")
+    camera: str
+
+
+class Counts(_Message):
+    """One window of one room. Receivers deduplicate on (node, log, seq)."""
+
+    schema_: Literal["edge.counts/1"] = Field(default="edge.counts/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    log: str = Field(description="UUID of the node's outbox")
+    seq: int = Field(ge=1, description="counts up by one within a log")
+    start: str = Field(pattern=TIME_PATTERN)
+    end: str = Field(pattern=TIME_PATTERN)
+    window_seconds: float = Field(gt=0)
+    time_base: Literal["utc", "file"] = Field(
+        description="file: windows follow a file's own time, counted from the run's start"
+    )
+    clock_synced: bool | None = Field(description="null where the system does not say")
+    historical: bool = Field(description="sent more than one window after it closed")
+    min_group: int = Field(ge=1)
+    min_cell: int = Field(ge=1)
+    faces: Union[Faces, str, None] = Field(
+        description='"<K" when fewer than min_group were in view at some moment; null when not seen'
+    )
+    counts: dict[str, int] | None = Field(description="people by label; null when suppressed")
+    person_seconds: dict[str, int] | None
+    quality: Quality
+
+
+class Status(_Message):
+    """Retained. The broker itself publishes `lost`, which has neither n nor time."""
+
+    schema_: Literal["edge.status/1"] = Field(default="edge.status/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    session: str = Field(description="UUID of this start")
+    state: Literal["starting", "online", "degraded", "stopped", "lost"]
+    reason: str | None = None
+    n: int | None = None
+    time: str | None = Field(default=None, pattern=TIME_PATTERN)
+    clock_synced: bool | None = None
+
+
+class Model(_Message):
+    """What reads the expressions."""
+
+    bundle_sha256: str
+    labels: list[str]
+    backend: str
+    precision: str
+    engine: str | None = Field(description="TensorRT engine in use")
+
+
+class PrivacyPolicy(_Message):
+    min_group: int
+    min_cell: int
+    legal_basis: str
+
+
+class Info(_Message):
+    """Retained: what this node is and how it is set."""
+
+    schema_: Literal["edge.info/1"] = Field(default="edge.info/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    session: str
+    n: int
+    time: str = Field(pattern=TIME_PATTERN)
+    clock_synced: bool | None
+    versions: dict[str, str]
+    model: Model
+    detector: dict[str, str]
+    camera: str = Field(description="kind of source; never an address")
+    window_seconds: float
+    privacy: PrivacyPolicy
+
+
+class Latency(_Message):
+    p50_ms: float
+    p95_ms: float
+
+
+class Health(_Message):
+    """How the node does. Holds no figure that moves with one person: stages whose time grows with
+    the number of faces are left out."""
+
+    schema_: Literal["edge.health/1"] = Field(default="edge.health/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    session: str
+    n: int
+    time: str = Field(pattern=TIME_PATTERN)
+    clock_synced: bool | None
+    uptime_seconds: int
+    camera: str
+    frames_per_second: int | None = Field(description="null for a file")
+    frames_dropped: int
+    stages: dict[str, Latency]
+    backend: str
+    temperature_celsius: float | None
+    memory_mib: int | None
+    outbox_pending: int
+    outbox_dropped: int
+
+
+MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health)
+
+
+def rfc3339(utc: float) -> str:
+    """Milliseconds, Z. Works on both sides of 1970 and beyond what time_t can print."""
+    try:
+        moment = EPOCH + timedelta(milliseconds=round(utc * 1000))
+    except OverflowError:
+        moment = EPOCH
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def clock_synced() -> bool | None:
+    """Whether the kernel's clock is disciplined (adjtimex(2): not TIME_ERROR); None if unknown."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        # struct timex is 208 bytes on 64-bit Linux; modes = 0 only reads.
+        state = libc.adjtimex(ctypes.create_string_buffer(512))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != 5
+
+
+def dumps(payload: dict[str, Any]) -> str:
+    """One line of RFC 8259 JSON: no NaN, keys in the model's order."""
+    return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def as_dict(message: _Message) -> dict[str, Any]:
+    drop_none = isinstance(message, Status)  # the will has neither n nor time
+    return message.model_dump(mode="json", by_alias=True, exclude_none=drop_none)
+
+
+def counts_message(
+    reading: Reading, node: str, min_group: int, min_cell: int, time_base: Literal["utc", "file"]
+) -> dict[str, Any]:
+    """A Reading as the content of `counts`, still without log and seq, which the outbox gives."""
+    if reading.faces_mean is None:
+        faces: dict[str, Any] | str | None = None
+    elif reading.suppressed:
+        faces = f"<{min_group}"
+    else:
+        faces = {"mean": reading.faces_mean, "max": reading.faces_max}
+    message = Counts(
+        node=node,
+        log="",
+        seq=1,
+        start=rfc3339(reading.start),
+        end=rfc3339(reading.end),
+        window_seconds=round(reading.end - reading.start, 3),
+        time_base=time_base,
+        clock_synced=clock_synced(),
+        historical=False,
+        min_group=min_group,
+        min_cell=min_cell,
+        faces=Faces(**faces) if isinstance(faces, dict) else faces,
+        counts=reading.counts,
+        person_seconds=reading.person_seconds,
+        quality=Quality(
+            seen=reading.seen,
+            frames=reading.frames,
+            dropped=reading.dropped,
+            low_confidence=reading.low_confidence,
+            camera=reading.camera,
+        ),
+    )
+    return as_dict(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One message on its way: the last part of its topic, its content, whether it is retained."""
+
+    kind: str
+    payload: dict[str, Any]
+    retain: bool
+
+    def topic(self, node: str) -> str:
+        return f"{PREFIX}/{node}/{self.kind}"
+
+
+def schema_of(message: type[_Message]) -> dict[str, Any]:
+    """The JSON Schema 2020-12 of a message."""
+    schema = message.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for message in MESSAGES:
+        path = folder / f"{message.__name__.lower()}.json"
+        path.write_text(json.dumps(schema_of(message), indent=2) + "\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

@@ -1,0 +1,448 @@
+"""Messages > the broker or stdout. The only file that speaks MQTT.
+
+Readings come from the outbox and leave it when the broker has acknowledged them; `status` and
+`info` are retained and said again after each reconnect; `health` is not worth keeping.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import ssl
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+from urllib.parse import urlsplit
+
+from edge.errors import BackendError, BrokerError, SettingsError
+from edge.outbox import Outbox
+from edge.payload import Outgoing, dumps
+from edge.settings import Broker, Tls
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 20
+FIRST_PAUSE_SECONDS = 1.0
+REFUSED_PAUSE_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
+FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 4.0, 32.0
+
+
+class Publisher(Protocol):
+    """Where messages go. `state` says how that stands, in words."""
+
+    state: str
+
+    def alive(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def send(self, message: Outgoing) -> None:
+        """Offer status, info or health; never blocks."""
+
+    def readings(self) -> None:
+        """The outbox holds something new."""
+
+    def finish(self, last: Outgoing, timeout: float) -> int:
+        """Deliver what waits, then `last`; returns how many readings were not acknowledged."""
+
+
+@dataclass(slots=True)
+class Lines:
+    """One JSON object a line: topic, qos, retain, payload."""
+
+    node: str
+    outbox: Outbox
+    out: TextIO
+    state: str = "connected: stdout"
+
+    def alive(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        pass
+
+    def _write(self, message: Outgoing) -> None:
+        line = dumps(
+            {
+                "topic": message.topic(self.node),
+                "qos": 1,
+                "retain": message.retain,
+                "payload": message.payload,
+            }
+        )
+        self.out.write(line + "\n")
+        self.out.flush()
+
+    def send(self, message: Outgoing) -> None:
+        self._write(message)
+
+    def readings(self) -> None:
+        for seq, payload in self.outbox.pending(limit=1000):
+            self._write(Outgoing("counts", payload, retain=False))
+            self.outbox.acknowledge(seq)
+
+    def finish(self, last: Outgoing, timeout: float) -> int:
+        self.readings()
+        self._write(last)
+        return self.outbox.depth()
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Verifies the broker, with the site's authority where given; TLS 1.2 or later.
+
+    Raises SettingsError naming the file that cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"broker.tls.ca {tls.ca}: {error}; give a PEM file") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.certificate and tls.key:
+        try:
+            context.load_cert_chain(str(tls.certificate), str(tls.key))
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(
+                f"broker.tls.certificate {tls.certificate} with key {tls.key}: {error}; give the "
+                f"node's certificate and its own key, PEM without a passphrase"
+            ) from error
+    return context
+
+
+def read_password(path: Path | None) -> str | None:
+    """The first line of the file; raises SettingsError."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise SettingsError(
+            f"broker.password_file {path} cannot be read; put the password on its first line"
+        ) from error
+
+
+def mqtt_library() -> Any:
+    """paho-mqtt 2; raises BackendError with what to install."""
+    try:
+        import paho.mqtt.client as mqtt
+    except ImportError as error:
+        raise BackendError("paho-mqtt is not installed; install the 'node' extra") from error
+    if not hasattr(mqtt, "CallbackAPIVersion"):
+        raise BackendError("paho-mqtt is older than 2.0; install the 'node' extra again")
+    return mqtt
+
+
+class Address:
+    """Host and port of mqtt:// or mqtts://."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.secure = parts.scheme == "mqtts"
+        self.host = parts.hostname or ""
+        self.port = parts.port or (8883 if self.secure else 1883)
+
+
+def new_client(mqtt: Any, settings: Broker, client_id: str, version: Any) -> Any:
+    """A paho client with callbacks of version 2."""
+    clean = {} if version == mqtt.MQTTv5 else {"clean_session": True}
+    client = mqtt.Client(
+        mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version, **clean
+    )
+    client.connect_timeout = CONNECT_SECONDS
+    client.max_inflight_messages_set(IN_FLIGHT)
+    return client
+
+
+def secure(
+    client: Any, settings: Broker, password: str | None, context: ssl.SSLContext | None
+) -> None:
+    if settings.username is not None:
+        client.username_pw_set(settings.username, password)
+    if context is not None:
+        client.tls_set_context(context)
+
+
+class Mqtt:
+    """One thread owns the connection. MQTT 5, and 3.1.1 where the broker knows nothing newer."""
+
+    def __init__(
+        self,
+        settings: Broker,
+        node: str,
+        will: Outgoing,
+        outbox: Outbox,
+        window_seconds: float,
+    ) -> None:
+        """will: published by the broker when this node vanishes. Raises SettingsError for unusable
+        files."""
+        self._mqtt = mqtt_library()
+        self._address = Address(settings.url)
+        self._settings, self._node, self._will = settings, node, will
+        self._outbox, self._window_seconds = outbox, window_seconds
+        self._password = read_password(settings.password_file)
+        self._context = tls_context(settings.tls) if self._address.secure else None
+        self._version = self._mqtt.MQTTv5
+        self._retained: dict[str, Outgoing] = {}
+        self._queue: deque[Outgoing] = deque(maxlen=100)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._last: Outgoing | None = None
+        self._deadline = 0.0
+        self.state = "connecting"
+        self._flight: dict[int, int] = {}  # message id > seq
+        self._offered = 0
+        self._connack: str | None = None
+        self._refused_reading: str | None = None
+        self._last_mid: int | None = None
+        self._offer_after = 0.0
+        self._connected = ""
+        self._patience = FIRST_ANSWER_SECONDS
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def send(self, message: Outgoing) -> None:
+        with self._lock:
+            if message.retain:
+                self._retained[message.kind] = message
+            self._queue.append(message)
+
+    def readings(self) -> None:
+        pass  # the thread looks into the outbox itself
+
+    def finish(self, last: Outgoing, timeout: float) -> int:
+        self._last, self._deadline = last, time.monotonic() + timeout
+        self._stop.set()
+        self._done.wait(timeout + CONNECT_SECONDS)
+        return self._outbox.depth()
+
+    # The thread.
+
+    def _change(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            level = logging.INFO if state.startswith("connected") else logging.WARNING
+            log.log(level, "broker %s address=%s", state, self._settings.url)
+
+    def _run(self) -> None:
+        pause, longest = FIRST_PAUSE_SECONDS, self._settings.retry_max_seconds
+        while not (self._stop.is_set() and time.monotonic() >= self._deadline):
+            connected = self._connect_once()
+            if connected is None:
+                break
+            pause = FIRST_PAUSE_SECONDS if connected else min(2 * pause, longest)
+            self._wait(pause * random.uniform(0.5, 1.0))
+        self._done.set()
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._stop.wait(min(left, 0.2)):
+                time.sleep(0.2)  # the end is near: try again at once while the deadline allows
+                return
+
+    def _client(self) -> Any:
+        # One id a node, so that a reconnect takes the old session over and its will goes out
+        # before the new status, not after it.
+        client_id = f"edge-{self._node.replace('/', '-')}"
+        client = new_client(self._mqtt, self._settings, client_id, self._version)
+        secure(client, self._settings, self._password, self._context)
+        topic = self._will.topic(self._node)
+        client.will_set(topic, dumps(self._will.payload), qos=1, retain=True)
+        client.on_connect = self._on_connect
+        client.on_publish = self._on_publish
+        return client
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any
+    ) -> None:
+        self._connack = str(reason) if reason.is_failure else ""
+
+    def _on_publish(
+        self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any
+    ) -> None:
+        seq = self._flight.pop(mid, None)
+        if mid == self._last_mid:
+            self._last_mid = None
+        if seq is None:
+            return
+        if reason.is_failure:
+            self._refused_reading = str(reason)
+        else:
+            self._outbox.acknowledge(seq)
+            self._change(self._connected)
+
+    def _connect_once(self) -> bool | None:
+        """One connection from start to end. True: it was up; False: it never was; None: all done."""
+        client = self._client()
+        self._flight, self._offered, self._connack = {}, 0, None
+        self._refused_reading, self._last_mid, self._offer_after = None, None, 0.0
+        try:
+            client.connect(
+                self._address.host,
+                self._address.port,
+                keepalive=self._settings.keepalive_seconds,
+            )
+        except (OSError, ssl.SSLError) as error:
+            self._change(_why(error))
+            return False
+        try:
+            return self._converse(client)
+        finally:
+            client.loop_write()
+            client.disconnect()
+            client.loop(0.05)
+
+    def _converse(self, client: Any) -> bool | None:
+        began = time.monotonic()
+        while self._connack is None:
+            code = client.loop(0.1)
+            if code != self._mqtt.MQTT_ERR_SUCCESS and self._connack is None:
+                self._other_version()
+                self._change("away: closed the connection without an answer")
+                return False
+            if time.monotonic() - began > self._patience:
+                # Some 3.1.1 brokers choke on MQTT 5 without a word (amqtt 0.12 does, on a will);
+                # others are slow: try the other version, and wait longer each time.
+                self._change(f"away: accepts connections but is silent for {self._patience:.0f} s")
+                self._other_version()
+                self._patience = min(2 * self._patience, LONGEST_ANSWER_SECONDS)
+                return False
+        if self._connack:
+            if "protocol version" in self._connack.lower():
+                self._other_version()
+            self._change(f"refused: {self._connack}")
+            return False
+        with self._lock:
+            self._queue = deque(
+                [m for m in self._queue if not m.retain and m.kind != "health"], maxlen=100
+            )
+            self._queue.extend(self._retained.values())
+        version = "5" if self._version == self._mqtt.MQTTv5 else "3.1.1"
+        self._connected = f"connected: MQTT {version}"
+        self._change(self._connected)
+        while True:
+            self._offer(client)
+            if client.loop(0.05) != self._mqtt.MQTT_ERR_SUCCESS:
+                self._change("away: the connection was lost")
+                return True
+            if self._refused_reading:
+                # The broker took the connection but not the topic: stay, say so, offer again later.
+                self._change(f"refused: counts ({self._refused_reading})")
+                self._refused_reading, self._offered = None, 0
+                self._offer_after = time.monotonic() + REFUSED_PAUSE_SECONDS
+            if self._stop.is_set() and self._end(client):
+                return None
+
+    def _offer(self, client: Any) -> None:
+        with self._lock:
+            messages = list(self._queue)
+            self._queue.clear()
+        for message in messages:
+            client.publish(
+                message.topic(self._node), dumps(message.payload), qos=1, retain=message.retain
+            )
+        free = IN_FLIGHT - len(self._flight)
+        if free <= 0 or time.monotonic() < self._offer_after:
+            return
+        for seq, payload in self._outbox.pending(above=self._offered, limit=free):
+            payload["historical"] = self._is_historical(payload)
+            topic = Outgoing("counts", payload, retain=False).topic(self._node)
+            info = client.publish(topic, dumps(payload), qos=1)
+            self._flight[info.mid] = seq
+            self._offered = seq
+
+    def _is_historical(self, payload: dict[str, Any]) -> bool:
+        end = datetime.strptime(payload["end"], "%Y-%m-%dT%H:%M:%S.%f%z")
+        age = (datetime.now(timezone.utc) - end).total_seconds()
+        return bool(age > self._window_seconds)
+
+    def _end(self, client: Any) -> bool:
+        """Whether all is said; the last status goes out when the outbox is empty or time is up."""
+        late = time.monotonic() >= self._deadline
+        if self._outbox.depth() and not late:
+            return False
+        if self._last is not None:
+            info = client.publish(
+                self._last.topic(self._node), dumps(self._last.payload), qos=1, retain=True
+            )
+            self._last, self._last_mid = None, info.mid
+            self._deadline = max(self._deadline, time.monotonic() + 2.0)
+            return False
+        return self._last_mid is None or late
+
+    def _other_version(self) -> None:
+        five, three = self._mqtt.MQTTv5, self._mqtt.MQTTv311
+        self._version = three if self._version == five else five
+
+
+def _why(error: OSError) -> str:
+    """A failed connection in words; never "connected", never a traceback."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"refused: its certificate is not trusted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return f"refused: TLS failed ({error.reason or error})"
+    if isinstance(error, socket.gaierror):
+        return "away: its name is not known here"
+    if isinstance(error, TimeoutError):
+        return "away: no answer"
+    if isinstance(error, ConnectionRefusedError):
+        return "away: nothing listens there"
+    return f"away: {error.strerror or error}"
+
+
+def open_publisher(
+    settings: Broker,
+    node: str,
+    will: Outgoing,
+    outbox: Outbox,
+    window_seconds: float,
+) -> Publisher:
+    """The publisher that `settings.url` names."""
+    if settings.url == "-":
+        return Lines(node, outbox, sys.stdout)
+    return Mqtt(settings, node, will, outbox, window_seconds)
+
+
+def probe(settings: Broker) -> str:
+    """Connect as the node would, and leave: "MQTT 5" or "MQTT 3.1.1".
+
+    Raises BrokerError with the broker's reason, SettingsError for unusable files.
+    """
+    mqtt = mqtt_library()
+    address = Address(settings.url)
+    context = tls_context(settings.tls) if address.secure else None
+    password = read_password(settings.password_file)
+    answer = "no answer"
+    for version, title in ((mqtt.MQTTv5, "MQTT 5"), (mqtt.MQTTv311, "MQTT 3.1.1")):
+        heard: list[Any] = []
+        client = new_client(mqtt, settings, f"edge-check-{uuid.uuid4().hex[:8]}", version)
+        secure(client, settings, password, context)
+        client.on_connect = lambda c, u, f, reason, p, heard=heard: heard.append(reason)
+        try:
+            client.connect(address.host, address.port)
+            deadline = time.monotonic() + CONNECT_SECONDS
+            while not heard and time.monotonic() < deadline:
+                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS:
+                    break
+            client.disconnect()
+        except (OSError, ssl.SSLError) as error:
+            raise BrokerError(f"broker {settings.url} {_why(error)}") from error
+        if heard and not heard[0].is_failure:
+            return title
+        answer = f"refused: {heard[0]}" if heard else answer
+        if heard and "protocol version" not in str(heard[0]).lower():
+            break
+    raise BrokerError(f"broker {settings.url} {answer}; check address, user and access list")

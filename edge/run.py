@@ -1,0 +1,119 @@
+"""`edge-run`: a camera in, counts out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import edge
+from edge import cli
+from edge.errors import SettingsError, UsageError
+from edge.settings import Settings
+from edge.strict import read_yaml, validate
+
+NOTICE = (
+    "notice: reading emotions of pupils or staff is prohibited in the European Union (AI Act, "
+    "Article 5(1)(f)) but for medical or safety reasons; set privacy.legal_basis to the reason"
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser(
+        "edge-run",
+        "Count expressions in front of a camera and publish the counts over MQTT, never a picture.",
+        "edge-run --camera 0 --broker mqtt://192.0.2.10 --window 10",
+    )
+    p.add_argument("--config", type=Path, metavar="node.yaml", help="settings; options win over it")
+    p.add_argument(
+        "--camera",
+        metavar="0|PATH|FOLDER|rtsp://...|csi:0|test",
+        help="camera index or device, video file, folder of pictures, address, CSI sensor, pattern",
+    )
+    p.add_argument("--broker", metavar="mqtt://host[:port]|mqtts://...|-", help="- writes lines")
+    p.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle; default: the shipped")
+    p.add_argument("--backend", choices=("auto", "ort", "trt", "fake"))
+    p.add_argument("--window", type=float, metavar="S", help="seconds a window, 1 to 3600")
+    p.add_argument(
+        "--min-group", type=int, metavar="K", help="fewer people in view: no counts; 1 is off"
+    )
+    p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so much source time")
+    p.add_argument(
+        "--check", action="store_true", help="test every part and help to aim the camera; sends nothing"
+    )
+    p.add_argument("--version", action="version", version=f"edge-run {edge.__version__}")
+    return p
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """node.yaml with the options laid over it; raises SettingsError naming where."""
+    data: dict[str, Any] = read_yaml(args.config) if args.config else {}
+    where = str(args.config) if args.config else "settings"
+    options = {
+        ("camera", "source"): args.camera,
+        ("broker", "url"): args.broker,
+        ("runtime", "bundle"): str(args.bundle) if args.bundle else None,
+        ("runtime", "backend"): args.backend,
+        ("window", "seconds"): args.window,
+        ("privacy", "min_group"): args.min_group,
+    }
+    if args.config:
+        validate(Settings, data, where)  # the file's own faults under the file's name
+        where = "options"
+    for (section, key), value in options.items():
+        if value is not None:
+            part = data.setdefault(section, {})
+            if isinstance(part, dict):
+                part[key] = value
+    if args.min_group is not None:
+        privacy = data["privacy"]
+        cell = privacy.get("min_cell", 2)
+        # A smaller group on the command line takes the cell limit down with it.
+        if isinstance(cell, int) and args.min_group > 1:
+            privacy["min_cell"] = min(cell, args.min_group)
+    return validate(Settings, data, where)
+
+
+def refuse_unlawful_service(settings: Settings) -> None:
+    """An installed service needs its reason written down; in the foreground one line must do."""
+    if settings.privacy.legal_basis.strip():
+        return
+    if os.environ.get("NOTIFY_SOCKET"):
+        raise SettingsError(
+            "'privacy.legal_basis' is empty: a service may not run without it (AI Act, Article 5); "
+            "write the medical or safety reason into node.yaml"
+        )
+    print(NOTICE, file=sys.stderr)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if args.max_seconds is not None and not args.max_seconds > 0:
+        raise UsageError("--max-seconds must be above 0")
+    settings = read_settings(args)
+    cli.start_log()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if args.check:
+        from edge.check import check
+
+        check(settings, args.max_seconds or 10.0, stop)
+        return
+    refuse_unlawful_service(settings)
+    from edge.node import Node
+
+    Node(settings, args.max_seconds, stop).run()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-run", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""node.yaml as strict, frozen models. Every setting has its unit in its name or description.
+
+The annotated example is `systemd/node.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from edge.strict import Strict
+
+
+def _segment(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]+", value):
+        raise ValueError("may hold only a-z, 0-9 and '-', since it is part of a topic")
+    return value
+
+
+def _path(value: object) -> object:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+def own_hostname() -> str:
+    """This machine's name, as a topic segment."""
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
+    return name or "node"
+
+
+def default_state() -> Path:
+    """systemd's state directory, or `$XDG_STATE_HOME/edge-node`, or `~/.local/state/edge-node`."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-node"
+
+
+Segment = Annotated[str, AfterValidator(_segment)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+
+
+class Node(Strict):
+    site: Segment = Field(default="local", description="school")
+    room: Segment = Field(default="room")
+    name: Segment = Field(default_factory=own_hostname, description="node, unique in its room")
+
+    @property
+    def path(self) -> str:
+        return f"{self.site}/{self.room}/{self.name}"
+
+
+class Camera(Strict):
+    source: str = Field(
+        default="0",
+        min_length=1,
+        description="0 | /dev/v4l/by-id/... | FILE | FOLDER | rtsp://... | csi:0 | test",
+    )
+    width: int = Field(default=1280, ge=160, le=7680, description="asked of the camera, pixels")
+    height: int = Field(default=720, ge=120, le=4320, description="asked of the camera, pixels")
+    fps: float = Field(default=30.0, ge=1, le=240, description="asked of the camera, frames/s")
+    pictures_per_second: float = Field(
+        default=1.0, gt=0, le=240, description="pace of a folder of pictures in its own time"
+    )
+    timeout_seconds: float = Field(
+        default=2.0, ge=0.2, le=60, description="without a picture for so long, the camera is away"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _index(cls, data: object) -> object:
+        # `source: 0` is what everybody writes, and YAML reads a number.
+        if isinstance(data, dict) and type(data.get("source")) is int:
+            return {**data, "source": str(data["source"])}
+        return data
+
+
+class Detection(Strict):
+    width: int = Field(default=640, ge=64, le=3840, multiple_of=32, description="pixels")
+    height: int = Field(default=480, ge=64, le=3840, multiple_of=32, description="pixels")
+    score: float = Field(default=0.6, gt=0, lt=1, description="a new person needs this much")
+    weak_score: float = Field(
+        default=0.3, gt=0, lt=1, description="enough to keep a person already followed"
+    )
+    overlap: float = Field(default=0.3, gt=0, lt=1, description="IoU of two boxes of one face")
+    weights: FilePath | None = Field(
+        default=None, description="folder with the detector's ONNX file; else cache, else fetched"
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> Detection:
+        if self.weak_score > self.score:
+            raise ValueError("weak_score must not be above score")
+        return self
+
+
+class Tracking(Strict):
+    confirm_frames: int = Field(default=3, ge=1, le=60, description="frames before a face counts")
+    hold_seconds: float = Field(
+        default=0.3, ge=0, le=5, description="a person unseen for so long still counts as in view"
+    )
+    forget_seconds: float = Field(
+        default=1.5, ge=0, le=30, description="a person hidden for so long gets a new id"
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> Tracking:
+        if self.hold_seconds > self.forget_seconds:
+            raise ValueError("hold_seconds must not be above forget_seconds")
+        return self
+
+
+class Classification(Strict):
+    min_face_px: int = Field(default=16, ge=4, le=512, description="smaller faces: unclassified")
+    smooth_seconds: float = Field(default=0.5, ge=0, le=30, description="time constant")
+    low_confidence: float = Field(
+        default=0.4, ge=0, le=1, description="best probability below which a face counts as unsure"
+    )
+
+
+class Window(Strict):
+    seconds: float = Field(default=10.0, ge=1, le=3600)
+    max_gap_seconds: float = Field(
+        default=2.0, gt=0, le=60, description="a picture stands for at most so long"
+    )
+
+
+class Privacy(Strict):
+    min_group: int = Field(
+        default=5, ge=1, le=1000, description="fewer people in view: no counts; 1 switches it off"
+    )
+    min_cell: int = Field(
+        default=2, ge=1, le=1000, description="smaller counts go into 'other' (min_group above 1)"
+    )
+    legal_basis: str = Field(default="", description="why this may run here; a service needs it")
+
+    @model_validator(mode="after")
+    def _order(self) -> Privacy:
+        if self.min_cell > max(self.min_group, 1) and self.min_group > 1:
+            raise ValueError("min_cell must not be above min_group")
+        return self
+
+
+class Tls(Strict):
+    ca: FilePath | None = Field(default=None, description="PEM; default: the system's authorities")
+    certificate: FilePath | None = Field(default=None, description="the node's own, PEM")
+    key: FilePath | None = Field(default=None, description="of the node's certificate, PEM")
+
+    @model_validator(mode="after")
+    def _pair(self) -> Tls:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("needs certificate and key together, or neither")
+        return self
+
+
+class Broker(Strict):
+    url: str = Field(default="-", description="mqtt://host[:port] | mqtts://host[:port] | -")
+    username: str | None = None
+    password_file: FilePath | None = Field(default=None, description="holds the password alone")
+    tls: Tls = Tls()
+    keepalive_seconds: int = Field(default=20, ge=5, le=600)
+    retry_max_seconds: float = Field(default=60.0, ge=1, le=3600, description="longest pause")
+
+    @model_validator(mode="after")
+    def _address(self) -> Broker:
+        if self.url == "-":
+            return self
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"url '{self.url}': {error}") from error
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
+            raise ValueError("url must be mqtt://host[:port], mqtts://host[:port] or -")
+        if parts.username or parts.password:
+            raise ValueError("url must not hold a password; use username and password_file")
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("url must end after the port")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file needs a username")
+        return self
+
+
+class Runtime(Strict):
+    backend: Literal["auto", "ort", "trt", "fake"] = "auto"
+    threads: int = Field(default=2, ge=1, le=64, description="cores for one network")
+    bundle: FilePath | None = Field(default=None, description="default: the shipped one")
+    state: FilePath | None = Field(default=None, description="folder of the outbox")
+    health_seconds: float = Field(default=30.0, ge=1, le=3600)
+
+
+class Settings(Strict):
+    """The whole of node.yaml."""
+
+    node: Node = Field(default_factory=Node)
+    camera: Camera = Camera()
+    detector: Detection = Detection()
+    tracker: Tracking = Tracking()
+    classifier: Classification = Classification()
+    window: Window = Window()
+    privacy: Privacy = Privacy()
+    broker: Broker = Broker()
+    runtime: Runtime = Runtime()

@@ -1,0 +1,141 @@
+"""Faces > people: who is in view, through short gaps and crossings.
+
+A constant-velocity alpha-beta filter forecasts each face's centre and size; the assignment is
+optimal (Hungarian) over distance and size. Weak detections may keep a person but never start one
+(ByteTrack, Zhang et al. 2022). All durations come from the frames' own times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from edge.records import Face, Track
+
+# Alpha-beta gains: how far a new sight moves the position, and the velocity. Boxes of YuNet shake
+# by about 3 % of a face, people move smoothly: trust the sight, learn the speed slowly.
+ALPHA, BETA = 0.7, 0.15
+# A match may lie this many face sizes from the forecast, more with every second unseen, up to REACH.
+GATE, GATE_A_SECOND, REACH = 0.7, 1.5, 1.6
+# Sizes may differ by this factor between two sights: a hand in front of half a face still passes.
+SIZE_RATIO = 1.8
+IMPOSSIBLE = 1e6
+
+
+class _Person:
+    """One tracked face: centre, velocity, size."""
+
+    __slots__ = ("id", "centre", "velocity", "size", "face", "time", "hits", "confirmed")
+
+    def __init__(self, number: int, face: Face, time: float, confirmed: bool) -> None:
+        self.id = number
+        self.centre = _centre(face)
+        self.velocity = np.zeros(2)
+        self.size = face.size
+        self.face, self.time, self.hits, self.confirmed = face, time, 1, confirmed
+
+    def forecast(self, time: float) -> NDArray[np.float64]:
+        # A hidden person is not followed for ever: after half a second they are taken to stand still.
+        return np.asarray(self.centre + self.velocity * min(time - self.time, 0.5))
+
+    def see(self, face: Face, time: float) -> None:
+        span = time - self.time
+        forecast = self.forecast(time)
+        surprise = _centre(face) - forecast
+        self.centre = forecast + ALPHA * surprise
+        if span > 0:
+            self.velocity = self.velocity + BETA * surprise / max(span, 1 / 60)
+        self.size += ALPHA * (face.size - self.size)
+        self.face, self.time, self.hits = face, time, self.hits + 1
+
+    def moved(self, time: float) -> Face:
+        """The last face, where it should be by now."""
+        shift = (self.forecast(time) - _centre(self.face)).astype(np.float32)
+        box = self.face.box + np.array([shift[0], shift[1], 0, 0], dtype=np.float32)
+        return Face(box=box, landmarks=self.face.landmarks + shift, score=self.face.score)
+
+
+def _centre(face: Face) -> NDArray[np.float64]:
+    return np.asarray(face.box[:2] + face.box[2:] / 2, dtype=np.float64)
+
+
+class Tracker:
+    """Keeps one id a person. `update` takes one frame's faces and gives the people in view."""
+
+    def __init__(
+        self,
+        strong_score: float = 0.6,
+        confirm_frames: int = 3,
+        hold_seconds: float = 0.3,
+        forget_seconds: float = 1.5,
+    ) -> None:
+        """strong_score: what starts a person; confirm_frames: sights before one counts (from the
+        first picture on, all count at once); hold_seconds: unseen but still counted;
+        forget_seconds: unseen and then forgotten."""
+        self.strong_score = strong_score
+        self.confirm_frames = confirm_frames
+        self.hold, self.forget = hold_seconds, forget_seconds
+        self._people: list[_Person] = []
+        self._next = 1
+        self._first = True
+
+    def update(self, faces: Sequence[Face], time: float, shape: tuple[int, ...]) -> list[Track]:
+        """faces: of one picture of `shape` (H, W, ...) at `time` seconds. Returns confirmed people
+        in view, by id: seen now, or unseen for at most hold_seconds and not gone over the edge."""
+        self._people = [p for p in self._people if time - p.time <= self.forget]
+        strong = [f for f in faces if f.score >= self.strong_score]
+        weak = [f for f in faces if f.score < self.strong_score]
+        known = [p for p in self._people if p.confirmed]
+        new = [p for p in self._people if not p.confirmed]
+        known, strong = self._match(known, strong, time)
+        new, strong = self._match(new, strong, time)
+        self._match([p for p in known if time - p.time <= self.hold], weak, time)
+        for face in strong:
+            # In the first picture nobody has just walked in: whoever is there counts at once.
+            confirmed = self._first or self.confirm_frames <= 1
+            self._people.append(_Person(self._next, face, time, confirmed))
+            self._next += 1
+        self._first = False
+        # A face that vanished before it was confirmed was no face.
+        self._people = [p for p in self._people if p.confirmed or p.time == time]
+        return [
+            Track(id=p.id, face=p.face if p.time == time else p.moved(time), seen=p.time == time)
+            for p in self._people
+            if p.confirmed and (p.time == time or self._in_view(p, time, shape))
+        ]
+
+    def _in_view(self, person: _Person, time: float, shape: tuple[int, ...]) -> bool:
+        x, y = person.forecast(time)
+        margin = person.size * 0.4
+        inside = margin < x < shape[1] - margin and margin < y < shape[0] - margin
+        return inside and time - person.time <= self.hold
+
+    def _match(
+        self, people: list[_Person], faces: list[Face], time: float
+    ) -> tuple[list[_Person], list[Face]]:
+        """Give faces to people; returns who and what is left over."""
+        if not people or not faces:
+            return people, faces
+        where = np.array([p.forecast(time) for p in people])
+        size = np.array([p.size for p in people])
+        unseen = np.array([time - p.time for p in people])
+        there = np.array([_centre(f) for f in faces])
+        other = np.array([f.size for f in faces])
+        distance = np.linalg.norm(where[:, None] - there[None], axis=2)
+        distance /= np.sqrt(size[:, None] * other[None])
+        ratio = np.abs(np.log(size[:, None] / other[None]))
+        gate = np.minimum(GATE + GATE_A_SECOND * unseen, REACH)[:, None]
+        allowed = (distance <= gate) & (ratio <= np.log(SIZE_RATIO))
+        # Near and alike in size; of two people at one place, the one seen last.
+        cost = np.where(allowed, distance + ratio + 0.1 * unseen[:, None], IMPOSSIBLE)
+        left_people, left_faces = set(range(len(people))), set(range(len(faces)))
+        for i, j in zip(*linear_sum_assignment(cost), strict=True):
+            if cost[i, j] < IMPOSSIBLE:
+                people[i].see(faces[j], time)
+                people[i].confirmed |= people[i].hits >= self.confirm_frames
+                left_people.discard(int(i))
+                left_faces.discard(int(j))
+        return [people[i] for i in sorted(left_people)], [faces[j] for j in sorted(left_faces)]

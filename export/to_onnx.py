@@ -1,0 +1,72 @@
+"""Student > one ONNX file: branches merged, normalisation and temperature inside the graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from distill.student import Student, reparameterise
+from edge.errors import EdgeError
+
+# torch's exporter translates for 18 and later: asked for 17 it writes 18 without a word.
+OPSET = 18
+INPUT, OUTPUT = "faces", "logits"
+DEBRIS = {"Shape", "Gather", "ConstantOfShape", "Range", "Expand", "If", "Loop"}
+
+
+@torch.no_grad()
+def deployed(student: Student, temperature: float) -> Student:
+    """The student as it ships: merged, and its head divided by the temperature."""
+    merged = reparameterise(student)
+    merged.head.weight.div_(temperature)
+    merged.head.bias.div_(temperature)
+    return merged
+
+
+def export_onnx(student: Student, path: Path) -> None:
+    """Write `faces` (N, C, S, S) float32 0..255 -> `logits` (N, K), batch open, weights inside.
+
+    student: as `deployed` gives it. Raises EdgeError where the file is not what was asked for.
+    """
+    config = student.config
+    example = torch.zeros(2, config.channels, config.size, config.size)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        torch.onnx.export(
+            student,
+            (example,),
+            str(path),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"faces": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    check_graph(path)
+
+
+def check_graph(path: Path) -> None:
+    """Raises EdgeError unless the file holds its weights, the asked opset, an open batch and the
+    fused attention, and no shape arithmetic."""
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model, full_check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise EdgeError(f"{path.name}: opsets {opsets}, asked for {OPSET}; pin the listed torch")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise EdgeError(f"{path.name}: weights lie outside the file")
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.dim_value:
+        raise EdgeError(f"{path.name}: the batch is fixed at {batch.dim_value}")
+    kinds = [node.op_type for node in model.graph.node]
+    if debris := DEBRIS & set(kinds):
+        raise EdgeError(f"{path.name}: shape arithmetic in the graph: {sorted(debris)}")
+    if kinds.count("Softmax") != 2:
+        raise EdgeError(f"{path.name}: {kinds.count('Softmax')} Softmax, the fused block has 2")
