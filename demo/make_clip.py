@@ -2,7 +2,7 @@
 
     python demo/make_clip.py [OUT]
 
-25 seconds, 640x480, 30 frames/s: six people from the start, two more entering, two crossing, one
+25 seconds, 640x480, 30 frames/s: seven people from the start, two more entering, two crossing, one
 dark, one out of focus, large and small; from 17 s on people leave until three are left, so that a
 subscriber sees both published and suppressed windows.
 """
@@ -112,11 +112,13 @@ def backdrop() -> NDArray[np.float32]:
     cv2.rectangle(room, (170, 15), (470, 75), (78, 92, 70), -1)
     for y in (205, 320, 445):
         cv2.rectangle(room, (0, y), (WIDTH, y + 14), (96, 126, 158), -1)
-    return cv2.GaussianBlur(room, (0, 0), 2)
+    return np.asarray(cv2.GaussianBlur(room, (0, 0), 2), dtype=np.float32)
 
 
 def paint(
-    room: NDArray[np.float32], stamps: list[tuple[NDArray[np.float32], NDArray[np.float32]]], t: float
+    room: NDArray[np.float32],
+    stamps: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    t: float,
 ) -> NDArray[np.uint8]:
     """The picture at t seconds, (480, 640, 3) uint8 BGR."""
     picture = room.copy()
@@ -131,7 +133,7 @@ def paint(
             continue
         part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
         picture[y0:y1, x0:x1] += mask[part] * (head[part] - picture[y0:y1, x0:x1])
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), dtype=np.uint8)
 
 
 def main() -> None:

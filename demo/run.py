@@ -1,7 +1,7 @@
 """`make demo`: a broker, the node on the demo clip, and what a subscriber receives.
 
-    BROKER=mqtt://host   use this broker instead of the embedded one
-    DEMO_SECONDS=60      end after so long (elsewhere than on a terminal: after the clip)
+BROKER=mqtt://host   use this broker instead of the embedded one
+DEMO_SECONDS=60      end after so long (elsewhere than on a terminal: after the clip)
 """
 
 from __future__ import annotations

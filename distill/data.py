@@ -34,7 +34,7 @@ class Split:
         """(N, K) float32: the votes for the K labels divided by their sum; zeros where none."""
         votes = self.votes[:, : len(self.labels)].astype(np.float32)
         total = votes.sum(axis=1, keepdims=True)
-        return np.divide(votes, total, out=np.zeros_like(votes), where=total > 0)
+        return np.asarray(votes / np.maximum(total, 1), dtype=np.float32)
 
 
 def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -144,8 +144,6 @@ def join(data: Path, layout: str, split: str, crops: Crops) -> Split:
             f"{data}: {len(missing)} rows of '{split}' name a missing picture: {missing[0]}"
         )
     if nameless := [name for name in crops.names if name not in votes]:
-        raise DataError(
-            f"{data}: {len(nameless)} pictures of '{split}' have no row: {nameless[0]}"
-        )
+        raise DataError(f"{data}: {len(nameless)} pictures of '{split}' have no row: {nameless[0]}")
     table = np.array([votes[name] for name in crops.names], dtype=np.int64)
     return Split(crops=crops, votes=table, labels=labels)

@@ -76,7 +76,8 @@ class RepBlock(nn.Module):
 
 def _fold(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Batch normalisation into the bias-free convolution before it."""
-    assert norm.running_var is not None and norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
 
@@ -173,7 +174,7 @@ def reparameterise(student: Student) -> Student:
         for name, child in list(module.named_children()):
             if isinstance(child, RepBlock):
                 setattr(module, name, child.merge())
-    return deployed.eval()
+    return deployed
 
 
 def multiply_adds(student: Student) -> int:

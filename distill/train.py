@@ -1,8 +1,8 @@
 """`distill-train`: recipe and data > checkpoint. Resumes from the last whole epoch to the same result.
 
-    OUT/last.pt       model, average, optimiser and epoch, written atomically after every epoch
-    OUT/best.pt       the average with the best validation accuracy so far
-    OUT/log.csv       a row an epoch
+OUT/last.pt       model, average, optimiser and epoch, written atomically after every epoch
+OUT/best.pt       the average with the best validation accuracy so far
+OUT/log.csv       a row an epoch
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ def train(
     decayed = [p for p in student.parameters() if p.ndim > 1]
     rest = [p for p in student.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": t.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": decayed, "weight_decay": t.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
         lr=t.learning_rate,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +194,10 @@ def train(
             _follow(average, student, min(t.average, (1 + step) / (10 + step)))
             total += loss.item()
             if sys.stdout.isatty() or index % 50 == 0:
-                print(f"epoch {epoch} step {index}/{steps_an_epoch} loss {loss.item():.4f}", flush=True)
+                print(
+                    f"epoch {epoch} step {index}/{steps_an_epoch} loss {loss.item():.4f}",
+                    flush=True,
+                )
         logits_valid = predict(average, valid.crops.pixels)
         accuracy = float((logits_valid.argmax(axis=1) == truth)[truth >= 0].mean())
         q = valid.targets[truth >= 0]

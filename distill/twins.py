@@ -19,6 +19,7 @@ from edge.crops import list_pictures, read_picture
 from edge.weights import write_atomically
 
 DISTANCE = 4
+BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
 def perceptual_hash(picture: NDArray[np.uint8]) -> int:
@@ -33,7 +34,9 @@ def perceptual_hash(picture: NDArray[np.uint8]) -> int:
 
 
 def _distances(one: NDArray[np.uint64], many: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    return np.bitwise_count(one[:, None] ^ many[None])
+    # NumPy 1.x, which Python 3.10 may carry, has no bitwise_count.
+    different = (one[:, None] ^ many[None]).view(np.uint8).reshape(len(one), len(many), 8)
+    return np.asarray(BITS[different].sum(axis=2, dtype=np.uint8))
 
 
 def find_twins(
@@ -51,8 +54,8 @@ def find_twins(
     if all(path.is_file() for path in files.values()):
         found = {}
         for split, path in files.items():
-            with path.open(newline="", encoding="utf-8") as rows:
-                found[split] = [(r["name"], r["twin"], r["kind"]) for r in csv.DictReader(rows)]
+            with path.open(newline="", encoding="utf-8") as kept:
+                found[split] = [(r["name"], r["twin"], r["kind"]) for r in csv.DictReader(kept)]
         return found
     exact: dict[str, list[str]] = {}
     near: dict[str, NDArray[np.uint64]] = {}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 # FFmpeg prints its own lines for every odd byte of a stream; ours say what to do.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-import cv2  # noqa: E402
+import cv2
 
 from edge.errors import SourceError
 from edge.records import Frame, Tick
@@ -224,7 +224,9 @@ class Folder:
         self._step, self._max = 1.0 / fps, max_seconds
         self._pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
         if not self._pictures:
-            raise SourceError(f"{path} holds no picture ({', '.join(PICTURES)}); give another folder")
+            raise SourceError(
+                f"{path} holds no picture ({', '.join(PICTURES)}); give another folder"
+            )
 
     def __iter__(self) -> Iterator[Frame | Tick]:
         began = time.time()

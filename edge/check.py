@@ -72,7 +72,9 @@ def advise(view: View) -> str:
         return f"no face (light {view.light:.0f}/255){dark}"
     hints = []
     if view.smallest < SMALL_PX:
-        hints.append(f"faces under {SMALL_PX} px: go nearer or raise camera.width and detector.width")
+        hints.append(
+            f"faces under {SMALL_PX} px: go nearer or raise camera.width and detector.width"
+        )
     if view.light < DARK:
         hints.append("too dark: more light, or turn away from the window")
     if view.light > BRIGHT:
@@ -144,7 +146,10 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
         try:
             print(f"     looking for {seconds:.0f} s; nothing is sent or stored", flush=True)
             _aim(settings, detector, seconds, stop)
-            part("camera", settings.camera.source if "://" not in settings.camera.source else "address")
+            part(
+                "camera",
+                settings.camera.source if "://" not in settings.camera.source else "address",
+            )
         except EdgeError as error:
             fault("camera", error)
     if failed:

@@ -35,7 +35,9 @@ def start_log(verbose: bool = False) -> None:
         logging.addLevelName(level, logging.getLevelName(level).lower())
 
 
-def run(command: str, main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
+def run(
+    command: str, main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
+) -> int:
     """main's exit code; a fault of ours or of the machine is one line on stderr."""
     try:
         main(argv)

@@ -80,9 +80,7 @@ def _warp(
             )
             # Pixel centres: x_old = (x_new + 0.5) * factor - 0.5 + x0.
             shift = np.array([x0, y0]) + 0.5 * factor - 0.5
-            matrix = np.column_stack(
-                [matrix[:, :2] * factor, matrix[:, :2] @ shift + matrix[:, 2]]
-            )
+            matrix = np.column_stack([matrix[:, :2] * factor, matrix[:, :2] @ shift + matrix[:, 2]])
     warped = cv2.warpAffine(
         pixels,
         matrix,

@@ -1,4 +1,4 @@
-"""`edge-crops`, a laboratory tool: a data set of single faces > aligned crops, by the deployed detector and crop.
+"""`edge-crops`, a laboratory tool: a data set of single faces > crops, as the node would make them.
 
 For each split two files are written: `SPLIT.npy`, (N, C, S, S) uint8, readable by memory map, and
 `SPLIT.csv` with a row a crop: the picture's name and whether a face was found. Where none was

@@ -1,15 +1,15 @@
 """Every error this kit raises on purpose.
 
-    EdgeError                exit 1, the message is one line that says what to do
-    +-- UsageError           exit 2: a command line or setting that cannot be meant
-    |   +-- SettingsError    exit 2: node.yaml, with the path of the setting
-    +-- WeightsError         a weight file that is missing or has another hash
-    +-- BundleError          a model bundle that cannot be trusted
-    +-- BackendError         a runtime that is missing or refuses the model
-    +-- SourceError          a camera, file, folder or address that gives no pictures
-    +-- BrokerError          readings that the broker did not take in time
-    +-- OutboxError          the file that keeps the readings
-    +-- DataError            a data set that does not have the layout it claims
+EdgeError                exit 1, the message is one line that says what to do
++-- UsageError           exit 2: a command line or setting that cannot be meant
+|   +-- SettingsError    exit 2: node.yaml, with the path of the setting
++-- WeightsError         a weight file that is missing or has another hash
++-- BundleError          a model bundle that cannot be trusted
++-- BackendError         a runtime that is missing or refuses the model
++-- SourceError          a camera, file, folder or address that gives no pictures
++-- BrokerError          readings that the broker did not take in time
++-- OutboxError          the file that keeps the readings
++-- DataError            a data set that does not have the layout it claims
 """
 
 

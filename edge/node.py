@@ -100,7 +100,11 @@ def open_outbox(settings: Settings, live: bool) -> Outbox:
 
 
 def versions() -> dict[str, str]:
-    found = {"edge": edge.__version__, "python": platform.python_version(), "opencv": cv2.__version__}
+    found = {
+        "edge": edge.__version__,
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+    }
     for package in ("onnxruntime", "paho-mqtt"):
         try:
             found[package] = metadata.version(package)
@@ -295,4 +299,3 @@ class Node:
             )
         if left:
             log.info("%d readings wait in %s for the next start", left, self.outbox.path)
-

@@ -76,7 +76,8 @@ class Outbox:
                 )
                 seq = int(cursor.lastrowid or 0)
                 self.dropped += self._db.execute(
-                    "DELETE FROM readings WHERE seq <= ? AND acknowledged = 0", (seq - MAX_READINGS,)
+                    "DELETE FROM readings WHERE seq <= ? AND acknowledged = 0",
+                    (seq - MAX_READINGS,),
                 ).rowcount
                 self._db.execute(
                     "DELETE FROM readings WHERE seq <= ? AND acknowledged = 1",

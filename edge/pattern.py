@@ -22,9 +22,7 @@ def portrait() -> NDArray[np.uint8]:
     return np.asarray(cv2.imread(str(PORTRAIT), cv2.IMREAD_COLOR), dtype=np.uint8)
 
 
-def scene(
-    moment: float, faces: int = 6, width: int = 640, height: int = 480
-) -> NDArray[np.uint8]:
+def scene(moment: float, faces: int = 6, width: int = 640, height: int = 480) -> NDArray[np.uint8]:
     """The picture at `moment` seconds: `faces` portraits on a grid, each swaying in its cell.
 
     Returns (height, width, 3) uint8 BGR.

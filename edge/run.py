@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so much source time")
     p.add_argument(
-        "--check", action="store_true", help="test every part and help to aim the camera; sends nothing"
+        "--check",
+        action="store_true",
+        help="test every part and help to aim the camera; sends nothing",
     )
     p.add_argument("--version", action="version", version=f"edge-run {edge.__version__}")
     return p

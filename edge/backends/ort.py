@@ -38,7 +38,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Two sessions take turns here: spinning threads of the idle one would steal the busy one's cores.
+        # Two sessions take turns here: the idle one's spinning threads would steal the other's cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session: Any = ort.InferenceSession(

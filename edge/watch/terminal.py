@@ -60,7 +60,9 @@ def line(topic: str, raw: bytes, as_json: bool) -> str | None:
     node, kind = match.groups()
     try:
         payload = json.loads(raw)
-        if payload.get("node") != node or not str(payload.get("schema")).startswith(f"edge.{kind}/"):
+        if payload.get("node") != node or not str(payload.get("schema")).startswith(
+            f"edge.{kind}/"
+        ):
             return None
         if as_json:
             return json.dumps({"topic": topic, "payload": payload}, separators=(",", ":"))
@@ -160,9 +162,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         except BrokenPipeError:
             stop.set()
 
-    watch(
-        settings, show, stop, lambda url: print(f"watching {url}; Ctrl-C ends", file=sys.stderr)
-    )
+    watch(settings, show, stop, lambda url: print(f"watching {url}; Ctrl-C ends", file=sys.stderr))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,311 @@
+"""Against a real mosquitto, with a real subscriber; against amqtt for brokers of 3.1.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from conftest import CLIP, ROOT, Done, Mosquitto, free_port
+
+from edge.errors import BrokerError, SettingsError
+from edge.outbox import Outbox
+from edge.payload import Outgoing
+from edge.publish import Mqtt, probe
+from edge.settings import Broker, Tls
+
+pytestmark = pytest.mark.broker
+NODE = "school/room-1/node-1"
+
+
+class Subscriber:
+    """A subscriber of its own, on MQTT 5."""
+
+    def __init__(self, port: int, **login: str) -> None:
+        self.messages: list[tuple[str, dict[str, Any], bool]] = []
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        ready = threading.Event()
+        self._client.on_connect = lambda c, u, f, reason, p: c.subscribe("edge/#", qos=1)
+        self._client.on_subscribe = lambda *_: ready.set()
+        self._client.on_message = self._on_message
+        if login:
+            self._client.username_pw_set(**login)
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        assert ready.wait(10)
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        self.messages.append((message.topic, json.loads(message.payload), message.retain))
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [payload for topic, payload, _ in self.messages if topic.endswith(f"/{kind}")]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, [t for t, _, _ in self.messages]
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def subscriber(mosquitto: Mosquitto) -> Iterator[Subscriber]:
+    found = Subscriber(mosquitto.port)
+    yield found
+    found.close()
+
+
+def will() -> Outgoing:
+    return Outgoing("status", {"node": NODE, "state": "lost"}, retain=True)
+
+
+def publisher(url: str, box: Outbox, **broker: Any) -> Mqtt:
+    return Mqtt(Broker(url=url, **broker), NODE, will(), box, 10.0)
+
+
+def wait_state(publisher: Mqtt, start: str, seconds: float = 20) -> str:
+    deadline = time.monotonic() + seconds
+    while not publisher.state.startswith(start):
+        assert time.monotonic() < deadline, publisher.state
+        time.sleep(0.02)
+    return publisher.state
+
+
+def stopped() -> Outgoing:
+    return Outgoing("status", {"node": NODE, "state": "stopped"}, retain=True)
+
+
+def example(end: str = "2026-01-01T00:00:00.000Z") -> dict[str, Any]:
+    return {"node": NODE, "end": end, "historical": False}
+
+
+def test_the_clip_arrives_at_a_subscriber_as_it_does_on_stdout(
+    mosquitto: Mosquitto, subscriber: Subscriber, command: Callable[..., Done]
+) -> None:
+    options = ["--camera", CLIP, "--window", 2, "--min-group", 1]
+    lines = command("edge.run", *options, "--broker", "-")
+    assert lines.code == 0, lines.err
+    done = command("edge.run", *options, "--broker", mosquitto.url)
+    assert done.code == 0, done.err
+    subscriber.wait_for(lambda: subscriber.of("status")[-1:] != [])
+    subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
+    states = [message["state"] for message in subscriber.of("status")]
+    assert states[-2:] == ["online", "stopped"]
+    told = [json.loads(line) for line in lines.out.splitlines()]
+    expected = [m["payload"]["counts"] for m in told if m["topic"].endswith("/counts")]
+    assert [message["counts"] for message in subscriber.of("counts")] == expected
+    assert len(expected) == 12
+    assert [message["seq"] for message in subscriber.of("counts")] == list(range(1, 13))
+    # A late subscriber finds the retained status and info.
+    late = Subscriber(mosquitto.port)
+    late.wait_for(lambda: len(late.messages) >= 2)
+    assert {(t.rsplit("/", 1)[1], r) for t, _, r in late.messages} == {
+        ("status", True),
+        ("info", True),
+    }
+    late.close()
+
+
+def test_killed_with_sigkill_the_broker_says_lost(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    node = subprocess.Popen(
+        [sys.executable, "-m", "edge.run", "--camera", "test", "--broker", mosquitto.url],
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")], 60)
+    node.send_signal(signal.SIGKILL)
+    node.wait()
+    subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "lost")
+    last = subscriber.of("status")[-1]
+    assert "n" not in last
+    assert "time" not in last
+    assert last["session"] == subscriber.of("info")[-1]["session"]
+
+
+def test_sigterm_ends_a_camera_run_as_stopped_with_exit_0(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    node = subprocess.Popen(
+        [sys.executable, "-m", "edge.run", "--camera", "test", "--broker", mosquitto.url],
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")], 60)
+    node.terminate()
+    assert node.wait(timeout=20) == 0
+    subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
+
+
+def test_readings_wait_for_a_broker_that_is_away_and_arrive_once_in_order(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    broker.stop()
+    box = Outbox(tmp_path / "box.sqlite")
+    for _ in range(50):
+        box.append(example())
+    out = publisher(broker.url, box, retry_max_seconds=1.0)
+    out.start()
+    wait_state(out, "away: nothing listens there")
+    assert box.depth() == 50
+    broker.start()
+    subscriber = Subscriber(broker.port)
+    assert out.finish(stopped(), 20) == 0
+    subscriber.wait_for(lambda: subscriber.of("status")[-1:] == [stopped().payload])
+    assert [m["seq"] for m in subscriber.of("counts")] == list(range(1, 51))
+    assert all(m["historical"] for m in subscriber.of("counts"))
+    subscriber.close()
+    broker.stop()
+
+
+def test_a_broker_restart_loses_no_reading(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    box = Outbox(tmp_path / "box.sqlite")
+    out = publisher(broker.url, box, retry_max_seconds=1.0)
+    out.start()
+    wait_state(out, "connected: MQTT 5")
+    box.append(example())
+    broker.stop(signal.SIGKILL)
+    wait_state(out, "away")
+    box.append(example())
+    broker.start()
+    wait_state(out, "connected")
+    assert out.finish(stopped(), 20) == 0
+    broker.stop()
+
+
+def test_refused_credentials_are_reported_as_refused_never_as_connected(tmp_path: Path) -> None:
+    passwords = tmp_path / "passwords"
+    made = subprocess.run(
+        ["mosquitto_passwd", "-b", "-c", str(passwords), "node", "right"], capture_output=True
+    )
+    assert made.returncode == 0, made.stderr
+    passwords.chmod(0o644)
+    broker = Mosquitto(tmp_path, f"allow_anonymous false\npassword_file {passwords}\n")
+    box = Outbox(tmp_path / "box.sqlite")
+    (tmp_path / "secret").write_text("wrong\n")
+    login = {"username": "node", "password_file": tmp_path / "secret"}
+    out = publisher(broker.url, box, **login)
+    out.start()
+    assert "Not authorized" in wait_state(out, "refused")
+    box.append(example())
+    began = time.monotonic()
+    assert out.finish(stopped(), 1.0) == 1
+    assert time.monotonic() - began < 15
+    with pytest.raises(BrokerError, match="Not authorized"):
+        probe(Broker(url=broker.url, **login))
+    (tmp_path / "secret").write_text("right\n")
+    assert probe(Broker(url=broker.url, **login)) == "MQTT 5"
+    broker.stop()
+
+
+def test_a_topic_that_the_broker_forbids_is_told_and_the_reading_kept(tmp_path: Path) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic write edge/v1/+/+/+/status\ntopic read #\n")
+    rules.chmod(0o644)
+    broker = Mosquitto(tmp_path, f"allow_anonymous true\nacl_file {rules}\n")
+    box = Outbox(tmp_path / "box.sqlite")
+    box.append(example())
+    out = publisher(broker.url, box)
+    out.start()
+    assert "Not authorized" in wait_state(out, "refused: counts")
+    assert out.finish(stopped(), 1.0) == 1
+    broker.stop()
+
+
+def certificates(folder: Path) -> dict[str, Path]:
+    """A school's authority, the broker's and the node's certificate, by openssl."""
+
+    def openssl(*words: str) -> None:
+        done = subprocess.run(["openssl", *words], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=School")
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in ("broker", "node"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san"]
+        openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
+    for path in folder.glob("*.key"):
+        path.chmod(0o644)
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_mutual_tls_connects_and_each_missing_part_is_named(tmp_path: Path) -> None:
+    files = certificates(tmp_path)
+    tls = (
+        f"cafile {files['ca.pem']}\ncertfile {files['broker.pem']}\n"
+        f"keyfile {files['broker.key']}\nrequire_certificate true\n"
+    )
+    broker = Mosquitto(tmp_path, tls=tls)
+    own = {"certificate": files["node.pem"], "key": files["node.key"]}
+    assert probe(Broker(url=broker.url, tls=Tls(ca=files["ca.pem"], **own))) == "MQTT 5"
+    with pytest.raises(BrokerError, match="not trusted"):
+        probe(Broker(url=broker.url, tls=Tls(**own)))
+    with pytest.raises(BrokerError, match=r"refused|away|no answer"):
+        probe(Broker(url=broker.url, tls=Tls(ca=files["ca.pem"])))
+    with pytest.raises(SettingsError, match=r"broker\.tls\.ca"):
+        probe(Broker(url=broker.url, tls=Tls(ca=tmp_path / "absent.pem", **own)))
+    wrong = {"certificate": files["node.pem"], "key": files["broker.key"]}
+    with pytest.raises(SettingsError, match=r"broker\.tls\.certificate"):
+        probe(Broker(url=broker.url, tls=Tls(ca=files["ca.pem"], **wrong)))
+    broker.stop()
+
+
+def test_a_broker_of_3_1_1_is_served_too(tmp_path: Path) -> None:
+    port = free_port()
+    script = (
+        "import sys, time\nsys.path.insert(0, 'demo')\nimport run\n"
+        "run.start_broker(int(sys.argv[1]))\nprint('up', flush=True)\ntime.sleep(120)\n"
+    )
+    broker = subprocess.Popen(
+        [sys.executable, "-c", script, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert broker.stdout is not None
+    assert broker.stdout.readline().strip() == "up"
+    try:
+        assert probe(Broker(url=f"mqtt://127.0.0.1:{port}")) == "MQTT 3.1.1"
+        box = Outbox(tmp_path / "box.sqlite")
+        box.append(example())
+        out = publisher(f"mqtt://127.0.0.1:{port}", box)
+        out.start()
+        wait_state(out, "connected: MQTT 3.1.1")
+        assert out.finish(stopped(), 10) == 0
+    finally:
+        broker.kill()
+        broker.wait()
+        broker.stdout.close()
+
+
+def test_a_file_whose_broker_stays_away_exits_1_and_names_the_outbox(
+    tmp_path: Path, command: Callable[..., Done], monkeypatch: Any
+) -> None:
+    url = f"mqtt://127.0.0.1:{free_port()}"
+    options = ["--camera", CLIP, "--max-seconds", 5, "--window", 2, "--broker", url]
+    done = command("edge.run", *options)
+    assert done.code == 1
+    assert "2 readings were not acknowledged (broker away: nothing listens there)" in done.last
+    path = Path(done.last.rsplit(" ", 1)[1])
+    assert Outbox(path).depth() == 2
+
+
+def test_an_unknown_host_and_a_silent_port_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match="name is not known"):
+        probe(Broker(url="mqtt://no-such-host.invalid"))
+    with pytest.raises(BrokerError, match="nothing listens"):
+        probe(Broker(url=f"mqtt://127.0.0.1:{free_port()}"))

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+
+from edge.records import Face, Track
+from edge.track import Tracker
+
+SHAPE = (480, 640, 3)
+STEP = 1 / 30
+
+
+def face(x: float, y: float, size: float = 50, score: float = 0.9) -> Face:
+    box = np.array([x - size / 2, y - size / 2, size, size], dtype=np.float32)
+    return Face(box=box, landmarks=np.zeros((5, 2), np.float32), score=score)
+
+
+def ids(tracks: list[Track]) -> list[int]:
+    return [track.id for track in tracks]
+
+
+def test_everybody_in_the_first_picture_counts_at_once_and_later_ones_after_three() -> None:
+    tracker = Tracker(confirm_frames=3)
+    assert len(tracker.update([face(100, 100), face(300, 100)], 0.0, SHAPE)) == 2
+    counts = []
+    for i in range(1, 5):
+        faces = [face(100, 100), face(300, 100), face(500, 300)]
+        counts.append(len(tracker.update(faces, i * STEP, SHAPE)))
+    assert counts == [2, 2, 3, 3]
+
+
+def test_a_single_false_alarm_never_counts() -> None:
+    tracker = Tracker(confirm_frames=3)
+    tracker.update([face(100, 100)], 0.0, SHAPE)
+    tracker.update([face(100, 100), face(400, 200)], STEP, SHAPE)
+    for i in range(2, 8):
+        assert len(tracker.update([face(100, 100)], i * STEP, SHAPE)) == 1
+
+
+def test_track_keeps_id_through_a_short_occlusion() -> None:
+    tracker = Tracker()
+    before = after = None
+    for i in range(90):
+        x = 100 + 2.0 * i
+        hidden = 30 <= i < 60  # one second
+        tracks = tracker.update([] if hidden else [face(x, 200)], i * STEP, SHAPE)
+        before = ids(tracks) if i == 29 else before
+        after = ids(tracks) if i == 60 else after
+    assert before == after == [1]
+
+
+def test_a_hidden_person_counts_for_the_hold_time_only() -> None:
+    tracker = Tracker(hold_seconds=0.3)
+    tracker.update([face(300, 200)], 0.0, SHAPE)
+    inside = [len(tracker.update([], t, SHAPE)) for t in (0.1, 0.29, 0.4, 1.0)]
+    assert inside == [1, 1, 0, 0]
+
+
+def test_who_walked_out_of_the_picture_is_not_held() -> None:
+    tracker = Tracker(hold_seconds=0.3)
+    last = []
+    for i in range(40):
+        x = 560 + 3.0 * i
+        last = tracker.update([face(x, 200)] if x < 630 else [], i * STEP, SHAPE)
+        if x > 636:
+            break
+    assert last == []
+
+
+def test_a_person_back_after_the_forget_time_is_a_new_one() -> None:
+    tracker = Tracker(confirm_frames=1, forget_seconds=1.5)
+    assert ids(tracker.update([face(300, 200)], 0.0, SHAPE)) == [1]
+    assert ids(tracker.update([face(300, 200)], 2.0, SHAPE)) == [2]
+
+
+def test_crossing_people_keep_their_ids() -> None:
+    """Two people cross at walking speed; the farther one is hidden while they overlap."""
+    tracker = Tracker()
+    start: dict[str, int] = {}
+    end: dict[str, int] = {}
+    for i in range(120):
+        left, right = 100 + 3.5 * i, 520 - 3.5 * i
+        faces = [face(left, 200, 60)]
+        if abs(left - right) > 45:
+            faces.append(face(right, 205, 48))
+        tracks = tracker.update(faces, i * STEP, SHAPE)
+        seen = {("big" if t.face.size > 54 else "small"): t.id for t in tracks if t.seen}
+        start = seen if i == 10 else start
+        end = seen if i == 119 else end
+    assert start == end
+    assert len(start) == 2
+
+
+def test_weak_detections_keep_a_person_but_never_start_one() -> None:
+    tracker = Tracker(strong_score=0.6, confirm_frames=1)
+    assert tracker.update([face(100, 100, score=0.4)], 0.0, SHAPE) == []
+    tracker.update([face(300, 200)], STEP, SHAPE)
+    for i in range(2, 60):
+        tracks = tracker.update([face(300, 200, score=0.35)], i * STEP, SHAPE)
+        assert ids(tracks) == [1]
+        assert tracks[0].seen
+
+
+def test_thirty_shaking_people_stay_thirty() -> None:
+    rng = np.random.default_rng(0)
+    tracker = Tracker()
+    places = [(60 + 100 * (i % 6), 50 + 90 * (i // 6)) for i in range(30)]
+    numbers: set[int] = set()
+    for i in range(150):
+        shaken = [
+            face(x + rng.normal(0, 1.5), y + rng.normal(0, 1.5), 40)
+            for x, y in places
+            if rng.random() > 0.1  # the detector misses one in ten
+        ]
+        tracks = tracker.update(shaken, i * STEP, SHAPE)
+        numbers |= set(ids(tracks))
+        if i > 5:
+            assert len(tracks) in (29, 30)
+    assert len(numbers) <= 31
