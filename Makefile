@@ -1,6 +1,8 @@
 # Two commands: `make demo` and `make test`. Both make their own virtual environments.
 PYTHON ?= python3
-PYTHON310 ?= $(shell command -v python3.10 2>/dev/null)
+# The first python3.10 that runs: pyenv's is a name that may stand for nothing.
+PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10.*/bin/python3.10; \
+	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint clip schemas clean

@@ -333,7 +333,9 @@ def open_source(
 
     Raises SourceError, in one line that says what to do, where it gives no picture.
     """
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # OpenCV 5 moved it.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(0)
     name = settings.source
 
     def live(kind: str, opener: Callable[[], Capture]) -> Live:

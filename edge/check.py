@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.broker import probe
 from edge.camera import open_source
 from edge.detect import Detector
 from edge.errors import EdgeError, SourceError
 from edge.node import open_detector, open_student
 from edge.pattern import portrait
-from edge.publish import probe
 from edge.records import Face, Frame
 from edge.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Messages > the broker or stdout. The only file that speaks MQTT.
+"""Messages > the broker or stdout.
 
 Readings come from the outbox and leave it when the broker has acknowledged them; `status` and
 `info` are retained and said again after each reconnect; `health` is not worth keeping.
@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import ssl
 import sys
 import threading
 import time
-import uuid
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, Protocol, TextIO
-from urllib.parse import urlsplit
 
-from edge.errors import BackendError, BrokerError, SettingsError
+from edge.broker import (
+    CONNECT_SECONDS,
+    IN_FLIGHT,
+    Address,
+    mqtt_library,
+    new_client,
+    read_password,
+    secure,
+    tls_context,
+    why_not,
+)
 from edge.outbox import Outbox
 from edge.payload import Outgoing, dumps
-from edge.settings import Broker, Tls
+from edge.settings import Broker
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 20
 FIRST_PAUSE_SECONDS = 1.0
 REFUSED_PAUSE_SECONDS = 30.0
-CONNECT_SECONDS = 10.0
 FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 4.0, 32.0
 
 
@@ -93,80 +97,6 @@ class Lines:
         self.readings()
         self._write(last)
         return self.outbox.depth()
-
-
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Verifies the broker, with the site's authority where given; TLS 1.2 or later.
-
-    Raises SettingsError naming the file that cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"broker.tls.ca {tls.ca}: {error}; give a PEM file") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.certificate and tls.key:
-        try:
-            context.load_cert_chain(str(tls.certificate), str(tls.key))
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
-                f"broker.tls.certificate {tls.certificate} with key {tls.key}: {error}; give the "
-                f"node's certificate and its own key, PEM without a passphrase"
-            ) from error
-    return context
-
-
-def read_password(path: Path | None) -> str | None:
-    """The first line of the file; raises SettingsError."""
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise SettingsError(
-            f"broker.password_file {path} cannot be read; put the password on its first line"
-        ) from error
-
-
-def mqtt_library() -> Any:
-    """paho-mqtt 2; raises BackendError with what to install."""
-    try:
-        import paho.mqtt.client as mqtt
-    except ImportError as error:
-        raise BackendError("paho-mqtt is not installed; install the 'node' extra") from error
-    if not hasattr(mqtt, "CallbackAPIVersion"):
-        raise BackendError("paho-mqtt is older than 2.0; install the 'node' extra again")
-    return mqtt
-
-
-class Address:
-    """Host and port of mqtt:// or mqtts://."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.secure = parts.scheme == "mqtts"
-        self.host = parts.hostname or ""
-        self.port = parts.port or (8883 if self.secure else 1883)
-
-
-def new_client(mqtt: Any, settings: Broker, client_id: str, version: Any) -> Any:
-    """A paho client with callbacks of version 2."""
-    clean = {} if version == mqtt.MQTTv5 else {"clean_session": True}
-    client = mqtt.Client(
-        mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version, **clean
-    )
-    client.connect_timeout = CONNECT_SECONDS
-    client.max_inflight_messages_set(IN_FLIGHT)
-    return client
-
-
-def secure(
-    client: Any, settings: Broker, password: str | None, context: ssl.SSLContext | None
-) -> None:
-    if settings.username is not None:
-        client.username_pw_set(settings.username, password)
-    if context is not None:
-        client.tls_set_context(context)
 
 
 class Mqtt:
@@ -296,7 +226,7 @@ class Mqtt:
                 keepalive=self._settings.keepalive_seconds,
             )
         except (OSError, ssl.SSLError) as error:
-            self._change(_why(error))
+            self._change(why_not(error))
             return False
         try:
             return self._converse(client)
@@ -388,21 +318,6 @@ class Mqtt:
         self._version = three if self._version == five else five
 
 
-def _why(error: OSError) -> str:
-    """A failed connection in words; never "connected", never a traceback."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"refused: its certificate is not trusted ({error.verify_message})"
-    if isinstance(error, ssl.SSLError):
-        return f"refused: TLS failed ({error.reason or error})"
-    if isinstance(error, socket.gaierror):
-        return "away: its name is not known here"
-    if isinstance(error, TimeoutError):
-        return "away: no answer"
-    if isinstance(error, ConnectionRefusedError):
-        return "away: nothing listens there"
-    return f"away: {error.strerror or error}"
-
-
 def open_publisher(
     settings: Broker,
     node: str,
@@ -414,35 +329,3 @@ def open_publisher(
     if settings.url == "-":
         return Lines(node, outbox, sys.stdout)
     return Mqtt(settings, node, will, outbox, window_seconds)
-
-
-def probe(settings: Broker) -> str:
-    """Connect as the node would, and leave: "MQTT 5" or "MQTT 3.1.1".
-
-    Raises BrokerError with the broker's reason, SettingsError for unusable files.
-    """
-    mqtt = mqtt_library()
-    address = Address(settings.url)
-    context = tls_context(settings.tls) if address.secure else None
-    password = read_password(settings.password_file)
-    answer = "no answer"
-    for version, title in ((mqtt.MQTTv5, "MQTT 5"), (mqtt.MQTTv311, "MQTT 3.1.1")):
-        heard: list[Any] = []
-        client = new_client(mqtt, settings, f"edge-check-{uuid.uuid4().hex[:8]}", version)
-        secure(client, settings, password, context)
-        client.on_connect = lambda c, u, f, reason, p, heard=heard: heard.append(reason)
-        try:
-            client.connect(address.host, address.port)
-            deadline = time.monotonic() + CONNECT_SECONDS
-            while not heard and time.monotonic() < deadline:
-                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS:
-                    break
-            client.disconnect()
-        except (OSError, ssl.SSLError) as error:
-            raise BrokerError(f"broker {settings.url} {_why(error)}") from error
-        if heard and not heard[0].is_failure:
-            return title
-        answer = f"refused: {heard[0]}" if heard else answer
-        if heard and "protocol version" not in str(heard[0]).lower():
-            break
-    raise BrokerError(f"broker {settings.url} {answer}; check address, user and access list")

@@ -44,10 +44,10 @@ class _Person:
     def see(self, face: Face, time: float) -> None:
         span = time - self.time
         forecast = self.forecast(time)
-        surprise = _centre(face) - forecast
-        self.centre = forecast + ALPHA * surprise
+        residual = _centre(face) - forecast
+        self.centre = forecast + ALPHA * residual
         if span > 0:
-            self.velocity = self.velocity + BETA * surprise / max(span, 1 / 60)
+            self.velocity = self.velocity + BETA * residual / max(span, 1 / 60)
         self.size += ALPHA * (face.size - self.size)
         self.face, self.time, self.hits = face, time, self.hits + 1
 

@@ -1,26 +1,20 @@
-"""What tests of all packages share: the detector's weights, a real broker, a command runner."""
+"""Fixtures of all packages' tests: the detector's weights, a real broker, a command, tiny data."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from support import ROOT, Done, Mosquitto
 
 from edge.errors import WeightsError
 from edge.weights import resolve
-
-ROOT = Path(__file__).parents[1]
-CLIP = ROOT / "demo" / "classroom.mp4"
-PICTURES = ROOT / "demo" / "pictures"
 
 
 @pytest.fixture(scope="session")
@@ -30,18 +24,6 @@ def detector_file() -> Path:
         return resolve("yunet")
     except WeightsError as error:
         pytest.skip(f"needs the detector's weights: {error}")
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last(self) -> str:
-        """The one line that a user reads."""
-        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
 
 
 @pytest.fixture
@@ -63,48 +45,34 @@ def command(tmp_path: Path) -> Callable[..., Done]:
     return run
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Mosquitto:
-    """A real broker on a free port, with a configuration of the test's."""
-
-    def __init__(self, folder: Path, extra: str = "allow_anonymous true\n", tls: str = "") -> None:
-        program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-        if program is None:
-            pytest.skip("needs mosquitto (Debian: apt-get install mosquitto)")
-        self.port = free_port()
-        config = folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\n{tls}{extra}")
-        if os.getuid() == 0:
-            config.write_text(f"user root\n{config.read_text()}")
-        self.url = f"{'mqtts' if tls else 'mqtt'}://127.0.0.1:{self.port}"
-        self._command = [program, "-c", str(config)]
-        self.log = folder / "mosquitto.log"
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.02)
-        raise AssertionError("mosquitto did not start")
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait(timeout=10)
-
-
 @pytest.fixture
 def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
     broker = Mosquitto(tmp_path)
     yield broker
     broker.stop()
+
+
+def draw(label: int, rng: np.random.Generator) -> np.ndarray:
+    """A 48x48 grey blob: bright above or below the middle, by class."""
+    y = np.arange(48)[:, None] * np.ones((1, 48))
+    slope = (y - 24) * (3 if label else -3)
+    return (128 + slope + rng.normal(0, 25, (48, 48))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_ferplus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in FER+'s layout, of two classes that a network can tell apart."""
+    root = tmp_path_factory.mktemp("tiny") / "ferplus"
+    rng = np.random.default_rng(0)
+    for split, size in (("Train", 640), ("Valid", 60), ("Test", 60)):
+        folder = root / f"FER2013{split}"
+        folder.mkdir(parents=True)
+        rows = []
+        for i in range(size):
+            label = i % 2
+            name = f"{split.lower()}{i:05d}.png"
+            cv2.imwrite(str(folder / name), draw(label, rng))
+            votes = [8, 1] if label == 0 else [1, 8]
+            rows.append(f'{name},"(0, 0, 48, 48)",{",".join(map(str, votes + [0] * 7 + [1]))}\n')
+        (folder / "label.csv").write_text("".join(rows))
+    return root

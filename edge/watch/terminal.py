@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edge import cli
+from edge.broker import Address, mqtt_library, new_client, read_password, secure, tls_context
 from edge.errors import BrokerError, UsageError
 from edge.payload import PREFIX
-from edge.publish import Address, mqtt_library, new_client, read_password, secure, tls_context
 from edge.settings import Broker, Settings
 from edge.strict import validate
 

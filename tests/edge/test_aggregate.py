@@ -109,7 +109,9 @@ def test_time_of_a_label_that_is_not_shown_goes_into_other_too() -> None:
     }
 
 
-def test_windows_of_a_camera_start_at_multiples_of_utc_and_the_first_whole_one_is_published() -> None:
+def test_windows_of_a_camera_start_at_multiples_of_utc_and_the_first_whole_one_is_published() -> (
+    None
+):
     window = Window(LABELS, 10, min_group=1)
     offset = 1_700_000_003.0 - 50.0  # UTC minus the monotonic clock
     readings = []

@@ -48,7 +48,7 @@ def draw(scale: float, angle: float, shift: tuple[float, float], side: int) -> n
     """A smooth scene in which the template's own picture has been scaled, turned and moved."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    u, v = (np.linalg.inv(scale * turn) @ np.stack([x.ravel() - shift[0], y.ravel() - shift[1]]))
+    u, v = np.linalg.inv(scale * turn) @ np.stack([x.ravel() - shift[0], y.ravel() - shift[1]])
     value = 128 + 60 * np.sin(u / 7) + 50 * np.cos(v / 5)
     return value.reshape(side, side).clip(0, 255).astype(np.uint8)
 

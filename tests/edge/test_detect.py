@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import CLIP, PICTURES
+from support import CLIP, PICTURES
 
 from edge.backends import open_backend
 from edge.detect import STRIDES, Detector, decode, letterbox_scale, suppress

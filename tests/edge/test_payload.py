@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from edge.payload import MESSAGES, clock_synced, counts_message, dumps, rfc3339, schema_of
 from edge.records import Reading

@@ -15,12 +15,13 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from conftest import CLIP, ROOT, Done, Mosquitto, free_port
+from support import CLIP, ROOT, Done, Mosquitto, free_port
 
+from edge.broker import probe
 from edge.errors import BrokerError, SettingsError
 from edge.outbox import Outbox
 from edge.payload import Outgoing
-from edge.publish import Mqtt, probe
+from edge.publish import Mqtt
 from edge.settings import Broker, Tls
 
 pytestmark = pytest.mark.broker
@@ -238,7 +239,9 @@ def certificates(folder: Path) -> dict[str, Path]:
     openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=School")
     (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
     for name in ("broker", "node"):
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl(
+            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
         signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san"]
         openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
     for path in folder.glob("*.key"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from support import ROOT
 
 from edge.errors import SettingsError
 from edge.run import build_parser, read_settings

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import torch
+
+from distill.student import Student, StudentConfig, multiply_adds, reparameterise
+
+
+def trained_like(config: StudentConfig) -> Student:
+    """A student whose batch statistics are those of a network in use, not the initial ones."""
+    torch.manual_seed(0)
+    student = Student(config)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2.0)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+    return student.eval()
+
+
+def faces(count: int) -> torch.Tensor:
+    return torch.rand(count, 1, 64, 64, generator=torch.Generator().manual_seed(1)) * 255
+
+
+def test_reparameterised_student_answers_as_the_training_one() -> None:
+    student = trained_like(StudentConfig(classes=8))
+    deployed = reparameterise(student)
+    with torch.no_grad():
+        difference = (student(faces(5)) - deployed(faces(5))).abs().max()
+    assert float(difference) < 1e-4
+    assert not [m for m in deployed.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)], "left as it was"
+
+
+def test_deployed_student_keeps_to_its_budget() -> None:
+    student = Student(StudentConfig(classes=8))
+    parameters = sum(p.numel() for p in reparameterise(student).parameters())
+    assert parameters <= 2_500_000
+    assert multiply_adds(student) <= 150_000_000
+
+
+def test_multiply_adds_of_a_case_worked_out_by_hand() -> None:
+    config = StudentConfig(
+        classes=2, size=16, widths=(1, 1, 1, 1), depths=(1, 1, 1), width=2, heads=1
+    )
+    convolutions = 9 * (256 + 64 + 16 + 4) + 2 * 9 * 2 * 4 + 9 * 4 * 2 * 4
+    attention = 2 * (4 * 2 * 2 * 4) + 2 * (2 * 4 * 4 * 2)
+    assert multiply_adds(Student(config)) == convolutions + attention + 2 * 2
+
+
+def test_tokens_are_places_a_moved_face_moves_its_tokens() -> None:
+    student = trained_like(StudentConfig(classes=8))
+    picture = torch.full((1, 1, 64, 64), 128.0)
+    picture[:, :, 24:32, 16:24] = 255.0
+    moved = torch.roll(picture, shifts=(8, 16), dims=(2, 3))  # one token down, two to the right
+    with torch.no_grad():
+        for before, after in zip(student.tokens(picture), student.tokens(moved), strict=True):
+            grid_before = before.reshape(8, 8, -1)
+            grid_after = after.reshape(8, 8, -1)
+            # Padding is felt a little everywhere; being at the wrong place is felt a lot.
+            here = grid_before[2:5, 2:4]
+            followed = (here - grid_after[3:6, 4:6]).norm()
+            stayed = (here - grid_after[2:5, 2:4]).norm()
+            assert float(followed) < 0.1 * float(stayed)
+
+
+def test_each_stream_asks_the_other() -> None:
+    """Changing one stream's tokens changes what the other one's attention gives."""
+    student = trained_like(StudentConfig(classes=8))
+    scene, face = student.tokens(faces(1))
+    with torch.no_grad():
+        plain = student.fusion.scene_asks(scene, face)
+        assert not torch.allclose(plain, student.fusion.scene_asks(scene, face.flip(1) * 2))
+        # Attention over a set: the order of the context's tokens does not matter.
+        torch.testing.assert_close(plain, student.fusion.scene_asks(scene, face.flip(1)))

@@ -1,0 +1,219 @@
+"""edge-run and its sisters as a user meets them: exit codes, one line, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from support import CLIP, PICTURES, ROOT, Done
+
+Command = Callable[..., Done]
+SOURCE = ["--broker", "-", "--window", 2, "--min-group", 1]
+
+
+def counts(text: str) -> list[dict]:
+    messages = [json.loads(line) for line in text.splitlines()]
+    return [m["payload"] for m in messages if m["topic"].endswith("/counts")]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--camera", "99"], 1, "no camera at /dev/video99"),
+        (["--camera", "absent.mp4"], 1, "no camera, file or folder"),
+        (["--camera", "LICENSE"], 1, "is no video"),
+        (["--camera", "tests/edge"], 1, "holds no picture"),
+        (["--camera", CLIP, "--bundle", "tests"], 1, "bundle.json cannot be read"),
+        (["--camera", CLIP, "--backend", "trt"], 1, "--backend ort"),
+        (["--camera", CLIP, "--backend", "gpu"], 2, "invalid choice"),
+        (["--camera", CLIP, "--window", "0.5"], 2, "'window.seconds'"),
+        (["--camera", CLIP, "--window", "soon"], 2, "invalid float"),
+        (["--camera", CLIP, "--min-group", "0"], 2, "'privacy.min_group'"),
+        (["--camera", CLIP, "--max-seconds", "-1"], 2, "--max-seconds"),
+        (["--camera", CLIP, "--broker", "tcp://x"], 2, "url must be mqtt://"),
+        (["--camera", CLIP, "--config", "absent.yaml"], 2, "absent.yaml: cannot be read"),
+        (["--cam", CLIP], 2, "unrecognized arguments"),
+    ],
+)
+def test_bad_input_is_one_line_and_its_exit_code(
+    command: Command, options: list[str], code: int, words: str
+) -> None:
+    done = command("edge.run", "--broker", "-", *options)
+    assert done.code == code, done.err
+    assert words in done.last
+    assert not counts(done.out)
+
+
+def test_a_typo_in_node_yaml_is_one_line(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text("camera:\n  widht: 640\n")
+    done = command("edge.run", "--config", path)
+    assert done.code == 2
+    assert done.last == (
+        f"edge-run: {path}: unknown setting 'camera.widht'; did you mean 'camera.width'?"
+    )
+
+
+def test_help_and_version(command: Command) -> None:
+    done = command("edge.run", "--help")
+    assert done.code == 0
+    assert "example:" in done.out
+    assert "exit codes:" in done.out
+    assert command("edge.run", "--version").out.startswith("edge-run 0.")
+
+
+def test_what_was_counted_before_a_clip_breaks_off_is_published(
+    command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (640, 480))
+    source = cv2.VideoCapture(str(CLIP))
+    for _ in range(240):
+        writer.write(source.read()[1])
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    done = command("edge.run", "--camera", path, *SOURCE)
+    assert done.code == 1
+    assert "it is cut off" in done.last
+    assert len(counts(done.out)) == 2
+    assert '"state":"stopped"' in done.out.splitlines()[-1]
+
+
+def test_a_bad_picture_in_a_folder_is_named_after_the_earlier_ones_were_counted(
+    command: Command, tmp_path: Path
+) -> None:
+    for i in range(4):
+        shutil.copy(PICTURES / "astronaut.png", tmp_path / f"{i}.png")
+    (tmp_path / "9.png").write_bytes(b"")
+    done = command("edge.run", "--camera", tmp_path, *SOURCE)
+    assert done.code == 1
+    assert "9.png is no picture" in done.last
+    assert [reading["faces"]["max"] for reading in counts(done.out)] == [1]
+
+
+def test_grey_and_16_bit_pictures_are_counted_like_colour(command: Command, tmp_path: Path) -> None:
+    picture = cv2.imread(str(PICTURES / "astronaut.png"))
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    cv2.imwrite(str(tmp_path / "b.png"), picture.astype(np.uint16) << 8)
+    done = command("edge.run", "--camera", tmp_path, *SOURCE)
+    assert done.code == 0, done.err
+    (reading,) = counts(done.out)
+    assert reading["faces"] == {"mean": 1.0, "max": 1}
+    assert reading["quality"]["frames"] == 2
+
+
+def test_a_small_group_publishes_nothing_but_that_it_is_small(command: Command) -> None:
+    done = command("edge.run", "--camera", CLIP, "--broker", "-", "--window", 5)
+    readings = counts(done.out)
+    assert [type(r["faces"]) for r in readings] == [dict, dict, dict, dict, str]
+    assert readings[-1]["faces"] == "<5"
+    assert readings[-1]["counts"] is None
+    assert readings[-1]["person_seconds"] is None
+    assert readings[-1]["quality"]["low_confidence"] is None
+    for reading in readings[:-1]:
+        assert not [n for n in reading["counts"].values() if n == 1]
+
+
+def test_the_fake_backend_runs_the_whole_pipe_and_says_so(command: Command) -> None:
+    done = command("edge.run", "--camera", CLIP, "--max-seconds", 5, "--backend", "fake", *SOURCE)
+    assert done.code == 0, done.err
+    info = json.loads(done.out.splitlines()[1])["payload"]
+    assert info["model"]["backend"] == "fake"
+    assert info["model"]["precision"] == "none"
+    assert len(counts(done.out)) == 2
+
+
+def test_a_service_without_a_legal_basis_is_refused_and_the_foreground_told(
+    command: Command, tmp_path: Path
+) -> None:
+    options = ["--camera", CLIP, "--max-seconds", 1, "--broker", "-"]
+    done = command("edge.run", *options, NOTIFY_SOCKET="/nowhere")
+    assert done.code == 2
+    assert "'privacy.legal_basis' is empty" in done.last
+    done = command("edge.run", *options)
+    assert done.code == 0
+    assert "AI Act" in done.err
+    (tmp_path / "node.yaml").write_text("privacy: {legal_basis: fire safety drill}\n")
+    done = command("edge.run", "--config", tmp_path / "node.yaml", *options)
+    assert "AI Act" not in done.err
+
+
+def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path) -> None:
+    run = f"{sys.executable} -m edge.run --camera {CLIP} --broker - --window 1 | head -n 2"
+    done = subprocess.run(
+        ["bash", "-c", run],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert len(done.stdout.splitlines()) == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_camera_runs_until_sigterm_and_publishes_whole_windows_only(tmp_path: Path) -> None:
+    node = subprocess.Popen(
+        [sys.executable, "-m", "edge.run", "--camera", "test", *map(str, SOURCE)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )
+    time.sleep(9)
+    node.send_signal(signal.SIGTERM)
+    out, _ = node.communicate(timeout=30)
+    assert node.returncode == 0
+    readings = counts(out)
+    assert readings
+    for reading in readings:
+        assert int(reading["start"][17:19]) % 2 == 0
+        assert reading["time_base"] == "utc"
+        assert reading["faces"]["max"] == 6
+
+
+def test_check_prints_a_line_a_part_and_stores_nothing(command: Command, tmp_path: Path) -> None:
+    done = command("edge.run", "--check", "--camera", CLIP, "--max-seconds", 3)
+    assert done.code == 0, done.err
+    assert "ok   student" in done.out
+    assert "ok   detector" in done.out
+    assert "7 faces, 32 to" in done.out
+    assert "ok   camera" in done.out
+    assert not (tmp_path / "state").exists()
+    done = command("edge.run", "--check", "--camera", "88", "--broker", "mqtt://127.0.0.1:1")
+    assert done.code == 1
+    assert "FAIL broker: broker mqtt://127.0.0.1:1 away: nothing listens there" in done.out
+    assert "FAIL camera: no camera at /dev/video88" in done.out
+    assert "2 of the checks failed: broker, camera" in done.last
+
+
+def test_bench_prints_each_stage_and_the_conditions(command: Command) -> None:
+    done = command("edge.bench", "--faces", 3, "--frames", 60, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    stages = {"capture", "detect", "track", "classify", "aggregate", "whole frame"}
+    assert set(result["stages_ms"]) == stages
+    assert result["conditions"]["faces_in_view"] == "3 to 3, mean 3.0"
+    assert result["conditions"]["student"] == "onnxruntime int8"
+    parts = sum(row["p50"] for name, row in result["stages_ms"].items() if name != "whole frame")
+    assert parts <= 1.2 * result["stages_ms"]["whole frame"]["p50"]
+    assert command("edge.bench", "--faces", -1).code == 2
+
+
+def test_watch_refuses_stdout_and_an_absent_broker(command: Command) -> None:
+    assert command("edge.watch.terminal", "--broker", "-").code == 2
+    done = command("edge.watch.terminal", "--broker", "mqtt://127.0.0.1:1")
+    assert done.code == 1
+    assert "Connection refused" in done.last

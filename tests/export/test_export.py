@@ -1,0 +1,211 @@
+"""A tiny student through the whole of export, and what export refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support import Done
+
+from distill.student import Student, StudentConfig
+from distill.train import SCHEMA
+from edge.backends import open_backend
+from edge.bundle import load_bundle
+from edge.errors import DataError, EdgeError
+from export.agree import compare, torch_equals_onnx
+from export.to_int8 import balanced, float_nodes, quantise_for_cpu
+from export.to_onnx import check_graph, deployed, export_onnx
+
+CONFIG = StudentConfig(classes=8, size=32, widths=(4, 6, 8, 8), depths=(1, 1, 1), width=8, heads=2)
+RECIPE = {
+    "name": "tiny",
+    "crop": {"size": 32, "template": [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]},
+    "student": {"widths": [4, 6, 8, 8], "depths": [1, 1, 1], "width": 8, "heads": 2},
+    "training": {"epochs": 1},
+}
+LABELS = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"]
+
+
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student(CONFIG).eval()
+
+
+def crops(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 1, 32, 32)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "fp32.onnx"
+    export_onnx(deployed(student(), 1.7), path)
+    return path
+
+
+def test_onnx_equals_torch_at_any_batch_and_holds_the_temperature(fp32: Path) -> None:
+    assert torch_equals_onnx(deployed(student(), 1.7), fp32, crops(7)) < 1e-4
+    backend = open_backend("ort", fp32, 1)
+    plain = student()
+    with torch.no_grad():
+        expected = plain(torch.from_numpy(crops(3)).float()).numpy() / 1.7
+    assert np.abs(backend.run(crops(3).astype(np.float32))["logits"] - expected).max() < 1e-4
+    assert backend.input.shape == (None, 1, 32, 32)
+
+
+def test_another_network_is_not_taken_for_the_exported_one(fp32: Path) -> None:
+    with pytest.raises(EdgeError, match="torch and ONNX differ"):
+        torch_equals_onnx(deployed(student(), 1.0), fp32, crops(7))
+
+
+def test_check_graph_refuses_a_fixed_batch_another_opset_and_a_lost_attention(
+    fp32: Path, tmp_path: Path
+) -> None:
+    def changed(edit: Callable[[onnx.ModelProto], None]) -> Path:
+        model = onnx.load(str(fp32))
+        edit(model)
+        path = tmp_path / "changed.onnx"
+        onnx.save(model, str(path))
+        return path
+
+    def fix_batch(model: onnx.ModelProto) -> None:
+        for value in [*model.graph.input, *model.graph.output]:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        del model.graph.value_info[:]
+
+    def lose_attention(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type == "Softmax":
+                node.op_type = "LogSoftmax"
+                return
+
+    with pytest.raises(EdgeError, match="the batch is fixed"):
+        check_graph(changed(fix_batch))
+    with pytest.raises(EdgeError, match="1 Softmax, the fused block has 2"):
+        check_graph(changed(lose_attention))
+    with pytest.raises(EdgeError, match="opsets"):
+        check_graph(changed(lambda m: setattr(m.opset_import[0], "version", 19)))
+
+
+def test_int8_file_has_int8_convolutions_and_float_attention(fp32: Path, tmp_path: Path) -> None:
+    target = tmp_path / "int8.onnx"
+    left = quantise_for_cpu(fp32, target, crops(512))
+    assert len(left) == 4, "two products in each direction"
+    model = onnx.load(str(target))
+    assert {entry.domain for entry in model.opset_import} == {""}
+    kinds = [node.op_type for node in model.graph.node]
+    source = [node.op_type for node in onnx.load(str(fp32)).graph.node]
+    assert kinds.count("Conv") == source.count("Conv"), "branches are merged in both"
+    weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    convolutions_and_linears = source.count("Conv") + source.count("MatMul") + source.count("Gemm")
+    assert len([t for t in weights if "quantized" in t.name]) >= convolutions_and_linears - len(
+        left
+    )
+    assert set(left) == set(float_nodes(onnx.load(str(fp32))))
+    backend = open_backend("ort", target, 1)
+    assert backend.run(crops(5).astype(np.float32))["logits"].shape == (5, 8)
+
+
+def test_calibration_is_balanced_and_refuses_too_little_data() -> None:
+    labels = np.array([0] * 2000 + [1] * 300 + [2] * 40 + [-1] * 500)
+    chosen = balanced(labels, 3, 600)
+    assert np.bincount(labels[chosen]).tolist() == [280, 280, 40]
+    with pytest.raises(DataError, match="at least 512 are needed"):
+        balanced(labels[:400], 3, 600)
+    with pytest.raises(DataError, match="at least 512 are needed"):
+        quantise_for_cpu(Path("absent.onnx"), Path("x.onnx"), crops(10))
+
+
+def test_agreement_of_a_case_worked_out_by_hand() -> None:
+    labels = np.array([0] * 100 + [-1] * 10)
+    exact = np.zeros((110, 2), np.float32)
+    exact[:, 0] = 1
+    rounded = exact.copy()
+    rounded[:4] = [0, 1]  # four that only float gets right
+    exact[4] = rounded[5] = [0, 1]
+    exact[5] = [0, 1]  # 4: only INT8 right; 5: both wrong
+    result = compare(exact, rounded, labels)
+    assert result.accuracy_float == pytest.approx(0.98)
+    assert result.accuracy_int8 == pytest.approx(0.95)
+    assert result.accuracy_change == pytest.approx(-0.03)
+    half = 1.96 * np.sqrt(5 - 9 / 100) / 100
+    assert result.interval == pytest.approx((-0.03 - half, -0.03 + half))
+    assert result.changed == pytest.approx(5 / 110)
+    assert not result.within
+    assert compare(exact, exact, labels).within
+    assert compare(exact, exact, labels).kl == pytest.approx(0, abs=1e-9)
+
+
+def write_checkpoint(path: Path, **changes: object) -> Path:
+    content = {
+        "schema": SCHEMA,
+        "labels": LABELS,
+        "recipe": RECIPE,
+        "epoch": 0,
+        "valid_accuracy": 0.5,
+        "student": student().state_dict(),
+        **changes,
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_checkpoint_to_bundle_to_scores(
+    detector_file: Path, tiny_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c.pt")
+    out = tmp_path / "bundle"
+    options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", out, "--force"]
+    done = command("export.model", checkpoint, *options)
+    assert done.code == 0, done.err
+    bundle = load_bundle(out)
+    assert bundle.crop.size == 32
+    assert bundle.labels == tuple(LABELS)
+    assert {entry["split"] for entry in bundle.description.scores} == {"valid", "test"}
+    for precision in ("int8", "fp32"):
+        backend = open_backend("ort", bundle.model(precision), 1)
+        bundle.self_test(backend, precision)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "c.pt"], "no draft left"
+
+    # distill-eval says of the bundle what export wrote into it, and predicts without labels.
+    predictions, scores = tmp_path / "p.csv", tmp_path / "s.json"
+    data = ["--data", tiny_ferplus, "--layout", "ferplus", "--split", "test"]
+    done = command(
+        "distill.evaluate", "--bundle", out, *data, "--predictions", predictions, "--json", scores
+    )
+    assert done.code == 0, done.err
+    written = [
+        entry
+        for entry in bundle.description.scores
+        if entry["split"] == "test" and entry["precision"] == "int8"
+    ]
+    assert json.loads(scores.read_text()) == written
+    header, *rows = predictions.read_text().splitlines()
+    assert header == "name," + ",".join(f"p_{label}" for label in LABELS)
+    assert len(rows) == 60
+    assert all(abs(sum(map(float, row.split(",")[1:])) - 1) < 1e-6 for row in rows)
+
+
+def test_what_is_no_checkpoint_is_one_line(
+    detector_file: Path, tiny_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", tmp_path / "b"]
+    garbage = tmp_path / "g.pt"
+    garbage.write_bytes(b"not a checkpoint")
+    assert "is no checkpoint" in command("export.model", garbage, *options).last
+    old = write_checkpoint(tmp_path / "o.pt", schema="distill.checkpoint/0")
+    assert "has schema 'distill.checkpoint/0'" in command("export.model", old, *options).last
+    misfit = write_checkpoint(tmp_path / "m.pt", student={})
+    assert "do not fit its recipe" in command("export.model", misfit, *options).last
+    good = write_checkpoint(tmp_path / "c.pt")
+    done = command("export.model", good, "--data", tmp_path, *options[2:])
+    assert done.code == 1
+    assert "holds no pictures" in done.last
+    done = command("export.model", good, "--layout", "ferplus", "--out", tmp_path / "b")
+    assert done.code == 2
+    assert "--data" in done.last
+    assert not (tmp_path / "b").exists()

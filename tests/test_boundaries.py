@@ -1,0 +1,142 @@
+"""The design's table of folders, as a test: who may import what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("edge", "distill", "export")
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imports_any(path: Path, *names: str) -> bool:
+    return any(i == n or i.startswith(f"{n}.") for i in imports(path) for n in names)
+
+
+def users(package: str, *names: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in modules(package) if imports_any(path, *names)}
+
+
+def test_edge_knows_neither_distill_nor_export_nor_torch() -> None:
+    assert (
+        users("edge", "distill", "export", "torch", "torchvision", "transformers", "onnx") == set()
+    )
+
+
+def test_each_library_of_the_node_has_its_files() -> None:
+    assert users("edge", "paho") == {"edge/broker.py"}
+    assert users("edge", "onnxruntime") == {"edge/backends/ort.py"}
+    assert users("edge", "tensorrt", "pycuda", "cuda") == set()
+    assert users("edge", "sqlite3") == {"edge/outbox.py"}
+    assert users("edge", "scipy") == {"edge/track.py"}
+    # Pixels are touched where they come in, are looked at, and are cut; nowhere near the publisher.
+    assert users("edge", "cv2") == {
+        "edge/bench.py",
+        "edge/camera.py",
+        "edge/check.py",
+        "edge/crop.py",
+        "edge/crops.py",
+        "edge/detect.py",
+        "edge/node.py",
+        "edge/pattern.py",
+    }
+
+
+def test_distill_uses_only_what_crops_and_runs_what_is_deployed() -> None:
+    forbidden = (
+        "pipeline",
+        "publish",
+        "watch",
+        "flash",
+        "node",
+        "camera",
+        "outbox",
+        "run",
+        "payload",
+    )
+    assert users("distill", *(f"edge.{name}" for name in forbidden), "export") == set()
+
+
+def test_export_touches_torch_in_two_files_only() -> None:
+    assert users("export", "torch") == {"export/agree.py", "export/to_onnx.py"}
+
+
+def test_libraries_are_imported_where_they_are_used() -> None:
+    """At the top of these files nothing heavy is loaded, so a missing one is our own error."""
+    for name in ("edge/backends/ort.py", "edge/broker.py"):
+        tree = ast.parse((ROOT / name).read_text())
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        text = "\n".join(ast.unparse(node) for node in top)
+        assert "onnxruntime" not in text
+        assert "paho" not in text
+
+
+def walk(package: str, blocked: tuple[str, ...]) -> str:
+    """Import every module of a package in a process in which some names cannot be imported."""
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules(package)
+    ]
+    script = (
+        f"import sys\nfor name in {blocked!r}:\n    sys.modules[name] = None\n"
+        f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    return done.stderr
+
+
+def test_the_node_imports_with_torch_and_the_runtimes_blocked() -> None:
+    blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "onnxruntime", "paho")
+    assert walk("edge", blocked) == ""
+
+
+def test_nothing_that_edge_run_loads_writes_or_sends_pictures() -> None:
+    """No call in the node's own files encodes a picture or opens a window."""
+    writers = {"imwrite", "imencode", "VideoWriter", "imshow", "tofile", "savez", "imwritemulti"}
+    laboratory = {"edge/crops.py"}
+    for path in modules("edge"):
+        if str(path.relative_to(ROOT)) in laboratory:
+            continue
+        called = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+        }
+        allowed = {"fourcc", "VideoWriter"} if path.name == "camera.py" else set()
+        assert not (called & writers) - allowed, path
+    camera = (ROOT / "edge" / "camera.py").read_text()
+    assert camera.count("VideoWriter") == camera.count("VideoWriter.fourcc")
+
+
+def test_edge_has_no_label_constant() -> None:
+    for path in modules("edge"):
+        for word in ("happiness", "sadness", "surprise", "anger"):
+            assert word not in path.read_text(), path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_have_30_to_400_lines_and_no_vague_names(package: str) -> None:
+    for path in modules(package):
+        lines = len(path.read_text().splitlines())
+        assert lines <= 400, f"{path} has {lines} lines"
+        assert path.stem not in ("utils", "helpers", "common", "misc", "manager")
