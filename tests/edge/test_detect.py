@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import CLIP, PICTURES
+from support import CLIP, PICTURES, original
 
 from edge.backends import open_backend
 from edge.detect import STRIDES, Detector, decode, letterbox_scale, suppress
@@ -70,7 +70,8 @@ def test_agrees_with_opencvs_own_detector(
     detector_file: Path, tmp_path: Path, width: int, height: int
 ) -> None:
     """Same faces, boxes and landmarks within two pixels of the scaled picture."""
-    original = _unpatched(tmp_path)
+    published = tmp_path / "published.onnx"  # OpenCV 4 wants the file with its fixed input
+    published.write_bytes(original(detector_file))
     backend = open_backend("ort", detector_file, 1)
     ours = Detector(backend, width, height, score=0.6, overlap=0.3)
     for name, picture in scenes():
@@ -78,7 +79,7 @@ def test_agrees_with_opencvs_own_detector(
         size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         small = cv2.resize(picture, size, interpolation=method)
-        theirs = cv2.FaceDetectorYN.create(str(original), "", size, 0.6, 0.3)
+        theirs = cv2.FaceDetectorYN.create(str(published), "", size, 0.6, 0.3)
         _, rows = theirs.detect(small)
         rows = rows if rows is not None else np.empty((0, 15))
         found = ours.find(picture)
@@ -88,16 +89,6 @@ def test_agrees_with_opencvs_own_detector(
             nearest = rows[np.abs(rows[:, :2] - mine[:2]).sum(axis=1).argmin()]
             assert np.abs(nearest[:14] - mine).max() < 2.0, name
             assert abs(nearest[14] - face.score) < 0.02
-
-
-def _unpatched(folder: Path) -> Path:
-    """OpenCV 4's reader wants the file as published, with its fixed input."""
-    from edge.weights import _original, fetch, locked
-
-    entry = locked()["yunet"]
-    path = folder / entry["file"]
-    path.write_bytes(_original("yunet", entry, None, fetch))
-    return path
 
 
 def test_finds_the_faces_of_the_clip_at_small_and_large_picture_sizes(detector_file: Path) -> None:

@@ -3,24 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support import original
 
 from edge.errors import WeightsError
-from edge.weights import locked, resolve, sha256, write_atomically
+from edge.weights import locked, resolve, write_atomically
 
 
 def no_network(source: dict[str, str]) -> bytes:
     raise OSError("no route to host")
-
-
-def original(detector_file: Path) -> bytes:
-    """The published bytes, from the patched ones: every edit undone."""
-    entry = locked()["yunet"]
-    data = bytearray(detector_file.read_bytes())
-    for offset, old, new in entry["patch"]["edits"]:
-        assert data[offset : offset + 3] == bytes.fromhex(new)
-        data[offset : offset + 3] = bytes.fromhex(old)
-    assert sha256(bytes(data)) == entry["sha256"]
-    return bytes(data)
 
 
 def test_no_network_and_no_file_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
