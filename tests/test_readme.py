@@ -1,0 +1,105 @@
+"""Every command of the READMEs: run where it can be, checked against --help where it needs more."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from support import ROOT, Done
+
+SCRIPTS = {
+    entry.name: entry.value
+    for entry in metadata.distribution("classroom-node").entry_points
+    if entry.group == "console_scripts"
+}
+# Hardware, another machine or data that a clone does not have.
+NEEDS_MORE = ("--camera 0", "192.0.2.", "ferplus", "runs/")
+
+
+def commands(language: str) -> list[str]:
+    found = []
+    for path in (ROOT / "README.md", *ROOT.glob("*/README.md")):
+        for block in re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S):
+            found += [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
+    return sorted(set(found))
+
+
+OURS = [c for c in commands("sh") + commands("text") if c.split()[0] in SCRIPTS]
+RUNNABLE = [c for c in OURS if not any(need in c for need in NEEDS_MORE)]
+
+
+def module(script: str) -> str:
+    return SCRIPTS[script].split(":")[0]
+
+
+def test_the_readme_shows_enough_commands() -> None:
+    assert len(RUNNABLE) >= 4
+    assert {c.split()[0] for c in OURS} >= {"edge-run", "edge-watch", "edge-bench", "export-model"}
+
+
+@pytest.mark.parametrize("line", RUNNABLE)
+def test_command_runs(line: str, command: Callable[..., Done], detector_file: Path) -> None:
+    script, *arguments = shlex.split(line)
+    done = command(module(script), *arguments)
+    assert done.code == 0, done.err
+    assert done.out.strip()
+
+
+@pytest.mark.parametrize("line", sorted(set(OURS) - set(RUNNABLE)))
+def test_options_of_a_command_exist(line: str, command: Callable[..., Done]) -> None:
+    script, *arguments = shlex.split(line)
+    shown = command(module(script), "--help")
+    assert shown.code == 0
+    for option in [a for a in arguments if a.startswith("--")]:
+        assert option in shown.out, option
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_every_command_has_help_with_an_example_and_refuses_nonsense(
+    script: str, command: Callable[..., Done]
+) -> None:
+    shown = command(module(script), "--help")
+    assert shown.code == 0
+    assert f"example:\n  {script} " in shown.out
+    assert all(len(line) <= 110 for line in shown.out.splitlines())
+    wrong = command(module(script), "--no-such-option")
+    assert wrong.code == 2
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.M))
+    assert targets >= {"demo", "test", "lint"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_links_of_the_readmes_lead_somewhere() -> None:
+    for path in (ROOT / "README.md", *ROOT.glob("*/README.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert link.startswith("http") or (path.parent / link).exists(), link
+
+
+def test_the_demo_shows_counts_and_ends_by_itself(detector_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "demo/run.py"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    counts = [line for line in done.stdout.splitlines() if " counts " in line]
+    assert len(counts) == 5
+    assert "too few to count" in counts[-1]
+    assert '"schema":"edge.counts/1"' in done.stdout.splitlines()[-1]
+    assert all(len(line) <= 80 for line in counts)
