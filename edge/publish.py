@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
 REFUSED_PAUSE_SECONDS = 30.0
-FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 4.0, 32.0
+FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 2.0, 32.0
 
 
 class Publisher(Protocol):
@@ -246,8 +246,11 @@ class Mqtt:
             if time.monotonic() - began > self._patience:
                 # Some 3.1.1 brokers choke on MQTT 5 without a word (amqtt 0.12 does, on a will);
                 # others are slow: try the other version, and wait longer each time.
-                self._change(f"away: accepts connections but is silent for {self._patience:.0f} s")
                 self._other_version()
+                self._change(
+                    f"away: silent for {self._patience:.0f} s after connecting; "
+                    f"trying MQTT {self._version_name()}"
+                )
                 self._patience = min(2 * self._patience, LONGEST_ANSWER_SECONDS)
                 return False
         if self._connack:
@@ -260,8 +263,7 @@ class Mqtt:
                 [m for m in self._queue if not m.retain and m.kind != "health"], maxlen=100
             )
             self._queue.extend(self._retained.values())
-        version = "5" if self._version == self._mqtt.MQTTv5 else "3.1.1"
-        self._connected = f"connected: MQTT {version}"
+        self._connected = f"connected: MQTT {self._version_name()}"
         self._change(self._connected)
         while True:
             self._offer(client)
@@ -312,6 +314,9 @@ class Mqtt:
             self._deadline = max(self._deadline, time.monotonic() + 2.0)
             return False
         return self._last_mid is None or late
+
+    def _version_name(self) -> str:
+        return "5" if self._version == self._mqtt.MQTTv5 else "3.1.1"
 
     def _other_version(self) -> None:
         five, three = self._mqtt.MQTTv5, self._mqtt.MQTTv311
