@@ -1,15 +1,138 @@
-"""Losses, each a free function with its source."""
+"""Losses, each a free function with its source.
+
+Letters: B batch, K classes, N tokens, D width, H heads. Every loss is a mean over the batch.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against a distribution: -sum_k q_k log p_k, mean over the batch.
+    """Cross-entropy against a distribution: -sum_k q_k log p_k.
 
     logits, targets: (B, K); targets are non-negative and sum to 1 a row. The FER+ paper's "PLD"
     (Barsoum et al., ICMI 2016): learn the annotators' votes, not their winner.
     """
     return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """(B, K) -> (B, K): each row to mean 0 and deviation 1, so that the student may choose its own
+    scale (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024)."""
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    return centred / (centred.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-7)
+
+
+def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """KL(teacher || student) of standardised logits at a temperature, times its square.
+
+    student, teacher: (B, K). Hinton et al. 2015, with the standardisation of Sun et al. 2024.
+    """
+    log_p = functional.log_softmax(standardise(student) / temperature, dim=1)
+    log_q = functional.log_softmax(standardise(teacher) / temperature, dim=1)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=1).mean() * temperature**2
+
+
+def decoupled_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    label: Tensor,
+    temperature: float = 2.0,
+    alpha: float = 1.0,
+    beta: float = 2.0,
+) -> Tensor:
+    """DKD: the labelled class against all others (alpha), and the others among themselves (beta).
+
+    student, teacher: (B, K); label: (B,) int. Zhao et al., "Decoupled Knowledge Distillation",
+    CVPR 2022, equation 7, on standardised logits.
+    """
+    s, t = standardise(student) / temperature, standardise(teacher) / temperature
+    own = functional.one_hot(label, s.shape[1]).bool()
+    log_p, log_q = functional.log_softmax(s, dim=1), functional.log_softmax(t, dim=1)
+
+    def two(log_x: Tensor) -> Tensor:
+        inside = log_x[own]
+        outside = torch.logsumexp(log_x.masked_fill(own, -torch.inf), dim=1)
+        return torch.stack([inside, outside], dim=1)  # (B, 2)
+
+    target = (two(log_q).exp() * (two(log_q) - two(log_p))).sum(dim=1).mean()
+    rest_p = functional.log_softmax(s.masked_fill(own, -1e4), dim=1)
+    rest_q = functional.log_softmax(t.masked_fill(own, -1e4), dim=1)
+    rest = (rest_q.exp() * (rest_q - rest_p)).masked_fill(own, 0.0).sum(dim=1).mean()
+    return (alpha * target + beta * rest) * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of the rows of a and b."""
+    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
+    return functional.cosine_similarity(a, b, dim=1, eps=1e-8)
+
+
+def relation_distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """DIST: 1 - correlation between the classes of each face, plus that between the faces of each
+    class. student, teacher: (B, K). Huang et al., "Knowledge Distillation from A Stronger
+    Teacher", NeurIPS 2022."""
+    p = functional.softmax(student / temperature, dim=1)
+    q = functional.softmax(teacher / temperature, dim=1)
+    between = 1 - _correlation(p, q).mean()
+    within = 1 - _correlation(p.T, q.T).mean()
+    return (between + within) * temperature**2
+
+
+class RunningStandard(nn.Module):
+    """Features to mean 0 and deviation 1 by channel, with running statistics of the teacher's.
+
+    (..., D) -> (..., D). The statistics follow in training mode only and are part of the state,
+    so that a resumed run goes on with the same ones.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, momentum: float = 0.01) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            flat = features.detach().reshape(-1, features.shape[-1]).float()
+            # The first batches count in full: a slow start would standardise by nothing.
+            self.seen += 1
+            step = max(self.momentum, 1.0 / int(self.seen))
+            self.mean.lerp_(flat.mean(dim=0), step)
+            self.variance.lerp_(flat.var(dim=0, unbiased=False), step)
+        return (features - self.mean) / (self.variance + 1e-6).sqrt()
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half cosine distance, half smooth-L1, over the last dimension.
+
+    student, teacher: (..., D), the teacher's already standardised. Direction and size both matter;
+    smooth-L1 (Girshick 2015) keeps single channels of a transformer from ruling the sum.
+    """
+    cosine = 1 - functional.cosine_similarity(student, teacher, dim=-1).mean()
+    return 0.5 * cosine + 0.5 * functional.smooth_l1_loss(student, teacher)
+
+
+def attention_relations(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
+    """KL between the relations of tokens to each other, scaled dot products over `heads` relation
+    heads, whatever the widths and the networks' own heads.
+
+    student: (B, N, D), teacher: (B, N, D'): both queries, both keys or both values. MiniLMv2 (Wang
+    et al., Findings of ACL 2021), equations 4 and 5.
+    """
+
+    def relations(x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        split = x.reshape(batch, tokens, heads, width // heads).transpose(1, 2)  # (B, H, N, D/H)
+        scores = split @ split.transpose(2, 3) / (width // heads) ** 0.5  # (B, H, N, N)
+        return functional.log_softmax(scores, dim=-1)
+
+    log_p, log_q = relations(student), relations(teacher)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=-1).mean()

@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from support import ROOT, Done
 
 from distill.augment import augment
-from distill.losses import soft_cross_entropy
 from distill.recipe import Augmentation, load_recipe
 from distill.train import use_bf16
 from edge.errors import SettingsError
@@ -111,15 +109,6 @@ def test_data_that_is_not_there_is_one_line(
     done = command("distill.train", *arguments(recipe, tmp_path / "absent", tmp_path / "out"))
     assert done.code == 1
     assert "is no folder" in done.last
-
-
-def test_soft_cross_entropy_against_values_worked_out_in_numpy() -> None:
-    logits = np.array([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0]])
-    targets = np.array([[0.2, 0.8, 0.0], [0.5, 0.25, 0.25]])
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    expected = -(targets * np.log(p)).sum(axis=1).mean()
-    got = soft_cross_entropy(torch.tensor(logits), torch.tensor(targets))
-    assert float(got) == pytest.approx(expected)
 
 
 def test_augmentation_repeats_by_its_generator_and_stays_a_picture() -> None:
