@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,3 +218,20 @@ def test_watch_refuses_stdout_and_an_absent_broker(command: Command) -> None:
     done = command("edge.watch.terminal", "--broker", "mqtt://127.0.0.1:1")
     assert done.code == 1
     assert "Connection refused" in done.last
+
+
+def test_a_picture_of_20000_pixels_a_side_is_refused_without_decoding_it(
+    command: Command, tmp_path: Path
+) -> None:
+    """Its header alone, with no pixel behind it, is enough to be refused by size."""
+    side = (20_000).to_bytes(4, "big")
+    chunk = b"IHDR" + side + side + bytes([8, 0, 0, 0, 0])
+    header = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + chunk
+    header += zlib.crc32(chunk).to_bytes(4, "big")
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    body = (len(data) - 4).to_bytes(4, "big") + data + zlib.crc32(data).to_bytes(4, "big")
+    (tmp_path / "vast.png").write_bytes(header + body)
+    done = command("edge.run", "--camera", tmp_path, *SOURCE)
+    assert done.code == 1
+    assert "vast.png cannot be read as a picture" in done.last
+    assert "remove or shrink it" in done.last
