@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from edge.errors import BrokerError, EdgeError
+from edge.errors import BrokerError, EdgeError, UsageError
 from edge.settings import Broker, Settings
 from edge.strict import validate
 from edge.watch.terminal import line, watch
@@ -103,7 +103,10 @@ def demo() -> None:
     watcher.start()
     if not ready.wait(START_SECONDS) or failed:
         raise failed[0] if failed else BrokerError(f"no answer from {url}")
-    seconds = float(os.environ.get("DEMO_SECONDS") or 0)
+    try:
+        seconds = float(os.environ.get("DEMO_SECONDS") or 0)
+    except ValueError:
+        raise UsageError("DEMO_SECONDS must be a number of seconds") from None
     stay = sys.stdout.isatty() or seconds > 0
     deadline = time.monotonic() + seconds if seconds else float("inf")
     with tempfile.TemporaryDirectory(prefix="edge-demo-") as state:

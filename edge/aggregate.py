@@ -214,8 +214,8 @@ class Window:
             person_seconds=person_seconds,
             suppressed=suppressed,
             seen=round(seen, 3),
-            frames=window.frames,
-            dropped=window.dropped,
+            frames=None if suppressed else window.frames,
+            dropped=None if suppressed else window.dropped,
             low_confidence=unsure,
             camera=camera,
         )

@@ -102,9 +102,15 @@ class Bundle:
         return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
 
     def answer_error(self, backend: Backend, precision: str = "int8") -> float:
-        """Largest difference between the backend's logits and the stored ones."""
+        """Largest difference between the backend's logits and the stored ones; raises BundleError
+        where there are not as many logits as labels."""
         stored = np.asarray(self.description.known_answers.logits[ROLES[precision]])
         logits = backend.run(self.known_inputs().astype(np.float32))["logits"]
+        if logits.shape != stored.shape or stored.shape[1] != len(self.labels):
+            raise BundleError(
+                f"{self.folder}: {len(self.labels)} labels, {logits.shape[-1]} logits, known answers "
+                f"of shape {stored.shape}; export the bundle again"
+            )
         return float(np.abs(logits - stored).max())
 
     def self_test(self, backend: Backend, precision: str = "int8") -> float:

@@ -77,7 +77,7 @@ def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
 
 def redact(source: str) -> str:
     """An address without its user name and password."""
-    return re.sub(r"//[^/@\s]*@", "//***@", source)
+    return re.sub(r"//.*@", "//***@", source)  # greedy: a password may hold / and @
 
 
 class Live:
@@ -108,24 +108,20 @@ class Live:
         self._thread = threading.Thread(target=self._grab, name="camera", daemon=True)
 
     def _grab(self) -> None:
-        pause = FIRST_RETRY_SECONDS
+        pause, lost = FIRST_RETRY_SECONDS, False
         while not self._stop.is_set():
-            if self._capture is None:
-                try:
-                    self._capture = self._opener()
-                    log.info("camera back source=%s", self.kind)
-                except SourceError:
-                    self._stop.wait(pause * random.uniform(0.5, 1.0))
-                    pause = min(2 * pause, LAST_RETRY_SECONDS)
-                    continue
-            ok, picture = self._capture.read()
-            pixels = as_bgr(picture) if ok else None
+            pixels = self._read()
             if pixels is None:
-                log.warning("camera lost source=%s", self.kind)
-                self._capture.release()
-                self._capture = None
+                if not lost:
+                    log.warning("camera lost source=%s", self.kind)
+                lost = True
+                # Also after an opening that worked: some devices open and then give nothing.
+                self._stop.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LAST_RETRY_SECONDS)
                 continue
-            pause = FIRST_RETRY_SECONDS
+            if lost:
+                log.info("camera back source=%s", self.kind)
+            pause, lost = FIRST_RETRY_SECONDS, False
             with self._news:
                 if self._slot is not None:
                     self._skipped += 1
@@ -133,6 +129,20 @@ class Live:
                 self._news.notify()
         if self._capture is not None:
             self._capture.release()
+
+    def _read(self) -> NDArray[np.uint8] | None:
+        """One picture, opening the device where needed; None (and the device closed) where none."""
+        try:
+            if self._capture is None:
+                self._capture = self._opener()
+            ok, picture = self._capture.read()
+        except (SourceError, cv2.error):
+            ok, picture = False, None
+        pixels = as_bgr(picture) if ok else None
+        if pixels is None and self._capture is not None:
+            self._capture.release()
+            self._capture = None
+        return pixels
 
     def __iter__(self) -> Iterator[Frame | Tick]:
         self._thread.start()
@@ -196,6 +206,7 @@ class VideoFile:
             moment = stamp - first if stamp - first > moment else moment + self._step
             count += 1
             if self._max is not None and moment >= self._max:
+                yield Tick(time=self._max, utc=began + self._max, camera="file")
                 return
             yield Frame(pixels=pixels, time=moment, utc=began + moment)
         if count == 0:
@@ -233,6 +244,7 @@ class Folder:
         for index, path in enumerate(self._pictures):
             moment = index * self._step
             if self._max is not None and moment >= self._max:
+                yield Tick(time=self._max, utc=began + self._max, camera="file")
                 return
             yield Frame(pixels=read_picture(path), time=moment, utc=began + moment)
         end = len(self._pictures) * self._step

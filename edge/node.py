@@ -18,7 +18,7 @@ from edge.bundle import Bundle, load_bundle
 from edge.camera import Source, open_source
 from edge.classify import Classifier
 from edge.detect import Detector
-from edge.errors import BrokerError, OutboxError
+from edge.errors import BrokerError, EdgeError, OutboxError
 from edge.health import memory_mib, temperature_celsius
 from edge.outbox import Outbox
 from edge.payload import (
@@ -117,9 +117,14 @@ class Node:
     """Opens everything in an order in which the first fault is the one reported, then runs."""
 
     def __init__(
-        self, settings: Settings, max_seconds: float | None, stop: threading.Event
+        self,
+        settings: Settings,
+        max_seconds: float | None,
+        stop: threading.Event,
+        hurry: threading.Event,
     ) -> None:
-        self.settings, self.stop = settings, stop
+        """stop: ends the source, then what waits is delivered; hurry: ends that waiting too."""
+        self.settings, self.stop, self.hurry = settings, stop, hurry
         self.session, self._n = str(uuid.uuid4()), 0
         self.path = settings.node.path
         self.bundle, self._student = open_student(settings)
@@ -132,12 +137,18 @@ class Node:
             as_dict(Status(node=self.path, session=self.session, state="lost")),
             retain=True,
         )
-        self.publisher: Publisher = open_publisher(
-            settings.broker, self.path, will, self.outbox, settings.window.seconds
-        )
+        # A file run beside the camera's must not take its connection over.
+        own = self.path if self.source.live else f"{self.path}/{self.session[:8]}"
+        try:
+            self.publisher: Publisher = open_publisher(
+                settings.broker, f"edge/{own}", will, self.outbox
+            )
+        except EdgeError:
+            self._close_outbox()
+            raise
         self._state = ("", "")
         self._started = time.monotonic()
-        self._frames = self._dropped = self._unwritten = 0
+        self._frames = self._unwritten = 0
         self._camera = "live" if self.source.live else "file"
         self._health_at: float | None = None
         self._health_frames = 0
@@ -214,7 +225,6 @@ class Node:
             uptime_seconds=int(time.monotonic() - self._started),
             camera=self._camera,
             frames_per_second=rate,
-            frames_dropped=self._dropped,
             stages=stages,
             backend=self._student.name,
             temperature_celsius=temperature_celsius(),
@@ -256,8 +266,7 @@ class Node:
                 continue
             self.publisher.readings()
         if isinstance(item, Frame):
-            self._frames += 1
-            self._dropped += item.dropped
+            self._frames += 1 + item.dropped
             self._camera = "live" if self.source.live else "file"
         elif self.source.live:
             self._camera = item.camera
@@ -271,7 +280,7 @@ class Node:
             self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
         elif self._camera == "away":
             self._tell("degraded", "camera: away")
-        elif self.publisher.state.startswith("refused: counts"):
+        elif self.publisher.state.startswith("refused: "):
             self._tell("degraded", self.publisher.state)
         elif self._frames:
             self._tell("online")
@@ -282,16 +291,27 @@ class Node:
             self._health_at = now
             self.publisher.send(self._health(span))
 
+    def _close_outbox(self) -> None:
+        """A file's outbox goes when nothing waits in it, or when its lines were for a reader who is
+        no longer there; a camera's stays."""
+        done = self.settings.broker.url == "-" or not self.outbox.depth()
+        if not self.source.live and done:
+            self.outbox.remove()
+        else:
+            self.outbox.close()
+
     def _finish(self) -> None:
         live = self.source.live
         wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
-        left = self.publisher.finish(self._status("stopped"), wait)
-        self._student.close()
-        self.pipeline.detector.backend.close()
-        if live or left:
-            self.outbox.close()
-        else:
-            self.outbox.remove()
+        self.stop.set()  # from here on, a signal means: do not wait
+        if not self.publisher.state.startswith("connected") and self.outbox.depth():
+            log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)
+        try:
+            left = self.publisher.finish(self._status("stopped"), wait, self.hurry)
+        finally:
+            self._student.close()
+            self.pipeline.detector.backend.close()
+            self._close_outbox()
         if left and not live:
             raise BrokerError(
                 f"{left} readings were not acknowledged (broker {self.publisher.state}); they are "

@@ -10,6 +10,8 @@ import json
 import sqlite3
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ class Outbox:
 
     def append(self, payload: dict[str, Any]) -> int:
         """Commit one reading; returns its seq. Raises OutboxError when the disk does not take it."""
-        with self._lock:
+        with self._errors("takes no reading"), self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 cursor = self._db.execute(
@@ -84,15 +86,22 @@ class Outbox:
                     (seq - KEEP_ACKNOWLEDGED,),
                 )
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except sqlite3.OperationalError:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-                raise OutboxError(f"outbox {self.path} takes no reading: {error}") from error
+                raise
         return seq
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise OutboxError(f"outbox {self.path} {what}: {error}") from error
 
     def pending(self, above: int = 0, limit: int = 20) -> list[tuple[int, dict[str, Any]]]:
         """The oldest readings that no broker has acknowledged, in order, with log and seq set."""
-        with self._lock:
+        with self._errors("gives no readings"), self._lock:
             rows = self._db.execute(
                 "SELECT seq, payload FROM readings WHERE acknowledged = 0 AND seq > ? "
                 "ORDER BY seq LIMIT ?",
@@ -101,12 +110,13 @@ class Outbox:
         return [(seq, {**json.loads(text), "log": self.log, "seq": seq}) for seq, text in rows]
 
     def acknowledge(self, seq: int) -> None:
-        with self._lock:
+        """Raises OutboxError when the disk does not take the mark; then it is offered again."""
+        with self._errors("keeps no acknowledgement"), self._lock:
             self._db.execute("UPDATE readings SET acknowledged = 1 WHERE seq = ?", (seq,))
 
     def depth(self) -> int:
         """Readings that wait for an acknowledgement."""
-        with self._lock:
+        with self._errors("cannot be counted"), self._lock:
             row = self._db.execute(
                 "SELECT COUNT(*) FROM readings WHERE acknowledged = 0"
             ).fetchone()

@@ -38,8 +38,10 @@ class Quality(_Message):
     """How much of the window the counts rest on."""
 
     seen: float = Field(ge=0, le=1, description="share of the window covered by pictures")
-    frames: int = Field(ge=0)
-    dropped: int = Field(ge=0, description="pictures skipped to keep up")
+    frames: int | None = Field(ge=0, description="null when suppressed")
+    dropped: int | None = Field(
+        ge=0, description="pictures skipped to keep up; null when suppressed"
+    )
     low_confidence: float | None = Field(description="share of person-time; null when suppressed")
     camera: str
 
@@ -122,7 +124,7 @@ class Latency(_Message):
 
 class Health(_Message):
     """How the node does. Holds no figure that moves with one person: stages whose time grows with
-    the number of faces are left out."""
+    the number of faces are left out, and so are the pictures skipped; frames/s are the camera's."""
 
     schema_: Literal["edge.health/1"] = Field(default="edge.health/1", alias="schema")
     node: str = Field(pattern=NODE_PATTERN)
@@ -132,8 +134,7 @@ class Health(_Message):
     clock_synced: bool | None
     uptime_seconds: int
     camera: str
-    frames_per_second: int | None = Field(description="null for a file")
-    frames_dropped: int
+    frames_per_second: int | None = Field(description="delivered by the camera; null for a file")
     stages: dict[str, Latency]
     backend: str
     temperature_celsius: float | None
@@ -219,8 +220,10 @@ class Outgoing:
     payload: dict[str, Any]
     retain: bool
 
-    def topic(self, node: str) -> str:
-        return f"{PREFIX}/{node}/{self.kind}"
+    @property
+    def topic(self) -> str:
+        """Every message lies under the node that it names."""
+        return f"{PREFIX}/{self.payload['node']}/{self.kind}"
 
 
 def schema_of(message: type[_Message]) -> dict[str, Any]:

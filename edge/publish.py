@@ -28,6 +28,7 @@ from edge.broker import (
     tls_context,
     why_not,
 )
+from edge.errors import OutboxError
 from edge.outbox import Outbox
 from edge.payload import Outgoing, dumps
 from edge.settings import Broker
@@ -54,15 +55,24 @@ class Publisher(Protocol):
     def readings(self) -> None:
         """The outbox holds something new."""
 
-    def finish(self, last: Outgoing, timeout: float) -> int:
-        """Deliver what waits, then `last`; returns how many readings were not acknowledged."""
+    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
+        """Deliver what waits, then `last`, for at most `timeout` seconds or until `hurry`; returns
+        how many readings were not acknowledged."""
+
+
+def as_sent(payload: dict[str, Any]) -> Outgoing:
+    """A reading from the outbox as it goes out now: under the name of the node that counted it,
+    `historical` when it is more than a window late."""
+    end = datetime.strptime(payload["end"], "%Y-%m-%dT%H:%M:%S.%f%z")
+    age = (datetime.now(timezone.utc) - end).total_seconds()
+    late = age > payload["window_seconds"]
+    return Outgoing("counts", {**payload, "historical": late}, retain=False)
 
 
 @dataclass(slots=True)
 class Lines:
     """One JSON object a line: topic, qos, retain, payload."""
 
-    node: str
     outbox: Outbox
     out: TextIO
     state: str = "connected: stdout"
@@ -76,7 +86,7 @@ class Lines:
     def _write(self, message: Outgoing) -> None:
         line = dumps(
             {
-                "topic": message.topic(self.node),
+                "topic": message.topic,
                 "qos": 1,
                 "retain": message.retain,
                 "payload": message.payload,
@@ -90,10 +100,10 @@ class Lines:
 
     def readings(self) -> None:
         for seq, payload in self.outbox.pending(limit=1000):
-            self._write(Outgoing("counts", payload, retain=False))
+            self._write(as_sent(payload))
             self.outbox.acknowledge(seq)
 
-    def finish(self, last: Outgoing, timeout: float) -> int:
+    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
         self.readings()
         self._write(last)
         return self.outbox.depth()
@@ -105,17 +115,17 @@ class Mqtt:
     def __init__(
         self,
         settings: Broker,
-        node: str,
+        client_id: str,
         will: Outgoing,
         outbox: Outbox,
-        window_seconds: float,
     ) -> None:
-        """will: published by the broker when this node vanishes. Raises SettingsError for unusable
-        files."""
+        """client_id: the same at every start of one node, so that a reconnect takes the old session
+        over and its will goes out before the new status, not after it. will: published by the
+        broker when this node vanishes. Raises SettingsError for unusable files."""
         self._mqtt = mqtt_library()
         self._address = Address(settings.url)
-        self._settings, self._node, self._will = settings, node, will
-        self._outbox, self._window_seconds = outbox, window_seconds
+        self._settings, self._client_id, self._will = settings, client_id, will
+        self._outbox = outbox
         self._password = read_password(settings.password_file)
         self._context = tls_context(settings.tls) if self._address.secure else None
         self._version = self._mqtt.MQTTv5
@@ -123,18 +133,16 @@ class Mqtt:
         self._queue: deque[Outgoing] = deque(maxlen=100)
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._last: Outgoing | None = None
         self._deadline = 0.0
         self.state = "connecting"
-        self._flight: dict[int, int] = {}  # message id > seq
+        self._sent: dict[int, tuple[str, int]] = {}  # message id > kind, and a reading's seq
         self._offered = 0
         self._connack: str | None = None
-        self._refused_reading: str | None = None
+        self._refusals: dict[str, str] = {}  # kind > the broker's reason
         self._last_mid: int | None = None
         self._offer_after = 0.0
-        self._connected = ""
         self._patience = FIRST_ANSWER_SECONDS
 
     def start(self) -> None:
@@ -152,10 +160,14 @@ class Mqtt:
     def readings(self) -> None:
         pass  # the thread looks into the outbox itself
 
-    def finish(self, last: Outgoing, timeout: float) -> int:
+    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
         self._last, self._deadline = last, time.monotonic() + timeout
         self._stop.set()
-        self._done.wait(timeout + CONNECT_SECONDS)
+        while self.alive() and time.monotonic() < self._deadline + CONNECT_SECONDS:
+            if hurry.wait(0.1):
+                self._deadline = time.monotonic()
+                self._thread.join(2.0)
+                break
         return self._outbox.depth()
 
     # The thread.
@@ -169,12 +181,15 @@ class Mqtt:
     def _run(self) -> None:
         pause, longest = FIRST_PAUSE_SECONDS, self._settings.retry_max_seconds
         while not (self._stop.is_set() and time.monotonic() >= self._deadline):
-            connected = self._connect_once()
+            try:
+                connected = self._connect_once()
+            except OutboxError as error:
+                log.error("publisher stopped: %s", error)
+                return
             if connected is None:
-                break
+                return
             pause = FIRST_PAUSE_SECONDS if connected else min(2 * pause, longest)
             self._wait(pause * random.uniform(0.5, 1.0))
-        self._done.set()
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -184,13 +199,9 @@ class Mqtt:
                 return
 
     def _client(self) -> Any:
-        # One id a node, so that a reconnect takes the old session over and its will goes out
-        # before the new status, not after it.
-        client_id = f"edge-{self._node.replace('/', '-')}"
-        client = new_client(self._mqtt, self._settings, client_id, self._version)
+        client = new_client(self._mqtt, self._settings, self._client_id, self._version)
         secure(client, self._settings, self._password, self._context)
-        topic = self._will.topic(self._node)
-        client.will_set(topic, dumps(self._will.payload), qos=1, retain=True)
+        client.will_set(self._will.topic, dumps(self._will.payload), qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
         return client
@@ -203,22 +214,37 @@ class Mqtt:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any
     ) -> None:
-        seq = self._flight.pop(mid, None)
-        if mid == self._last_mid:
-            self._last_mid = None
-        if seq is None:
-            return
+        kind, seq = self._sent.pop(mid, ("", 0))
         if reason.is_failure:
-            self._refused_reading = str(reason)
+            # The broker took the connection but not the topic: stay, say so, offer again later.
+            self._refusals[kind] = str(reason)
+            if seq:
+                self._offered, self._offer_after = 0, time.monotonic() + REFUSED_PAUSE_SECONDS
         else:
+            self._refusals.pop(kind, None)
+            if seq:
+                self._acknowledge(seq)
+        if mid == self._last_mid:
+            self._last, self._last_mid = None, None
+        self._change(self._standing())
+
+    def _acknowledge(self, seq: int) -> None:
+        try:
             self._outbox.acknowledge(seq)
-            self._change(self._connected)
+        except OutboxError as error:
+            log.error("%s; it will be offered again", error)
+
+    def _standing(self) -> str:
+        if self._refusals:
+            kind, reason = next(iter(sorted(self._refusals.items())))
+            return f"refused: {kind} ({reason})"
+        return f"connected: MQTT {self._version_name()}"
 
     def _connect_once(self) -> bool | None:
         """One connection from start to end. True: it was up; False: it never was; None: all done."""
         client = self._client()
-        self._flight, self._offered, self._connack = {}, 0, None
-        self._refused_reading, self._last_mid, self._offer_after = None, None, 0.0
+        self._sent, self._offered, self._connack = {}, 0, None
+        self._refusals, self._last_mid, self._offer_after = {}, None, 0.0
         try:
             client.connect(
                 self._address.host,
@@ -229,11 +255,16 @@ class Mqtt:
             self._change(why_not(error))
             return False
         try:
-            return self._converse(client)
-        finally:
-            client.loop_write()
-            client.disconnect()
-            client.loop(0.05)
+            result = self._converse(client)
+        except OutboxError:
+            # Without a DISCONNECT, so that the broker says `lost`: this node cannot go on.
+            if (connection := client.socket()) is not None:
+                connection.close()
+            raise
+        client.loop_write()
+        client.disconnect()
+        client.loop(0.05)
+        return result
 
     def _converse(self, client: Any) -> bool | None:
         began = time.monotonic()
@@ -263,18 +294,12 @@ class Mqtt:
                 [m for m in self._queue if not m.retain and m.kind != "health"], maxlen=100
             )
             self._queue.extend(self._retained.values())
-        self._connected = f"connected: MQTT {self._version_name()}"
-        self._change(self._connected)
+        self._change(self._standing())
         while True:
             self._offer(client)
             if client.loop(0.05) != self._mqtt.MQTT_ERR_SUCCESS:
                 self._change("away: the connection was lost")
                 return True
-            if self._refused_reading:
-                # The broker took the connection but not the topic: stay, say so, offer again later.
-                self._change(f"refused: counts ({self._refused_reading})")
-                self._refused_reading, self._offered = None, 0
-                self._offer_after = time.monotonic() + REFUSED_PAUSE_SECONDS
             if self._stop.is_set() and self._end(client):
                 return None
 
@@ -283,37 +308,31 @@ class Mqtt:
             messages = list(self._queue)
             self._queue.clear()
         for message in messages:
-            client.publish(
-                message.topic(self._node), dumps(message.payload), qos=1, retain=message.retain
-            )
-        free = IN_FLIGHT - len(self._flight)
+            self._publish(client, message)
+        free = IN_FLIGHT - sum(kind == "counts" for kind, _ in self._sent.values())
         if free <= 0 or time.monotonic() < self._offer_after:
             return
         for seq, payload in self._outbox.pending(above=self._offered, limit=free):
-            payload["historical"] = self._is_historical(payload)
-            topic = Outgoing("counts", payload, retain=False).topic(self._node)
-            info = client.publish(topic, dumps(payload), qos=1)
-            self._flight[info.mid] = seq
+            self._publish(client, as_sent(payload), seq)
             self._offered = seq
 
-    def _is_historical(self, payload: dict[str, Any]) -> bool:
-        end = datetime.strptime(payload["end"], "%Y-%m-%dT%H:%M:%S.%f%z")
-        age = (datetime.now(timezone.utc) - end).total_seconds()
-        return bool(age > self._window_seconds)
+    def _publish(self, client: Any, message: Outgoing, seq: int = 0) -> int:
+        info = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
+        self._sent[info.mid] = (message.kind, seq)
+        return int(info.mid)
 
     def _end(self, client: Any) -> bool:
         """Whether all is said; the last status goes out when the outbox is empty or time is up."""
         late = time.monotonic() >= self._deadline
         if self._outbox.depth() and not late:
             return False
-        if self._last is not None:
-            info = client.publish(
-                self._last.topic(self._node), dumps(self._last.payload), qos=1, retain=True
-            )
-            self._last, self._last_mid = None, info.mid
+        if self._last is None:
+            return True  # said, and acknowledged
+        if self._last_mid is None:
+            self._last_mid = self._publish(client, self._last)
             self._deadline = max(self._deadline, time.monotonic() + 2.0)
             return False
-        return self._last_mid is None or late
+        return late
 
     def _version_name(self) -> str:
         return "5" if self._version == self._mqtt.MQTTv5 else "3.1.1"
@@ -323,14 +342,8 @@ class Mqtt:
         self._version = three if self._version == five else five
 
 
-def open_publisher(
-    settings: Broker,
-    node: str,
-    will: Outgoing,
-    outbox: Outbox,
-    window_seconds: float,
-) -> Publisher:
+def open_publisher(settings: Broker, client_id: str, will: Outgoing, outbox: Outbox) -> Publisher:
     """The publisher that `settings.url` names."""
     if settings.url == "-":
-        return Lines(node, outbox, sys.stdout)
-    return Mqtt(settings, node, will, outbox, window_seconds)
+        return Lines(outbox, sys.stdout)
+    return Mqtt(settings, client_id, will, outbox)

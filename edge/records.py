@@ -85,6 +85,8 @@ class Reading:
     person_seconds: by label; None likewise.
     suppressed: fewer people than the minimum group were in view at some moment.
     seen: share of the window covered by pictures, 0..1.
+    frames, dropped: pictures read and skipped; None when suppressed, since a node that cannot keep
+    up skips more with every person.
     low_confidence: share of person-time whose best probability was low; None when suppressed.
     camera: "live", "file" or the reason why nothing came.
     """
@@ -97,7 +99,7 @@ class Reading:
     person_seconds: dict[str, int] | None
     suppressed: bool
     seen: float
-    frames: int
-    dropped: int
+    frames: int | None
+    dropped: int | None
     low_confidence: float | None
     camera: str

@@ -24,7 +24,12 @@ def _segment(value: str) -> str:
 
 
 def _path(value: object) -> object:
-    return Path(value).expanduser() if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{value}': no such user") from error
 
 
 def own_hostname() -> str:
@@ -169,15 +174,18 @@ class Broker(Strict):
     def _address(self) -> Broker:
         if self.url == "-":
             return self
+        # Nothing of the address is repeated in these messages: it may hold a password.
+        if "@" in self.url:
+            raise ValueError("url must not hold a password; use username and password_file")
+        wrong = "url must be mqtt://host[:port], mqtts://host[:port] or -"
         try:
             parts = urlsplit(self.url)
             port = parts.port
-        except ValueError as error:
-            raise ValueError(f"url '{self.url}': {error}") from error
+            (parts.hostname or "").encode("idna")
+        except ValueError:
+            raise ValueError(wrong) from None
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
-            raise ValueError("url must be mqtt://host[:port], mqtts://host[:port] or -")
-        if parts.username or parts.password:
-            raise ValueError("url must not hold a password; use username and password_file")
+            raise ValueError(wrong)
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError("url must end after the port")
         if self.password_file is not None and self.username is None:

@@ -54,11 +54,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}{place}: {error.problem}; check the indentation") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: is no YAML: {str(error).splitlines()[0]}") from error
+    except (ValueError, RecursionError) as error:
+        # PyYAML lets its own conversions' errors through: a date that is none, brackets by thousands.
+        raise SettingsError(f"{path}: holds a value that cannot be read ({error})"[:200]) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: must hold 'name: value' lines, not a {type(data).__name__}")
-    return data
+    # A section whose lines are all commented out is an empty one.
+    return {key: {} if value is None else value for key, value in data.items()}
 
 
 def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:

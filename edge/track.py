@@ -72,19 +72,22 @@ class Tracker:
         hold_seconds: float = 0.3,
         forget_seconds: float = 1.5,
     ) -> None:
-        """strong_score: what starts a person; confirm_frames: sights before one counts (from the
-        first picture on, all count at once); hold_seconds: unseen but still counted;
-        forget_seconds: unseen and then forgotten."""
+        """strong_score: what starts a person; confirm_frames: sights before one counts (at once in
+        the first picture, and in pictures farther apart than hold_seconds); hold_seconds: unseen
+        but still counted; forget_seconds: unseen and then forgotten."""
         self.strong_score = strong_score
         self.confirm_frames = confirm_frames
         self.hold, self.forget = hold_seconds, forget_seconds
         self._people: list[_Person] = []
         self._next = 1
-        self._first = True
+        self._previous: float | None = None
 
     def update(self, faces: Sequence[Face], time: float, shape: tuple[int, ...]) -> list[Track]:
         """faces: of one picture of `shape` (H, W, ...) at `time` seconds. Returns confirmed people
         in view, by id: seen now, or unseen for at most hold_seconds and not gone over the edge."""
+        # In the first picture nobody has just walked in, and where pictures are far apart none can
+        # be confirmed by a next one: whoever is there counts at once.
+        at_once = self._previous is None or time - self._previous > self.hold
         self._people = [p for p in self._people if time - p.time <= self.forget]
         strong = [f for f in faces if f.score >= self.strong_score]
         weak = [f for f in faces if f.score < self.strong_score]
@@ -94,11 +97,10 @@ class Tracker:
         new, strong = self._match(new, strong, time)
         self._match([p for p in known if time - p.time <= self.hold], weak, time)
         for face in strong:
-            # In the first picture nobody has just walked in: whoever is there counts at once.
-            confirmed = self._first or self.confirm_frames <= 1
+            confirmed = at_once or self.confirm_frames <= 1
             self._people.append(_Person(self._next, face, time, confirmed))
             self._next += 1
-        self._first = False
+        self._previous = time
         # A face that vanished before it was confirmed was no face.
         self._people = [p for p in self._people if p.confirmed or p.time == time]
         return [

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ LARGEST_PAYLOAD = 64 * 1024
 
 
 def printable(text: object) -> str:
-    """Text of a message without control characters: a node must not steer a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", str(text))
+    """Text of a message without control, format and surrogate characters: a node must not steer a
+    terminal, nor turn its writing around."""
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
 
 
 def describe(kind: str, payload: dict[str, Any]) -> str:
@@ -69,7 +71,7 @@ def line(topic: str, raw: bytes, as_json: bool) -> str | None:
         moment = payload.get("end") if kind == "counts" else payload.get("time")
         when = str(moment or "")[11:19] or "--:--:--"
         return printable(f"{when} {node} {kind:<6} {describe(kind, payload)}")
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -116,3 +116,11 @@ def test_batching_changes_no_answer() -> None:
     together = backend.run(faces)["logits"]
     alone = np.concatenate([backend.run(face[None])["logits"] for face in faces])
     assert np.abs(together - alone).max() < 1e-4
+
+
+def test_labels_that_do_not_fit_the_graph_are_refused(bundle_copy: Path) -> None:
+    labels = json.loads((bundle_copy / "bundle.json").read_text())["labels"]
+    edit(bundle_copy, labels=labels[1:])
+    bundle = load_bundle(bundle_copy)
+    with pytest.raises(BundleError, match="7 labels, 8 logits"):
+        bundle.self_test(open_backend("ort", bundle.model(), 1))

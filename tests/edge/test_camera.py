@@ -79,6 +79,7 @@ def test_rtsp_that_does_not_answer_is_one_line_without_its_password() -> None:
     assert "gives no video" in message
     assert "secret" not in message
     assert redact("rtsp://a:b@c/d") == "rtsp://***@c/d"
+    assert redact("rtsp://a:b/c@d@e/f") == "rtsp://***@e/f"
 
 
 def test_csi_without_gstreamer_says_where_to_get_it() -> None:
@@ -205,3 +206,36 @@ def test_the_test_pattern_is_live_and_stops_in_time() -> None:
 def test_a_folder_of_the_demo_pictures_is_read(tmp_path: Path) -> None:
     shutil.copytree(PICTURES, tmp_path / "p")
     assert len(frames_of(str(tmp_path / "p"))) == 4
+
+
+def test_max_seconds_ends_the_last_window_whole() -> None:
+    *_, last = open_source(Camera(source=str(CLIP)), max_seconds=4.0)
+    assert isinstance(last, Tick)
+    assert last.time == 4.0
+
+
+def test_a_device_that_opens_and_gives_nothing_is_not_opened_in_a_rush() -> None:
+    opened: list[Script] = []
+
+    def opener() -> Script:
+        opened.append(Script())
+        return opened[-1]
+
+    source = Live("fake", opener, max_seconds=1.0)
+    assert all(isinstance(item, Tick) for item in source)
+    source.close()
+    assert 1 <= len(opened) <= 4
+    assert all(capture.released for capture in opened)
+
+
+def test_an_error_inside_a_read_is_a_lost_picture_not_a_lost_thread(monkeypatch: Any) -> None:
+    monkeypatch.setattr("edge.camera.FIRST_RETRY_SECONDS", 0.1)
+
+    def fail() -> int:
+        raise cv2.error("driver")
+
+    captures = iter([Script(1, fail), Script(*([7] * 200))])
+    source = Live("fake", lambda: next(captures))
+    values = (int(i.pixels[0, 0, 0]) for i in source if isinstance(i, Frame))
+    assert 7 in itertools.islice(values, 50)
+    source.close()

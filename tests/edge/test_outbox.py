@@ -77,3 +77,12 @@ def test_remove_leaves_nothing_behind(tmp_path: Path) -> None:
     box.append({})
     box.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_later_is_an_error_of_ours(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "box.sqlite")
+    box.append({})
+    box.close()
+    for call in (lambda: box.acknowledge(1), box.pending, box.depth, lambda: box.append({})):
+        with pytest.raises(OutboxError, match="outbox"):
+            call()

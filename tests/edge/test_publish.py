@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -73,7 +75,10 @@ def will() -> Outgoing:
 
 
 def publisher(url: str, box: Outbox, **broker: Any) -> Mqtt:
-    return Mqtt(Broker(url=url, **broker), NODE, will(), box, 10.0)
+    return Mqtt(Broker(url=url, **broker), f"edge/{NODE}", will(), box)
+
+
+NOT_HURRIED = threading.Event()
 
 
 def wait_state(publisher: Mqtt, start: str, seconds: float = 20) -> str:
@@ -89,7 +94,7 @@ def stopped() -> Outgoing:
 
 
 def example(end: str = "2026-01-01T00:00:00.000Z") -> dict[str, Any]:
-    return {"node": NODE, "end": end, "historical": False}
+    return {"node": NODE, "end": end, "window_seconds": 10, "historical": False}
 
 
 def test_the_clip_arrives_at_a_subscriber_as_it_does_on_stdout(
@@ -165,7 +170,7 @@ def test_readings_wait_for_a_broker_that_is_away_and_arrive_once_in_order(tmp_pa
     assert box.depth() == 50
     broker.start()
     subscriber = Subscriber(broker.port)
-    assert out.finish(stopped(), 20) == 0
+    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
     subscriber.wait_for(lambda: subscriber.of("status")[-1:] == [stopped().payload])
     assert [m["seq"] for m in subscriber.of("counts")] == list(range(1, 51))
     assert all(m["historical"] for m in subscriber.of("counts"))
@@ -185,7 +190,7 @@ def test_a_broker_restart_loses_no_reading(tmp_path: Path) -> None:
     box.append(example())
     broker.start()
     wait_state(out, "connected")
-    assert out.finish(stopped(), 20) == 0
+    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
     broker.stop()
 
 
@@ -205,7 +210,7 @@ def test_refused_credentials_are_reported_as_refused_never_as_connected(tmp_path
     assert "Not authorized" in wait_state(out, "refused")
     box.append(example())
     began = time.monotonic()
-    assert out.finish(stopped(), 1.0) == 1
+    assert out.finish(stopped(), 1.0, NOT_HURRIED) == 1
     assert time.monotonic() - began < 15
     with pytest.raises(BrokerError, match="Not authorized"):
         probe(Broker(url=broker.url, **login))
@@ -224,7 +229,7 @@ def test_a_topic_that_the_broker_forbids_is_told_and_the_reading_kept(tmp_path: 
     out = publisher(broker.url, box)
     out.start()
     assert "Not authorized" in wait_state(out, "refused: counts")
-    assert out.finish(stopped(), 1.0) == 1
+    assert out.finish(stopped(), 1.0, NOT_HURRIED) == 1
     broker.stop()
 
 
@@ -288,7 +293,7 @@ def test_a_broker_of_3_1_1_is_served_too(tmp_path: Path) -> None:
         out = publisher(f"mqtt://127.0.0.1:{port}", box)
         out.start()
         wait_state(out, "connected: MQTT 3.1.1")
-        assert out.finish(stopped(), 10) == 0
+        assert out.finish(stopped(), 10, NOT_HURRIED) == 0
     finally:
         broker.kill()
         broker.wait()
@@ -312,3 +317,110 @@ def test_an_unknown_host_and_a_silent_port_are_told_apart(tmp_path: Path) -> Non
         probe(Broker(url="mqtt://no-such-host.invalid"))
     with pytest.raises(BrokerError, match="nothing listens"):
         probe(Broker(url=f"mqtt://127.0.0.1:{free_port()}"))
+
+
+def test_a_refused_status_is_told_though_counts_arrive(tmp_path: Path) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic write edge/v1/+/+/+/counts\ntopic read #\n")
+    rules.chmod(0o644)
+    broker = Mosquitto(tmp_path, f"allow_anonymous true\nacl_file {rules}\n")
+    box = Outbox(tmp_path / "box.sqlite")
+    box.append(example())
+    out = publisher(broker.url, box)
+    out.start()
+    out.send(Outgoing("status", {"node": NODE, "state": "online"}, retain=True))
+    assert "Not authorized" in wait_state(out, "refused: status")
+    assert out.finish(stopped(), 5.0, NOT_HURRIED) == 0
+    broker.stop()
+
+
+class CuttingProxy:
+    """Passes bytes to the broker until they hold a word; that connection is cut, once."""
+
+    def __init__(self, port: int, word: bytes) -> None:
+        self._target, self._word, self.cut = port, word, False
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self._server.accept()
+            broker = socket.create_connection(("127.0.0.1", self._target))
+            for one, other in ((client, broker), (broker, client)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                if self._word in data and not self.cut:
+                    self.cut = True
+                    break
+                other.sendall(data)
+        except OSError:
+            pass
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_last_status_is_said_again_when_the_link_drops_on_it(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    proxy = CuttingProxy(mosquitto.port, b'"stopped"')
+    out = publisher(f"mqtt://127.0.0.1:{proxy.port}", Outbox(tmp_path / "box.sqlite"))
+    out.start()
+    out.send(Outgoing("status", {"node": NODE, "state": "online"}, retain=True))
+    wait_state(out, "connected")
+    subscriber.wait_for(lambda: len(subscriber.of("status")) == 1)
+    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
+    assert proxy.cut
+    subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
+
+
+def test_a_reading_goes_out_under_the_node_that_counted_it(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    box = Outbox(tmp_path / "box.sqlite")
+    box.append({**example(), "node": "school/room-1/old-name"})
+    out = publisher(mosquitto.url, box)
+    out.start()
+    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
+    subscriber.wait_for(lambda: subscriber.of("counts") != [])
+    ((topic, payload, _),) = [m for m in subscriber.messages if m[0].endswith("/counts")]
+    assert topic == "edge/v1/school/room-1/old-name/counts"
+    assert payload["historical"] is True
+
+
+def test_an_outbox_that_fails_stops_the_publisher_and_the_broker_says_lost(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    box = Outbox(tmp_path / "box.sqlite")
+    out = publisher(mosquitto.url, box)
+    out.start()
+    wait_state(out, "connected")
+    box.close()
+    subscriber.wait_for(lambda: [m["state"] for m in subscriber.of("status")] == ["lost"])
+    assert not out.alive()
+
+
+def test_a_second_signal_ends_the_wait_for_a_broker_that_is_away(tmp_path: Path) -> None:
+    url = f"mqtt://127.0.0.1:{free_port()}"
+    options = ["--camera", str(CLIP), "--max-seconds", "2", "--window", "2", "--broker", url]
+    node = subprocess.Popen(
+        [sys.executable, "-m", "edge.run", *options],
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert node.stderr is not None
+    while "waiting up to 30 s" not in node.stderr.readline():
+        assert node.poll() is None
+    node.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = node.communicate(timeout=20)
+    assert time.monotonic() - began < 8
+    assert node.returncode == 1
+    assert "1 readings were not acknowledged" in err.splitlines()[-1]
+    assert "Traceback" not in err

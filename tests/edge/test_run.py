@@ -121,7 +121,8 @@ def test_a_small_group_publishes_nothing_but_that_it_is_small(command: Command) 
     assert readings[-1]["faces"] == "<5"
     assert readings[-1]["counts"] is None
     assert readings[-1]["person_seconds"] is None
-    assert readings[-1]["quality"]["low_confidence"] is None
+    for figure in ("low_confidence", "frames", "dropped"):
+        assert readings[-1]["quality"][figure] is None
     for reading in readings[:-1]:
         assert not [n for n in reading["counts"].values() if n == 1]
 
@@ -162,6 +163,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path
     )
     assert len(done.stdout.splitlines()) == 2
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.sqlite*"))
 
 
 def test_a_camera_runs_until_sigterm_and_publishes_whole_windows_only(tmp_path: Path) -> None:

@@ -46,7 +46,12 @@ def test_the_shipped_node_yaml_is_the_defaults_and_names_every_setting() -> None
         ("detector: {width: 500}", "'detector.width' input should be a multiple of 32"),
         ("broker: {url: http://x}", "'broker' url must be mqtt://"),
         ("broker: {url: 'mqtt://u:p@x'}", "must not hold a password"),
-        ("broker: {url: 'mqtt://x:99999'}", "'broker' url"),
+        ("broker: {url: 'mqtt://u:pa/ss@x'}", "must not hold a password"),
+        ("broker: {url: 'mqtt://x:99999'}", "'broker' url must be"),
+        ("broker: {url: 'mqtt://a..b'}", "'broker' url must be"),
+        ("node: {site: 2024-13-45}", "node.yaml: holds a value that cannot be read"),
+        ("a: " + "[" * 5000, "node.yaml"),
+        ("runtime: {state: ~no-such-user/x}", "no such user"),
         ("broker: {tls: {key: a.pem}}", "needs certificate and key together"),
         ("camera: [1, 2]", "'camera'"),
         ("- camera", "must hold 'name: value' lines"),
@@ -75,6 +80,17 @@ def test_binary_and_missing_files_are_one_line(tmp_path: Path) -> None:
 def test_an_unquoted_camera_index_is_read_as_meant(tmp_path: Path) -> None:
     settings = validate(Settings, yaml.safe_load("camera: {source: 2}"), "x")
     assert settings.camera.source == "2"
+
+
+def test_a_section_with_all_its_lines_commented_out_is_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text("broker:\n  # url: mqtt://x\ncamera: {source: test}\n")
+    assert validate(Settings, read_yaml(path), "x").broker.url == "-"
+
+
+def test_no_message_repeats_a_password(tmp_path: Path) -> None:
+    for url in ("mqtt://u:s3cret@x", "mqtt://u:s3/cret@x", "http://u:s3cret@x"):
+        assert "cret" not in problem(f"broker: {{url: '{url}'}}", tmp_path)
 
 
 def test_options_win_over_the_file_and_faults_name_their_origin(tmp_path: Path) -> None:

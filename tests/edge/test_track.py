@@ -116,3 +116,10 @@ def test_thirty_shaking_people_stay_thirty() -> None:
         if i > 5:
             assert len(tracks) in (29, 30)
     assert len(numbers) <= 31
+
+
+def test_in_pictures_far_apart_everybody_counts_at_once() -> None:
+    """A folder of pictures: no next picture will confirm anybody."""
+    tracker = Tracker(confirm_frames=3, hold_seconds=0.3)
+    for i, x in enumerate((100, 300, 500, 200)):
+        assert len(tracker.update([face(x, 200)], float(i), SHAPE)) == 1

@@ -32,6 +32,7 @@ def test_what_is_not_ours_is_passed_over() -> None:
     assert line("edge/v1/other/room-1/node-1/status", good, False) is None, "lies about its name"
     assert line(topic, b"{", False) is None
     assert line(topic, b"[]", False) is None
+    assert line(topic, b"[" * 60_000, False) is None
     assert line(topic, b"\xff\xfe", False) is None
     assert line(topic, b" " * 100_000, False) is None
     assert line(topic, good.replace(b"edge.status/1", b"edge.counts/1"), False) is None
@@ -39,7 +40,8 @@ def test_what_is_not_ours_is_passed_over() -> None:
 
 
 def test_a_message_cannot_steer_the_terminal() -> None:
-    text = line(*message("status", state="\x1b[2Jonline\nfake line"), False)
+    text = line(*message("status", state="\x1b[2Jonline\nfake\u202eline\ud800"), False)
     assert text is not None
-    assert "\x1b" not in text
-    assert "\n" not in text
+    assert text.encode()
+    for character in "\x1b\n\u202e\ud800":
+        assert character not in text

@@ -1,0 +1,253 @@
+"""The teacher's two pretrained backbones, each giving one grid of tokens.
+
+    DINOv2 (scene)   grey crop > 196x196 RGB > (B, 196, D)    14x14 places of 14 pixels
+    SFace, IR-50     grey crop > 112x112 RGB > (B, 196, D)    14x14 places of 8 pixels
+
+B batch, D width. Tokens are places: token n is the place (n // 14, n % 14), for every backbone.
+
+DINOv2: Oquab et al. 2023, through `transformers`. SFace: Zhong et al. 2021 on MobileNet-v1, read
+from the OpenCV Zoo's ONNX initialisers by name (Apache-2.0, the default). IR-50: ArcFace (Deng et
+al., CVPR 2019); InsightFace's own weights are for non-commercial research only.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge.errors import DataError
+
+GRID = 14
+Freeze = Literal["all", "early", "none"]
+
+
+def as_rgb(faces: Tensor, side: int) -> Tensor:
+    """(B, 1 or 3, S, S) of 0..255, BGR where three, to (B, 3, side, side) RGB of 0..255."""
+    faces = faces.flip(1) if faces.shape[1] == 3 else faces.expand(-1, 3, -1, -1)
+    return functional.interpolate(faces, size=(side, side), mode="bilinear", antialias=True)
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """(B, D, G, G) -> (B, G * G, D): places stay places, which a plain reshape would mix."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+class Dinov2(nn.Module):
+    """A frozen DINOv2 of any size from a local folder or the hub's name."""
+
+    MEAN = (123.675, 116.28, 103.53)  # ImageNet's, times 255: what DINOv2 was trained with
+    DEVIATION = (58.395, 57.12, 57.375)
+
+    def __init__(self, source: str) -> None:
+        """Raises DataError where transformers or the weights are missing."""
+        super().__init__()
+        try:
+            from transformers import Dinov2Model
+        except ImportError as error:
+            raise DataError("transformers is not installed; install the 'train' extra") from error
+        try:
+            self.model: nn.Module = Dinov2Model.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"no DINOv2 at '{source}' ({str(error).splitlines()[0][:100]}); give a local folder "
+                f"or a hub name such as facebook/dinov2-small"
+            ) from error
+        self.model.float().requires_grad_(False)
+        self.width = int(self.model.config.hidden_size)
+        self.side = GRID * int(self.model.config.patch_size)
+        self.register_buffer("mean", torch.tensor(self.MEAN).reshape(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(self.DEVIATION).reshape(1, 3, 1, 1))
+
+    def train(self, mode: bool = True) -> Dinov2:
+        super().train(mode)
+        self.model.eval()  # frozen: no dropout, whatever the teacher does
+        return self
+
+    @torch.no_grad()
+    def forward(self, faces: Tensor) -> Tensor:
+        pixels = (as_rgb(faces, self.side) - self.mean) / self.deviation
+        return self.model(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
+
+
+class _Separable(nn.Module):
+    """SFace's unit: depthwise and pointwise convolution, each with BatchNorm and PReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.dw_conv2d = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
+        self.dw_batchnorm = nn.BatchNorm2d(inputs, eps=1e-3)
+        self.dw_relu = nn.PReLU(inputs)
+        self.conv2d = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.batchnorm = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.relu = nn.PReLU(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dw_relu(self.dw_batchnorm(self.dw_conv2d(x)))
+        return self.relu(self.batchnorm(self.conv2d(x)))  # type: ignore[no-any-return]
+
+
+class SFace(nn.Module):
+    """SFace up to `conv_12_relu`, its last 14x14 grid of 512 channels."""
+
+    side, width = 112, 512
+    # Outputs and strides of units 2 to 12.
+    UNITS = (
+        (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
+        (512, 1), (512, 1), (512, 1), (512, 1), (512, 1),
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1_conv2d = nn.Conv2d(3, 32, 3, 1, 1, bias=False)
+        self.conv_1_batchnorm = nn.BatchNorm2d(32, eps=1e-3)
+        self.conv_1_relu = nn.PReLU(32)
+        inputs, units = 32, []
+        for outputs, stride in self.UNITS:
+            units.append(_Separable(inputs, outputs, stride))
+            inputs = outputs
+        self.units = nn.Sequential(*units)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        x = (as_rgb(faces, self.side) - 127.5) * 0.0078125  # scalar_op1, scalar_op2 of the file
+        x = self.conv_1_relu(self.conv_1_batchnorm(self.conv_1_conv2d(x)))
+        return to_tokens(self.units(x))
+
+    @classmethod
+    def from_onnx(cls, path: Path) -> SFace:
+        """Raises DataError where the file is no SFace by its initialisers' names and shapes."""
+        import onnx
+        from google.protobuf.message import DecodeError
+        from onnx import numpy_helper
+
+        try:
+            graph = onnx.load(str(path)).graph
+        except (OSError, DecodeError) as error:
+            raise DataError(f"{path} is no ONNX file that can be read; give SFace's") from error
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        model = cls()
+        own = model.state_dict()
+        loaded = {}
+        for name, value in own.items():
+            if name.endswith("num_batches_tracked"):
+                loaded[name] = value
+                continue
+            there = cls._onnx_name(name)
+            if there not in arrays or arrays[there].size != value.numel():
+                raise DataError(f"{path} is no SFace: '{there}' is missing or of another shape")
+            loaded[name] = torch.from_numpy(arrays[there].copy()).reshape(value.shape)
+        model.load_state_dict(loaded)
+        model.eval()
+        return model
+
+    @staticmethod
+    def _onnx_name(name: str) -> str:
+        layer, kind = name.rsplit(".", 1)
+        if layer.startswith("units."):
+            _, index, rest = layer.split(".")
+            layer = f"conv_{int(index) + 2}_{rest}"
+        ending = {
+            "running_mean": "moving_mean",
+            "running_var": "moving_var",
+            "bias": "beta",
+            "weight": "weight" if layer.endswith("conv2d") else "gamma",
+        }[kind]
+        return f"{layer}_{ending}"
+
+
+class _Bottleneck(nn.Module):
+    """ArcFace's improved residual unit; the names are those of the usual checkpoints."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.shortcut_layer: nn.Module
+        if inputs == outputs:
+            self.shortcut_layer = nn.MaxPool2d(1, stride)
+        else:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.res_layer(x) + self.shortcut_layer(x)  # type: ignore[no-any-return]
+
+
+class IR50(nn.Module):
+    """ArcFace's IR-50 up to its third stage, the last 14x14 grid of 256 channels."""
+
+    side, width = 112, 256
+    STAGES = ((64, 3), (128, 4), (256, 14))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64)
+        )
+        inputs, units = 64, []
+        for outputs, count in self.STAGES:
+            for index in range(count):
+                units.append(_Bottleneck(inputs, outputs, 2 if index == 0 else 1))
+                inputs = outputs
+        self.body = nn.Sequential(*units)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        x = (as_rgb(faces, self.side) - 127.5) / 127.5
+        return to_tokens(self.body(self.input_layer(x)))
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> IR50:
+        """A state dict, alone or under `state_dict` or `model`, with or without the prefixes
+        `module.` and `backbone.`; the later stages are left out. Raises DataError otherwise."""
+        try:
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{path} holds more than weights and is not opened; save its state_dict alone"
+            ) from error
+        for key in ("state_dict", "model"):
+            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+                content = content[key]
+        if not isinstance(content, Mapping):
+            raise DataError(f"{path} is no state dict of IR-50")
+        plain = {
+            str(k).replace("module.", "").replace("backbone.", ""): v for k, v in content.items()
+        }
+        model = cls()
+        own = model.state_dict()
+        if missing := [
+            name
+            for name, value in own.items()
+            if not name.endswith("num_batches_tracked")
+            and (name not in plain or plain[name].shape != value.shape)
+        ]:
+            raise DataError(f"{path} is no IR-50: '{missing[0]}' is missing or of another shape")
+        model.load_state_dict({name: plain.get(name, value) for name, value in own.items()})
+        model.eval()
+        return model
+
+
+def freeze(backbone: SFace | IR50, how: Freeze) -> None:
+    """all: nothing learns. early: the last third of the units learns. none: everything learns.
+
+    Frozen parts keep their batch statistics too only while they are in evaluation mode; the teacher
+    holds a wholly frozen backbone there.
+    """
+    backbone.requires_grad_(how == "none")
+    if how == "early":
+        units = backbone.units if isinstance(backbone, SFace) else backbone.body
+        for unit in list(units)[-(len(units) // 3) :]:
+            unit.requires_grad_(True)

@@ -1,0 +1,118 @@
+"""The HFFER-style teacher: two pretrained backbones, cross-attention both ways, convolutions, head.
+
+    scene tokens (B, N, Ds)  frozen DINOv2      \
+                                                 > cross-attention > convolutions > logits (B, K)
+    face tokens (B, N, Df)   face recognition   /
+
+B batch, N = 14 * 14 places, D width, G grid side of the fusion, K classes.
+
+What the paper's abstract says (Xie, Ju and Chang 2025, doi 10.54097/m7sc3z87): a frozen DINOv2 and a
+second pretrained backbone, integrated by cross-attention and multiple convolutions. Ours, since only
+the abstract is available: SFace or IR-50 as the second, one block in each direction, pre-norm, the
+grid of 7x7 or 14x14, two residual convolutions, average pooling and a linear head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distill.backbones import GRID
+from distill.student import CrossAttention
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherConfig:
+    """scene_width, face_width: of the backbones' tokens; grid: side of the fused grid, 7 or 14.
+
+    scene, face, attend, convolve: parts that an ablation takes away; what stays keeps its form.
+    """
+
+    classes: int
+    scene_width: int
+    face_width: int
+    grid: int = 7
+    width: int = 256
+    heads: int = 8
+    dropout: float = 0.3
+    scene: bool = True
+    face: bool = True
+    attend: bool = True
+    convolve: bool = True
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with BatchNorm beside the identity (He et al., CVPR 2016)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def pool_tokens(tokens: Tensor, grid: int) -> Tensor:
+    """(B, 196, D) -> (B, grid * grid, D): the average of the places that fall together."""
+    if grid == GRID:
+        return tokens
+    places = tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], GRID, GRID)
+    return functional.adaptive_avg_pool2d(places, grid).flatten(2).transpose(1, 2)
+
+
+class Teacher(nn.Module):
+    """Reads both backbones' tokens, which may come from a cache."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        super().__init__()
+        if not (config.scene or config.face):
+            raise ValueError("a teacher without both backbones has nothing to read")
+        self.config = config
+        d, tokens = config.width, config.grid**2
+        self.scene_in = nn.Sequential(
+            nn.LayerNorm(config.scene_width), nn.Linear(config.scene_width, d)
+        )
+        self.face_in = nn.Sequential(
+            nn.LayerNorm(config.face_width), nn.Linear(config.face_width, d)
+        )
+        self.scene_norm, self.face_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.scene_asks = CrossAttention(d, config.heads, tokens)
+        self.face_asks = CrossAttention(d, config.heads, tokens)
+        self.mix = nn.Sequential(nn.Conv2d(2 * d, d, 1, bias=False), nn.BatchNorm2d(d), nn.ReLU())
+        self.convolutions = nn.Sequential(Residual(d), Residual(d))
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(d, config.classes)
+
+    def fuse(self, scene: Tensor, face: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both streams after their projection, (B, G * G, D) each, and the embedding, (B, D)."""
+        c = self.config
+        s = self.scene_in(pool_tokens(scene, c.grid))  # (B, N, D)
+        f = self.face_in(pool_tokens(face, c.grid))  # (B, N, D)
+        # An absent backbone is zeros in the same network, so that the rest keeps its size.
+        s, f = s * float(c.scene), f * float(c.face)
+        x, y = s, f
+        if c.attend:
+            a, b = self.scene_norm(s), self.face_norm(f)
+            x = s + self.scene_asks(a, b)  # (B, N, D)
+            y = f + self.face_asks(b, a)  # (B, N, D)
+        grid = torch.cat([x, y], dim=2).transpose(1, 2).reshape(len(x), -1, c.grid, c.grid)
+        grid = self.mix(grid)  # (B, D, G, G)
+        if c.convolve:
+            grid = self.convolutions(grid)
+        return s, f, grid.mean(dim=(2, 3))
+
+    def forward(self, scene: Tensor, face: Tensor) -> Tensor:
+        """scene: (B, 196, Ds), face: (B, 196, Df). Returns logits (B, K)."""
+        return self.head(self.dropout(self.fuse(scene, face)[2]))  # type: ignore[no-any-return]
