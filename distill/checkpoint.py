@@ -35,6 +35,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise DataError(f"{path} has schema {found!r}, this version reads '{SCHEMA}'; train again")
+    wanted = ("recipe", "labels", "student", "epoch", "valid_accuracy")
+    if missing := [key for key in wanted if key not in content]:
+        raise DataError(f"{path} lacks '{missing[0]}'; train it again")
     recipe = validate(Recipe, content["recipe"], str(path))
     labels = tuple(content["labels"])
     student = build_student(recipe, len(labels))

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from distill.labels import FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
 from edge.crop import CropSpec
-from edge.crops import Crops, crop_detector, crops_key, list_pictures, make_crops
+from edge.crops import (
+    Crops,
+    crop_detector,
+    crops_key,
+    list_pictures,
+    make_crops,
+    rafdb_split,
+)
 from edge.errors import DataError
 from edge.weights import locked
 
@@ -53,6 +60,11 @@ def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     return np.where(extra > inside.max(axis=1), -1, inside.argmax(axis=1))
 
 
+def _whole(cell: str) -> bool:
+    cell = cell.strip()
+    return cell.isascii() and cell.isdecimal()
+
+
 def _read_ferplus(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     path = data / f"FER2013{split.capitalize()}" / "label.csv"
     columns = len(FERPLUS) + len(FERPLUS_EXTRA)
@@ -62,7 +74,7 @@ def _read_ferplus(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[s
             for line, row in enumerate(csv.reader(rows), 1):
                 if not row:
                     continue
-                if len(row) != 2 + columns or not all(cell.strip().isdigit() for cell in row[2:]):
+                if len(row) != 2 + columns or not all(_whole(cell) for cell in row[2:]):
                     raise DataError(
                         f"{path} line {line}: expected a name, a box and {columns} whole votes"
                     )
@@ -71,6 +83,8 @@ def _read_ferplus(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[s
                 votes[row[0]] = [int(cell) for cell in row[2:]]
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
     return votes, FERPLUS
 
 
@@ -83,13 +97,15 @@ def _read_rafdb(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         parts = line.split()
-        if len(parts) != 2 or not parts[1].isdigit() or not 1 <= int(parts[1]) <= len(RAFDB):
+        if len(parts) != 2 or not _whole(parts[1]) or not 1 <= int(parts[1]) <= len(RAFDB):
             raise DataError(f"{path} line {number}: expected 'NAME.jpg 1..{len(RAFDB)}'")
-        if parts[0].startswith(split):
+        if rafdb_split(parts[0]) == split:
             votes[parts[0]] = [int(i == int(parts[1]) - 1) for i in range(len(RAFDB))]
     return votes, RAFDB
 
@@ -135,8 +151,12 @@ def open_crops(
         detector.backend.close()
 
 
-def join(data: Path, layout: str, split: str, crops: Crops) -> Split:
-    """Votes beside crops; raises DataError for a picture without a row or a row without a picture."""
+def join(data: Path, layout: str, split: str, made: dict[str, Crops]) -> Split:
+    """Votes beside crops; raises DataError for a split that is not there, a picture without a row
+    or a row without a picture."""
+    if split not in made:
+        raise DataError(f"{data} has no split '{split}', only {', '.join(made)}; add its folder")
+    crops = made[split]
     votes, labels = READERS[layout](data, split)
     have = set(crops.names)
     if missing := [name for name in votes if name not in have]:

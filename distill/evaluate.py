@@ -48,15 +48,16 @@ def predict_bundle(
     return softmax(np.concatenate(parts))
 
 
-def count_undetected_as_errors(
+def count_undetected(
     scores_of: Split, probabilities: NDArray[np.float64], protocol: str
-) -> float:
-    """Accuracy when every picture without a detected face is wrong, whatever was predicted."""
+) -> tuple[float, float]:
+    """Of the pictures that the protocol scores: the share without a detected face, and the accuracy
+    when each of those is wrong, whatever was predicted."""
     classes = len(scores_of.labels)
     truth = (majority if protocol == PROTOCOLS[0] else argmax)(scores_of.votes, classes)
     kept = truth >= 0
     hit = (probabilities.argmax(axis=1) == truth) & scores_of.crops.found
-    return float(hit[kept].mean())
+    return float(1 - scores_of.crops.found[kept].mean()), float(hit[kept].mean())
 
 
 def table(scores: Scores, undetected: float, strict: float) -> str:
@@ -118,11 +119,12 @@ def evaluate(
     split: Split, probabilities: NDArray[np.float64], layout: str, name: str, precision: str
 ) -> tuple[str, list[dict[str, Any]]]:
     """The printed table and the entries, both protocols where the data set has votes."""
-    undetected = float(1 - split.crops.found.mean())
+    if not (majority(split.votes, len(split.labels)) >= 0).any():
+        raise DataError(f"no picture of '{name}' has a label to score against; check its votes")
     texts, entries = [], []
     for protocol in PROTOCOLS if layout == "ferplus" else PROTOCOLS[:1]:
         scores = score(probabilities, split.votes, split.labels, protocol)
-        strict = count_undetected_as_errors(split, probabilities, protocol)
+        undetected, strict = count_undetected(split, probabilities, protocol)
         texts.append(table(scores, undetected, strict))
         entries.append(as_entry(scores, layout, name, precision, undetected, strict))
     return "\n".join(texts), entries
@@ -181,7 +183,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     probabilities = predict_crops(crops[args.split].pixels)
     if args.predictions:
         write_predictions(args.predictions, crops[args.split].names, labels, probabilities)
-    split = join(args.data, args.layout, args.split, crops[args.split])
+    split = join(args.data, args.layout, args.split, crops)
     if split.labels != labels:
         raise DataError(
             f"{args.data} has the classes {', '.join(split.labels)}, the model "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edge.crop import CropSpec
 from edge.strict import Strict, read_yaml, validate
@@ -18,6 +18,12 @@ class CropRecipe(Strict):
         min_length=5, max_length=5, description="where the five landmarks land, pixels x y"
     )
 
+    @model_validator(mode="after")
+    def _pairs(self) -> CropRecipe:
+        if any(len(point) != 2 for point in self.template):
+            raise ValueError("template must hold five pairs, x and y")
+        return self
+
     def spec(self) -> CropSpec:
         points = tuple((float(x), float(y)) for x, y in self.template)
         return CropSpec(size=self.size, channels=self.channels, template=points)
@@ -29,6 +35,12 @@ class StudentRecipe(Strict):
     width: int = Field(default=128, ge=8, description="tokens' width D")
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads(self) -> StudentRecipe:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
 
 
 class Augmentation(Strict):
@@ -61,6 +73,12 @@ class Recipe(Strict):
     student: StudentRecipe = StudentRecipe()
     augmentation: Augmentation = Augmentation()
     training: Training
+
+    @model_validator(mode="after")
+    def _shrink(self) -> Recipe:
+        if self.augmentation.shrink_to >= self.crop.size:
+            raise ValueError("augmentation.shrink_to must be below crop.size")
+        return self
 
 
 def load_recipe(path: Path) -> Recipe:

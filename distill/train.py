@@ -8,9 +8,11 @@ OUT/log.csv       a row an epoch
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,7 @@ from distill.losses import soft_cross_entropy
 from distill.metrics import softmax
 from distill.recipe import Recipe, load_recipe
 from distill.student import Student, StudentConfig
-from distill.twins import find_twins
+from distill.twins import find_twins, names_of
 from edge import cli
 from edge.crops import LAYOUTS
 from edge.errors import DataError
@@ -41,18 +43,20 @@ FIELDS = ("epoch", "loss", "valid_accuracy", "valid_loss", "learning_rate", "sec
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """faces: (N, C, S, S) uint8 (may be a memory map); targets: (N, K) float32."""
+    """faces: (N, C, S, S) uint8 (may be a memory map); targets: (N, K) float32; rows: the places
+    in both that are learned from; digest: names what they are."""
 
     faces: NDArray[np.uint8]
     targets: NDArray[np.float32]
     rows: NDArray[np.int64]
+    digest: str
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         rows = np.sort(self.rows[places])
-        faces = torch.from_numpy(np.ascontiguousarray(self.faces[rows])).float()
+        faces = torch.from_numpy(self.faces[rows]).float()
         return faces, torch.from_numpy(self.targets[rows])
 
 
@@ -65,7 +69,17 @@ def learnable(split: Split, leave_out: set[str]) -> Examples:
     if extra.shape[1]:
         usable &= extra.max(axis=1) <= inside.max(axis=1)
     usable &= np.array([name not in leave_out for name in split.crops.names])
-    return Examples(split.crops.pixels, split.targets, np.flatnonzero(usable))
+    rows = np.flatnonzero(usable)
+    names = "\n".join(split.crops.names[row] for row in rows)
+    digest = hashlib.sha256(names.encode() + split.targets[rows].tobytes()).hexdigest()
+    return Examples(split.crops.pixels, split.targets, rows, digest)
+
+
+def choosable(valid: Split, leave_out: frozenset[str] | set[str]) -> NDArray[np.int64]:
+    """(N,) labels to choose a model on: the majority's, -1 for none and for those left out."""
+    truth = majority(valid.votes, len(valid.labels))
+    truth[[name in leave_out for name in valid.crops.names]] = -1
+    return truth
 
 
 def use_bf16(precision: str) -> bool:
@@ -113,7 +127,7 @@ def predict(student: Student, faces: NDArray[np.uint8], batch: int = 256) -> NDA
     student.eval()
     parts = []
     for start in range(0, len(faces), batch):
-        block = torch.from_numpy(np.ascontiguousarray(faces[start : start + batch])).float()
+        block = torch.from_numpy(np.array(faces[start : start + batch])).float()
         parts.append(student(block.to(memory_format=torch.channels_last)).numpy())
     return np.concatenate(parts)
 
@@ -131,10 +145,12 @@ def train(
     valid: Split,
     out: Path,
     resume: bool = False,
+    not_chosen_on: frozenset[str] = frozenset(),
 ) -> Path:
     """Train the student; returns the path of the best checkpoint by validation accuracy.
 
-    Raises DataError where nothing can be learned or --resume finds another recipe's run.
+    not_chosen_on: validation pictures with a twin in the test split, on which nothing is chosen.
+    Raises DataError where nothing can be learned or --resume finds another run.
     """
     if len(examples) < 2:
         raise DataError("fewer than two usable training pictures; check --data and --layout")
@@ -154,17 +170,24 @@ def train(
     )
     out.mkdir(parents=True, exist_ok=True)
     first, best = 0, -1.0
-    identity = {"recipe": recipe.model_dump(), "labels": list(labels)}
+    bf16 = use_bf16(t.precision)
+    identity = {
+        "recipe": recipe.model_dump(),
+        "labels": list(labels),
+        "data": examples.digest,
+        "precision": "bf16" if bf16 else "fp32",
+    }
     if resume and (out / "last.pt").is_file():
-        state = torch.load(out / "last.pt", weights_only=True)
-        if state["identity"] != identity:
-            raise DataError(f"{out / 'last.pt'} is another recipe's run; choose another --out")
+        state = _load_state(out / "last.pt")
+        if different := [key for key in identity if state["identity"].get(key) != identity[key]]:
+            raise DataError(
+                f"{out / 'last.pt'} is another run (other {', '.join(different)}); choose another --out"
+            )
         student.load_state_dict(state["student"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         first, best = state["epoch"] + 1, state["best"]
-    truth = majority(valid.votes, len(labels))
-    bf16 = use_bf16(t.precision)
+    truth = choosable(valid, not_chosen_on)
     steps_an_epoch = len(list(_batches(examples, t.batch, t.seed, 0)))
     steps = steps_an_epoch * t.epochs
     print(
@@ -224,6 +247,8 @@ def train(
                     "student": average.state_dict(),
                 },
             )
+        # The log before the checkpoint: killed in between, the epoch is done and logged again.
+        _append(out / "log.csv", row, epoch)
         save_torch(
             out / "last.pt",
             {
@@ -235,8 +260,14 @@ def train(
                 "optimiser": optimiser.state_dict(),
             },
         )
-        _append(out / "log.csv", row, epoch)
     return out / "best.pt"
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(path, weights_only=True))
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(f"{path} cannot be resumed from; start without --resume") from error
 
 
 @torch.no_grad()
@@ -284,16 +315,15 @@ def run(argv: Sequence[str] | None = None) -> None:
 
     crops = open_crops(args.data, args.layout, spec, args.weights, say)
     twins = find_twins(args.data, args.layout, crops_folder(args.data, spec), say)
-    train_split = join(args.data, args.layout, "train", crops["train"])
-    if "valid" not in crops:
-        raise DataError(
-            f"{args.data} has no validation split to choose a model on; move part of train to one"
-        )
-    valid = join(args.data, args.layout, "valid", crops["valid"])
-    left_out = {name for name, _, _ in twins["train"]}
-    say(f"{len(left_out)} twins of validation and test pictures left out of training")
+    train_split = join(args.data, args.layout, "train", crops)
+    valid = join(args.data, args.layout, "valid", crops)
+    left_out, unchosen = names_of(twins["train"]), frozenset(names_of(twins["valid"]))
+    say(
+        f"left out: {len(left_out)} twins of validation and test pictures from training, "
+        f"{len(unchosen)} twins of test pictures from choosing"
+    )
     examples = learnable(train_split, left_out)
-    best = train(recipe, train_split.labels, examples, valid, args.out, args.resume)
+    best = train(recipe, train_split.labels, examples, valid, args.out, args.resume, unchosen)
     print(f"best checkpoint: {best}")
 
 

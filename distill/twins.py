@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.crops import list_pictures, read_picture
+from edge.crops import fingerprint, list_pictures, read_picture
 from edge.weights import write_atomically
 
 DISTANCE = 4
@@ -51,7 +52,10 @@ def find_twins(
     `twins-SPLIT.csv` in `keep_in`, and read from there the next time.
     """
     files = {split: keep_in / f"twins-{split}.csv" for split in ("train", "valid")}
-    if all(path.is_file() for path in files.values()):
+    listed = list_pictures(data, layout)
+    key = " ".join(f"{split}={fingerprint(pictures)}" for split, pictures in listed.items())
+    key_file = keep_in / "twins.key"
+    if key_file.is_file() and key_file.read_text() == key:
         found = {}
         for split, path in files.items():
             with path.open(newline="", encoding="utf-8") as kept:
@@ -60,7 +64,7 @@ def find_twins(
     exact: dict[str, list[str]] = {}
     near: dict[str, NDArray[np.uint64]] = {}
     names: dict[str, list[str]] = {}
-    for split, pictures in list_pictures(data, layout).items():
+    for split, pictures in listed.items():
         pixels = [read_picture(path) for _, path in pictures]
         names[split] = [name for name, _ in pictures]
         exact[split] = [hashlib.sha256(p.tobytes()).hexdigest() for p in pixels]
@@ -84,7 +88,13 @@ def find_twins(
                 elif distance[i, place] <= DISTANCE:
                     rows.append((name, pool_names[place], "near"))
         found[split] = rows
-        text = "name,twin,kind\n" + "".join(f"{','.join(row)}\n" for row in rows)
-        write_atomically(files[split], text.encode())
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("name", "twin", "kind"), *rows])
+        write_atomically(files[split], text.getvalue().encode())
         progress(f"{split}: {len(rows)} twins of {' and '.join(others)} left out")
+    write_atomically(key_file, key.encode())
     return found
+
+
+def names_of(twins: list[tuple[str, str, str]]) -> set[str]:
+    return {name for name, _, _ in twins}

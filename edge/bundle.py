@@ -104,7 +104,8 @@ class Bundle:
     def answer_error(self, backend: Backend, precision: str = "int8") -> float:
         """Largest difference between the backend's logits and the stored ones; raises BundleError
         where there are not as many logits as labels."""
-        stored = np.asarray(self.description.known_answers.logits[ROLES[precision]])
+        rows = self.description.known_answers.logits.get(ROLES[precision], [])
+        stored = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
         logits = backend.run(self.known_inputs().astype(np.float32))["logits"]
         if logits.shape != stored.shape or stored.shape[1] != len(self.labels):
             raise BundleError(

@@ -28,7 +28,7 @@ from edge.crop import CropSpec, crop_faces, crop_whole
 from edge.detect import Detector
 from edge.errors import DataError
 from edge.records import Face
-from edge.weights import resolve
+from edge.weights import locked, resolve, write_atomically
 
 LAYOUTS = ("ferplus", "rafdb", "folders")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -53,7 +53,8 @@ class Crops:
 def list_pictures(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
     """Pictures by split ("train", "valid", "test"), each a name and a path, sorted by name.
 
-    ferplus: FER2013Train|Valid|Test/*.png. rafdb: Image/aligned/{train,test}_NNNNN_aligned.jpg.
+    ferplus: FER2013Train|Valid|Test/*.png. rafdb: Image/aligned/{train,test}_NNNNN_aligned.jpg,
+    a tenth of train kept apart as valid.
     folders: train|valid|test/CLASS/*, named CLASS/file. Raises DataError where the layout is not met.
     """
     if not data.is_dir():
@@ -64,12 +65,9 @@ def list_pictures(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
             folder = data / f"FER2013{split.capitalize()}"
             splits[split] = [(p.name, p) for p in sorted(folder.glob("*.png"))]
     elif layout == "rafdb":
-        folder = data / "Image" / "aligned"
-        for split in ("train", "test"):
-            splits[split] = [
-                (p.name.replace("_aligned", ""), p)
-                for p in sorted(folder.glob(f"{split}_*_aligned.jpg"))
-            ]
+        for path in sorted((data / "Image" / "aligned").glob("t*_*_aligned.jpg")):
+            name = path.name.replace("_aligned", "")
+            splits.setdefault(rafdb_split(name), []).append((name, path))
     else:
         for split in ("train", "valid", "test"):
             splits[split] = [
@@ -81,6 +79,23 @@ def list_pictures(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
     if not splits:
         raise DataError(f"{data} holds no pictures in the layout '{layout}'; see --help for it")
     return splits
+
+
+def rafdb_split(name: str) -> str:
+    """RAF-DB has no validation split: a tenth of its training pictures, by the hash of their names,
+    is kept apart to choose on, so that nothing is ever chosen on the test split."""
+    if name.startswith("test"):
+        return "test"
+    return "valid" if hashlib.sha256(name.encode()).digest()[0] < 26 else "train"
+
+
+def fingerprint(pictures: list[tuple[str, Path]]) -> str:
+    """Changes when a picture is added, removed, renamed or written anew."""
+    digest = hashlib.sha256()
+    for name, path in pictures:
+        facts = path.stat()
+        digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -147,12 +162,16 @@ def make_crops(
     """
     made = {}
     for split, pictures in list_pictures(data, layout).items():
-        existing = load_crops(out, split)
-        if existing is not None and existing.names == [name for name, _ in pictures]:
-            made[split] = existing
-            continue
+        key = f"{crops_key(spec, locked()['yunet']['sha256'])} {fingerprint(pictures)}"
+        key_file = out / f"{split}.key"
+        if key_file.is_file() and key_file.read_text() == key:
+            existing = load_crops(out, split)
+            if existing is not None and existing.names == [name for name, _ in pictures]:
+                made[split] = existing
+                continue
         out.mkdir(parents=True, exist_ok=True)
-        partial = out / f".{split}.npy"
+        key_file.unlink(missing_ok=True)
+        partial = out / f".{split}.{os.getpid()}.npy"
         pixels = np.lib.format.open_memmap(
             partial,
             mode="w+",
@@ -171,11 +190,14 @@ def make_crops(
                 if (index + 1) % 1000 == 0 or index + 1 == len(pictures):
                     progress(f"{split}: {index + 1}/{len(pictures)} crops")
         pixels.flush()
-        _write_index(out / f".{split}.csv", zip((n for n, _ in pictures), found, strict=True))
+        rows = out / f".{split}.{os.getpid()}.csv"
+        _write_index(rows, zip((n for n, _ in pictures), found, strict=True))
         os.replace(partial, out / f"{split}.npy")
-        os.replace(out / f".{split}.csv", out / f"{split}.csv")
+        os.replace(rows, out / f"{split}.csv")
+        write_atomically(key_file, key.encode())  # last: without it the rest does not count
         loaded = load_crops(out, split)
-        assert loaded is not None
+        if loaded is None:
+            raise DataError(f"the crops of '{split}' in {out} cannot be read back; check the disk")
         made[split] = loaded
     return made
 
@@ -188,14 +210,17 @@ def _write_index(path: Path, rows: Iterable[tuple[str, bool]]) -> None:
 
 
 def load_crops(folder: Path, split: str) -> Crops | None:
-    """What make_crops left for a split, or None."""
-    pixels, index = folder / f"{split}.npy", folder / f"{split}.csv"
-    if not (pixels.is_file() and index.is_file()):
+    """What make_crops left for a split, or None where that is missing or damaged."""
+    try:
+        with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as rows:
+            table = list(csv.DictReader(rows))
+        pixels = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
         return None
-    with index.open(newline="", encoding="utf-8") as rows:
-        table = list(csv.DictReader(rows))
+    if len(pixels) != len(table):
+        return None
     return Crops(
-        pixels=np.load(pixels, mmap_mode="r"),
+        pixels=pixels,
         names=[row["name"] for row in table],
         found=np.array([row["found"] == "1" for row in table], dtype=bool),
     )
@@ -205,7 +230,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-crops",
         "Crop a data set of single faces with the deployed detector and alignment.\n"
-        "ferplus: FER2013Train|Valid|Test/*.png; rafdb: Image/aligned/*_aligned.jpg;\n"
+        "ferplus: FER2013Train|Valid|Test/*.png; rafdb: Image/aligned/*_aligned.jpg (a tenth\n"
+        "of train becomes valid);\n"
         "folders: train|valid|test/CLASS/*. Writes SPLIT.npy and SPLIT.csv.",
         "edge-crops ferplus --layout ferplus --out crops",
     )

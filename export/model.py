@@ -23,14 +23,16 @@ from distill.data import Split, crops_folder, join, majority, open_crops
 from distill.evaluate import DATA_NAMES, evaluate, predict_bundle
 from distill.metrics import fit_temperature
 from distill.student import multiply_adds
-from distill.train import predict
-from distill.twins import find_twins
+from distill.train import choosable, predict
+from distill.twins import find_twins, names_of
 from edge import cli
+from edge.bench import processor
 from edge.bundle import SCHEMA, load_bundle
 from edge.crop import CropSpec, crop_faces
 from edge.crops import LAYOUTS, crop_detector
 from edge.detect import Detector
-from edge.errors import DataError, EdgeError
+from edge.errors import DataError, EdgeError, UsageError
+from edge.node import versions
 from edge.pattern import portrait
 from edge.weights import locked, sha256
 from export.agree import compare, logits_of, torch_equals_onnx
@@ -38,6 +40,7 @@ from export.to_int8 import balanced, quantise_for_cpu
 from export.to_onnx import INPUT, deployed, export_onnx
 
 FILES = {"fp32": "fp32.onnx", "int8-cpu": "int8-cpu.onnx"}
+KNOWN_INPUTS = "known-inputs.npy"
 CALIBRATION_CROPS = 1024
 
 
@@ -66,9 +69,9 @@ def known_inputs(detector: Detector, spec: CropSpec) -> NDArray[np.uint8]:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    """The commit of this code, with `-dirty` where it was changed since; or "unknown"."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
@@ -80,7 +83,7 @@ def _describe(
     folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
     spec = checkpoint.recipe.crop.spec()
-    inputs = np.load(folder / "known-inputs.npy", allow_pickle=False)
+    inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
     answers = {
         role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()
         for role, name in FILES.items()
@@ -98,7 +101,7 @@ def _describe(
         },
         "crop": spec.as_dict(),
         "files": {role: _entry(folder / name) for role, name in FILES.items()},
-        "known_answers": {"inputs": _entry(folder / "known-inputs.npy"), "logits": answers},
+        "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
         "scores": [],
         "provenance": {
             "teacher": "none: learned from the annotators' votes alone",
@@ -132,31 +135,54 @@ def export(args: argparse.Namespace) -> None:
         print(line, file=sys.stderr, flush=True)
 
     crops = open_crops(args.data, args.layout, spec, args.weights, say)
-    # The data set's own validation split; without one, the training split stands in for choices
-    # that touch no reported number.
-    valid_name = "valid" if "valid" in crops else "train"
-    train = join(args.data, args.layout, "train", crops["train"])
-    valid = join(args.data, args.layout, valid_name, crops[valid_name])
+    train = join(args.data, args.layout, "train", crops)
+    valid = join(args.data, args.layout, "valid", crops)
     for split in (train, valid):
         if split.labels != checkpoint.labels:
             raise DataError(
                 f"{args.data} has the classes {', '.join(split.labels)}, the checkpoint "
                 f"{', '.join(checkpoint.labels)}"
             )
+    refuse_other_folders(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    twins = find_twins(args.data, args.layout, crops_folder(args.data, spec), say)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"
         folder.mkdir()
-        found = find_twins(args.data, args.layout, crops_folder(args.data, spec), say)
-        twins = {name for name, _, _ in found["train"]}
         _fill(folder, checkpoint, train, valid, twins, args, say)
         _report(folder, crops, args)
-        replaced = Path(draft) / "replaced"
-        if args.out.exists():
-            os.replace(args.out, replaced)
-        os.replace(folder, args.out)
-        shutil.rmtree(replaced, ignore_errors=True)
+        put_in_place(folder, args.out)
     print(f"bundle written to {args.out}")
+
+
+def refuse_other_folders(out: Path) -> None:
+    """Raises UsageError where `out` holds anything that a bundle would not: it will be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"--out {out} is a file; give a folder")
+    ours = {"bundle.json", KNOWN_INPUTS, *FILES.values()}
+    if others := sorted(path.name for path in out.iterdir() if path.name not in ours):
+        raise UsageError(
+            f"--out {out} holds '{others[0]}', which is no part of a bundle and would be lost; give "
+            f"another folder"
+        )
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """`folder` becomes `out`. The old bundle is moved aside first and comes back if that fails; a
+    kill between the two moves leaves it whole as `.OUT.old`."""
+    aside = out.with_name(f".{out.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if out.exists():
+        os.replace(out, aside)
+    try:
+        os.replace(folder, out)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fill(
@@ -164,22 +190,30 @@ def _fill(
     checkpoint: Checkpoint,
     train: Split,
     valid: Split,
-    twins: set[str],
+    twins: dict[str, list[tuple[str, str, str]]],
     args: argparse.Namespace,
     say: Callable[[str], None],
 ) -> None:
     classes = len(checkpoint.labels)
+    # Nothing is fitted or judged on pictures that have a twin in the test split.
+    unchosen = names_of(twins["valid"])
     voted = valid.targets.sum(axis=1) > 0
+    voted &= np.array([name not in unchosen for name in valid.crops.names])
     temperature = fit_temperature(
         predict(checkpoint.student, valid.crops.pixels)[voted], valid.targets[voted]
     )
-    say(f"temperature {temperature:.4f}, fitted on '{args.layout}' valid")
+    if abs(np.log(temperature)) > 1.99 and not args.force:
+        raise EdgeError(
+            f"the fitted temperature {temperature:.3g} is at the end of its range: this checkpoint "
+            f"has learned nothing that can be calibrated; train it, or --force"
+        )
+    say(f"temperature {temperature:.4f}, fitted on {voted.sum()} pictures of '{args.layout}' valid")
     student = deployed(checkpoint.student, temperature)
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
     labels = majority(train.votes, classes)
-    labels[[name in twins for name in train.crops.names]] = -1
+    labels[[name in names_of(twins["train"]) for name in train.crops.names]] = -1
     places = balanced(labels, classes, CALIBRATION_CROPS)
     kept = quantise_for_cpu(
         folder / FILES["fp32"], folder / FILES["int8-cpu"], train.crops.pixels[places]
@@ -188,7 +222,7 @@ def _fill(
     agreement = compare(
         logits_of(folder / FILES["fp32"], valid.crops.pixels),
         logits_of(folder / FILES["int8-cpu"], valid.crops.pixels),
-        majority(valid.votes, classes),
+        choosable(valid, unchosen),
     )
     low, high = agreement.interval
     print(
@@ -202,7 +236,7 @@ def _fill(
             "data, or --force"
         )
     inputs = known_inputs(crop_detector(args.weights), checkpoint.recipe.crop.spec())
-    np.save(folder / "known-inputs.npy", inputs)
+    np.save(folder / KNOWN_INPUTS, inputs)
     facts = {
         "data_licence": LICENCES[args.layout],
         "float_nodes": kept,
@@ -210,20 +244,24 @@ def _fill(
         "int8_agreement": agreement.as_dict(),
         "detector_sha256": locked()["yunet"]["sha256"],
         "checkpoint_sha256": sha256(args.checkpoint.read_bytes()),
-        "twins_left_out": len(twins),
+        "twins_left_out": {split: len(rows) for split, rows in twins.items()},
+        "measured_with": {"processor": processor(), **versions()},
     }
     description = _describe(folder, checkpoint, args.layout, temperature, facts)
     (folder / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
-    """Scores of what was written, into bundle.json: once, after every choice was made."""
+    """Scores of what was written, into bundle.json; of the test split only when asked, since that
+    is for the one model that was chosen."""
     bundle = load_bundle(folder)
     entries = []
-    for name in [split for split in ("valid", "test") if split in crops]:
+    for name in ("valid", "test") if args.test else ("valid",):
         for precision in ("int8", "fp32"):
+            if name not in crops:
+                raise DataError(f"{args.data} has no test split; leave --test out")
             probabilities = predict_bundle(bundle, precision, crops[name].pixels)
-            split = join(args.data, args.layout, name, crops[name])
+            split = join(args.data, args.layout, name, crops)
             text, more = evaluate(split, probabilities, args.layout, name, precision)
             entries += more
             print(f"{name} {precision}\n{text}")
@@ -239,13 +277,16 @@ def run(argv: Sequence[str] | None = None) -> None:
         "export-model",
         "Turn a checkpoint into the bundle that the node runs: ONNX in float and INT8, known\n"
         "answers, scores. INT8 is calibrated on the data set's training crops, balanced by class.",
-        "export-model runs/student/best.pt --data ferplus --layout ferplus --out edge/models",
+        "export-model runs/student/best.pt --data ferplus --layout ferplus --out edge/models --test",
     )
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
+    p.add_argument(
+        "--test", action="store_true", help="score the test split too: for the chosen model alone"
+    )
     p.add_argument("--force", action="store_true", help="write it even if INT8 strays from float")
     export(p.parse_args(argv))
 

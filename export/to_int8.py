@@ -88,7 +88,8 @@ def quantise_for_cpu(source: Path, target: Path, crops: NDArray[np.uint8]) -> li
             str(draft),
             _Crops(crops),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            # Relu among them: without it a convolution's range is spent on what Relu throws away.
+            op_types_to_quantize=["Conv", "Relu", "MatMul", "Gemm"],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,

@@ -9,7 +9,7 @@ import pytest
 
 from distill.data import _read_ferplus, _read_folders, _read_rafdb, join
 from distill.twins import find_twins, perceptual_hash
-from edge.crops import Crops, list_pictures
+from edge.crops import Crops, list_pictures, rafdb_split
 from edge.errors import DataError
 
 
@@ -31,6 +31,7 @@ def write_label(root: Path, text: str) -> Path:
         ('a.png,"(0, 0, 48, 48)",1,2,3', "line 2: expected"),
         ('a.png,"(0, 0, 48, 48)",0,0,0,0,x,0,0,0,0,0', "line 2: expected"),
         ('a.png,"(0, 0, 48, 48)",-1,0,0,0,0,0,0,0,0,0', "line 2: expected"),
+        ('a.png,"(0, 0, 48, 48)",²,0,0,0,0,0,0,0,0,0', "line 2: expected"),
         ('ok.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1', "line 2: 'ok.png' stands twice"),
     ],
 )
@@ -46,9 +47,9 @@ def test_missing_files_rows_and_pictures_are_named(tmp_path: Path) -> None:
     row = 'a.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1\n'
     write_label(tmp_path, row)
     with pytest.raises(DataError, match=r"name a missing picture: a\.png"):
-        join(tmp_path, "ferplus", "train", crops([]))
+        join(tmp_path, "ferplus", "train", {"train": crops([])})
     with pytest.raises(DataError, match=r"have no row: b\.png"):
-        join(tmp_path, "ferplus", "train", crops(["a.png", "b.png"]))
+        join(tmp_path, "ferplus", "train", {"train": crops(["a.png", "b.png"])})
     with pytest.raises(DataError, match="is no folder"):
         list_pictures(tmp_path / "absent", "ferplus")
     with pytest.raises(DataError, match="holds no pictures in the layout 'rafdb'"):
@@ -57,7 +58,7 @@ def test_missing_files_rows_and_pictures_are_named(tmp_path: Path) -> None:
 
 def test_soft_targets_are_the_eight_votes_over_their_sum(tmp_path: Path) -> None:
     write_label(tmp_path, 'a.png,"(0, 0, 48, 48)",3,1,0,0,0,0,0,0,5,1\n')
-    split = join(tmp_path, "ferplus", "train", crops(["a.png"]))
+    split = join(tmp_path, "ferplus", "train", {"train": crops(["a.png"])})
     assert split.targets[0].tolist() == [0.75, 0.25, 0, 0, 0, 0, 0, 0]
 
 
@@ -69,10 +70,16 @@ def test_rafdb_is_read_in_its_holders_layout(tmp_path: Path) -> None:
     labels = tmp_path / "list_patition_label.txt"
     labels.write_text("train_00001.jpg 5\ntrain_00002.jpg 7\ntest_0001.jpg 4\n")
     pictures = list_pictures(tmp_path, "rafdb")
-    assert [name for name, _ in pictures["train"]] == ["train_00001.jpg", "train_00002.jpg"]
-    votes, names = _read_rafdb(tmp_path, "train")
+    assert [name for name, _ in pictures["test"]] == ["test_0001.jpg"]
+    votes: dict[str, list[int]] = {}
+    for split in pictures:
+        rows, names = _read_rafdb(tmp_path, split)
+        assert sorted(rows) == [name for name, _ in pictures[split]]
+        votes |= rows
     assert names[votes["train_00001.jpg"].index(1)] == "sadness"
     assert names[votes["train_00002.jpg"].index(1)] == "neutral"
+    apart = [rafdb_split(f"train_{i:05d}.jpg") for i in range(1, 12272)]
+    assert 0.09 < apart.count("valid") / len(apart) < 0.115
     labels.write_text("train_00001.jpg 8\n")
     with pytest.raises(DataError, match="line 1: expected"):
         _read_rafdb(tmp_path, "train")
@@ -111,6 +118,10 @@ def test_twins_leave_train_for_valid_and_test_and_valid_for_test(
     assert "test" not in found
     assert find_twins(root, "ferplus", tmp_path) == found, "kept and read again"
     assert (tmp_path / "twins-train.csv").read_text().startswith("name,twin,kind\n")
+    # Data that changed under the same names is looked at again.
+    for i in range(2, 10):
+        shutil.copy(test / f"test{i:05d}.png", train / f"train{i:05d}.png")
+    assert len(find_twins(root, "ferplus", tmp_path)["train"]) == len(found["train"]) + 8
 
 
 def test_perceptual_hash_ignores_brightness_and_tells_pictures_apart() -> None:

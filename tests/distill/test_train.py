@@ -11,13 +11,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from support import ROOT, Done
 
-from distill.augment import augment
+from distill.augment import augment, move
+from distill.data import Split
+from distill.evaluate import count_undetected
 from distill.recipe import Augmentation, load_recipe
-from distill.train import use_bf16
+from distill.train import choosable, learnable, use_bf16
+from edge.crops import Crops
 from edge.errors import SettingsError
 
 RECIPE = """
@@ -69,6 +74,7 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
+    assert child.returncode == -signal.SIGKILL, "killed before it was done"
     done = command("distill.train", *arguments(recipe, tiny_ferplus, broken), "--resume")
     assert done.code == 0, done.err
     assert "epochs 0..3" not in done.out, "it went on, it did not start again"
@@ -81,11 +87,19 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
     ]
     assert again == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
+    chosen = torch.load(broken / "best.pt", weights_only=True)
+    best_row = max(rows, key=lambda row: float(row["valid_accuracy"]))
+    assert chosen["epoch"] == int(best_row["epoch"])
+    assert chosen["valid_accuracy"] == pytest.approx(float(best_row["valid_accuracy"]), abs=1e-5)
+
     other_recipe = tmp_path / "other.yaml"
     other_recipe.write_text(RECIPE.replace("seed: 3", "seed: 4"))
     done = command("distill.train", *arguments(other_recipe, tiny_ferplus, broken), "--resume")
     assert done.code == 1
-    assert "another recipe's run" in done.last
+    assert "is another run (other recipe)" in done.last
+    (broken / "last.pt").write_bytes(b"half a file")
+    done = command("distill.train", *arguments(recipe, tiny_ferplus, broken), "--resume")
+    assert "cannot be resumed from" in done.last
 
 
 def test_every_shipped_recipe_loads() -> None:
@@ -142,6 +156,59 @@ def test_augmentation_switched_off_changes_nothing_but_the_mirror() -> None:
     assert bool((kept | mirrored).all())
     assert bool(kept.any())
     assert bool(mirrored.any())
+
+
+def test_twins_and_pictures_without_a_vote_are_not_learned_from_nor_chosen_on() -> None:
+    votes = np.zeros((4, 4), dtype=np.int64)
+    votes[:, 0] = 10
+    votes[2] = [1, 0, 0, 9]  # not a face
+    pixels = np.zeros((4, 1, 8, 8), np.uint8)
+    crops = Crops(pixels, ["a", "twin", "no-face", "b"], np.array([True, True, True, False]))
+    split = Split(crops, votes, ("calm", "glad"))
+    assert learnable(split, {"twin"}).rows.tolist() == [0, 3]
+    assert learnable(split, {"twin"}).digest != learnable(split, set()).digest
+    assert choosable(split, {"twin"}).tolist() == [0, -1, -1, 0]
+    p = np.tile([0.9, 0.1], (4, 1))
+    share, accuracy = count_undetected(split, p, "majority-8")
+    assert (share, accuracy) == pytest.approx((1 / 3, 2 / 3))
+
+
+def test_move_turns_and_mirrors_without_shear() -> None:
+    """Distances between marks keep their ratio, whatever the angle and the mirror."""
+    only = Augmentation(rotate_degrees=30.0, scale=1.0, shift=0.0)
+    faces = torch.zeros(64, 1, 65, 65)
+    marks = [(20, 20), (20, 44), (44, 32)]
+    for value, (y, x) in zip((60.0, 120.0, 240.0), marks, strict=True):
+        faces[:, 0, y - 2 : y + 3, x - 2 : x + 3] = value
+    moved = move(faces, only, torch.Generator().manual_seed(0))[:, 0].numpy()
+    y, x = np.mgrid[0:65, 0:65]
+    mirrored = []
+    for picture in moved:
+        points = []
+        for low, high in ((40, 90), (90, 180), (180, 260)):
+            inside = (picture > low) & (picture < high)
+            # The edges of brighter marks pass through darker values: keep the main spot.
+            _, _, stats, middles = cv2.connectedComponentsWithStats(inside.astype(np.uint8))
+            points.append(middles[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())])
+        a, b, c = points
+        assert np.linalg.norm(a - b) == pytest.approx(24, abs=1.5)
+        assert np.linalg.norm(a - c) == pytest.approx(np.hypot(24, 12), abs=1.5)
+        assert np.linalg.norm(b - c) == pytest.approx(np.hypot(24, 12), abs=1.5)
+        (x1, y1), (x2, y2) = b - a, c - a
+        mirrored.append(x1 * y2 - y1 * x2 < 0)
+    assert 10 < sum(mirrored) < 54
+
+
+def test_a_recipe_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    for old, new, words in (
+        ("heads: 2", "heads: 3", "must be a multiple of heads"),
+        ("[10, 11]", "[10, 11, 12]", "five pairs"),
+        ("training:", "augmentation: {shrink_to: 40}\ntraining:", "must be below crop.size"),
+    ):
+        path.write_text(RECIPE.replace(old, new))
+        with pytest.raises(SettingsError, match=words):
+            load_recipe(path)
 
 
 def test_precision_follows_the_recipe() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from support import Done
 
 from distill.student import Student, StudentConfig
@@ -18,6 +20,7 @@ from edge.backends import open_backend
 from edge.bundle import load_bundle
 from edge.errors import DataError, EdgeError
 from export.agree import compare, torch_equals_onnx
+from export.model import put_in_place
 from export.to_int8 import balanced, float_nodes, quantise_for_cpu
 from export.to_onnx import check_graph, deployed, export_onnx
 
@@ -100,6 +103,12 @@ def test_int8_file_has_int8_convolutions_and_float_attention(fp32: Path, tmp_pat
     kinds = [node.op_type for node in model.graph.node]
     source = [node.op_type for node in onnx.load(str(fp32)).graph.node]
     assert kinds.count("Conv") == source.count("Conv"), "branches are merged in both"
+    # Reduced range: AVX2's u8 x s8 products saturate on full 8-bit weights.
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("weight_quantized"):
+            assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= 64, tensor.name
+    points = [t for t in model.graph.initializer if t.name.endswith("_zero_point")]
+    assert {t.data_type for t in points} >= {onnx.TensorProto.UINT8, onnx.TensorProto.INT8}
     weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     convolutions_and_linears = source.count("Conv") + source.count("MatMul") + source.count("Gemm")
     assert len([t for t in weights if "quantized" in t.name]) >= convolutions_and_linears - len(
@@ -159,7 +168,7 @@ def test_checkpoint_to_bundle_to_scores(
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "c.pt")
     out = tmp_path / "bundle"
-    options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", out, "--force"]
+    options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", out, "--force", "--test"]
     done = command("export.model", checkpoint, *options)
     assert done.code == 0, done.err
     bundle = load_bundle(out)
@@ -170,6 +179,19 @@ def test_checkpoint_to_bundle_to_scores(
         backend = open_backend("ort", bundle.model(precision), 1)
         bundle.self_test(backend, precision)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "c.pt"], "no draft left"
+
+    # The same checkpoint again replaces the bundle; a folder with anything else in it is refused.
+    (out / "thesis.txt").write_text("years of work")
+    done = command("export.model", checkpoint, *options)
+    assert done.code == 2
+    assert "'thesis.txt', which is no part of a bundle" in done.last
+    (out / "thesis.txt").unlink()
+    # The graph's logits are the checkpoint's over the temperature.
+    temperature = bundle.description.provenance["calibration_temperature"]
+    with torch.no_grad():
+        plain = student()(torch.from_numpy(bundle.known_inputs()).float()).numpy()
+    stored = np.array(bundle.description.known_answers.logits["fp32"])
+    assert np.abs(stored * temperature - plain).max() < 1e-3
 
     # distill-eval says of the bundle what export wrote into it, and predicts without labels.
     predictions, scores = tmp_path / "p.csv", tmp_path / "s.json"
@@ -188,6 +210,43 @@ def test_checkpoint_to_bundle_to_scores(
     assert header == "name," + ",".join(f"p_{label}" for label in LABELS)
     assert len(rows) == 60
     assert all(abs(sum(map(float, row.split(",")[1:])) - 1) < 1e-6 for row in rows)
+
+    # Predictions do not depend on labels: with the votes blanked the CSV is the same.
+    labels = tiny_ferplus / "FER2013Test" / "label.csv"
+    kept, blank = labels.read_text(), tmp_path / "blank.csv"
+    try:
+        names = [row.split(",")[0] for row in kept.splitlines()]
+        labels.write_text("".join(f'{n},"(0, 0, 48, 48)",{",".join("0" * 10)}\n' for n in names))
+        done = command("distill.evaluate", "--bundle", out, *data, "--predictions", blank)
+    finally:
+        labels.write_text(kept)
+    assert done.code == 1
+    assert "no picture of 'test' has a label" in done.last
+    assert blank.read_bytes() == predictions.read_bytes()
+
+
+def test_a_swap_that_fails_brings_the_old_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, new = tmp_path / "bundle", tmp_path / "new"
+    for folder in (out, new):
+        folder.mkdir()
+        (folder / "bundle.json").write_text(folder.name)
+    real = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(source) == new:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("export.model.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        put_in_place(new, out)
+    assert (out / "bundle.json").read_text() == "bundle"
+    monkeypatch.undo()
+    put_in_place(new, out)
+    assert (out / "bundle.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_what_is_no_checkpoint_is_one_line(
