@@ -12,15 +12,15 @@ al., CVPR 2019); InsightFace's own weights are for non-commercial research only.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill import store
 from edge.errors import DataError
 
 GRID = 14
@@ -210,14 +210,7 @@ class IR50(nn.Module):
     def from_checkpoint(cls, path: Path) -> IR50:
         """A state dict, alone or under `state_dict` or `model`, with or without the prefixes
         `module.` and `backbone.`; the later stages are left out. Raises DataError otherwise."""
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            raise DataError(
-                f"{path} holds more than weights and is not opened; save its state_dict alone"
-            ) from error
+        content = store.load(path)
         for key in ("state_dict", "model"):
             if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
                 content = content[key]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from distill import store
 from distill.recipe import Recipe
 from distill.student import Student
 from distill.train import SCHEMA, build_student
@@ -26,12 +24,7 @@ class Checkpoint:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """What distill-train wrote; the student is in evaluation mode. Raises DataError in one line."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is no checkpoint of distill-train; train it again") from error
+    content = store.load(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise DataError(f"{path} has schema {found!r}, this version reads '{SCHEMA}'; train again")

@@ -12,7 +12,6 @@ import hashlib
 import io
 import math
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill import store
 from distill.augment import augment
 from distill.data import Split, crops_folder, join, majority, open_crops
 from distill.losses import soft_cross_entropy
@@ -114,13 +114,6 @@ def build_student(recipe: Recipe, classes: int) -> Student:
     )
 
 
-def save_torch(path: Path, content: dict[str, Any]) -> None:
-    """Atomic: a kill leaves the old file or the new one."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
 @torch.no_grad()
 def predict(student: Student, faces: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
     """Logits (N, K) of uint8 faces (N, C, S, S), in evaluation mode and float32."""
@@ -178,7 +171,7 @@ def train(
         "precision": "bf16" if bf16 else "fp32",
     }
     if resume and (out / "last.pt").is_file():
-        state = _load_state(out / "last.pt")
+        state = store.load(out / "last.pt")
         if different := [key for key in identity if state["identity"].get(key) != identity[key]]:
             raise DataError(
                 f"{out / 'last.pt'} is another run (other {', '.join(different)}); choose another --out"
@@ -236,7 +229,7 @@ def train(
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if accuracy > best:
             best = accuracy
-            save_torch(
+            store.save(
                 out / "best.pt",
                 {
                     "schema": SCHEMA,
@@ -249,7 +242,7 @@ def train(
             )
         # The log before the checkpoint: killed in between, the epoch is done and logged again.
         _append(out / "log.csv", row, epoch)
-        save_torch(
+        store.save(
             out / "last.pt",
             {
                 "identity": identity,
@@ -261,13 +254,6 @@ def train(
             },
         )
     return out / "best.pt"
-
-
-def _load_state(path: Path) -> dict[str, Any]:
-    try:
-        return dict(torch.load(path, weights_only=True))
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be resumed from; start without --resume") from error
 
 
 @torch.no_grad()

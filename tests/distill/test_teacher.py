@@ -97,7 +97,7 @@ def test_a_checkpoint_of_something_else_or_with_code_in_it_is_refused(tmp_path: 
     with pytest.raises(DataError, match="is no IR-50: 'input_layer"):
         IR50.from_checkpoint(tmp_path / "other.pth")
     torch.save({"model": Path("x")}, tmp_path / "code.pth")
-    with pytest.raises(DataError, match="more than weights"):
+    with pytest.raises(DataError, match="holds no weights alone"):
         IR50.from_checkpoint(tmp_path / "code.pth")
 
 

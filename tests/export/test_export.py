@@ -255,7 +255,7 @@ def test_what_is_no_checkpoint_is_one_line(
     options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", tmp_path / "b"]
     garbage = tmp_path / "g.pt"
     garbage.write_bytes(b"not a checkpoint")
-    assert "is no checkpoint" in command("export.model", garbage, *options).last
+    assert "holds no weights alone" in command("export.model", garbage, *options).last
     old = write_checkpoint(tmp_path / "o.pt", schema="distill.checkpoint/0")
     assert "has schema 'distill.checkpoint/0'" in command("export.model", old, *options).last
     misfit = write_checkpoint(tmp_path / "m.pt", student={})
