@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from edge.errors import EdgeError
 
-EXIT_CODES = "exit codes: 0 done, 1 it failed (the last line says what to do), 2 usage or settings"
+EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage"
 
 
 def parser(command: str, description: str, example: str) -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ NOTICE = (
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "edge-run",
-        "Count expressions in front of a camera and publish the counts over MQTT, never a picture.",
+        "Count expressions in front of a camera; publish the counts, never a picture.",
         "edge-run --camera 0 --broker mqtt://192.0.2.10 --window 10",
     )
     p.add_argument("--config", type=Path, metavar="node.yaml", help="settings; options win over it")

@@ -124,16 +124,24 @@ def test_the_clip_arrives_at_a_subscriber_as_it_does_on_stdout(
     late.close()
 
 
-def test_killed_with_sigkill_the_broker_says_lost(
-    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
-) -> None:
+def online_node(
+    mosquitto: Mosquitto, subscriber: Subscriber, state: Path
+) -> subprocess.Popen[bytes]:
+    """A node on the test pattern that has said `online`."""
     node = subprocess.Popen(
         [sys.executable, "-m", "edge.run", "--camera", "test", "--broker", mosquitto.url],
         cwd=ROOT,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        env={**os.environ, "XDG_STATE_HOME": str(state)},
         stderr=subprocess.DEVNULL,
     )
     subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")], 60)
+    return node
+
+
+def test_killed_with_sigkill_the_broker_says_lost(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    node = online_node(mosquitto, subscriber, tmp_path)
     node.send_signal(signal.SIGKILL)
     node.wait()
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "lost")
@@ -146,13 +154,7 @@ def test_killed_with_sigkill_the_broker_says_lost(
 def test_sigterm_ends_a_camera_run_as_stopped_with_exit_0(
     mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
 ) -> None:
-    node = subprocess.Popen(
-        [sys.executable, "-m", "edge.run", "--camera", "test", "--broker", mosquitto.url],
-        cwd=ROOT,
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
-        stderr=subprocess.DEVNULL,
-    )
-    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")], 60)
+    node = online_node(mosquitto, subscriber, tmp_path)
     node.terminate()
     assert node.wait(timeout=20) == 0
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
