@@ -49,7 +49,20 @@ def export_onnx(student: Student, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    model = onnx.load(str(path))
+    strip_notes(model)
+    onnx.save(model, str(path))
     check_graph(path)
+
+
+def strip_notes(model: onnx.ModelProto) -> None:
+    """Take out the exporter's notes: they hold stack traces, with the paths of the machine that
+    exported, and no runtime reads them."""
+    graph = model.graph
+    parts = [model, graph, *graph.node, *graph.input, *graph.output]
+    for part in [*parts, *graph.value_info, *graph.initializer]:
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def check_graph(path: Path) -> None:
@@ -60,6 +73,8 @@ def check_graph(path: Path) -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": OPSET}:
         raise EdgeError(f"{path.name}: opsets {opsets}, asked for {OPSET}; pin the listed torch")
+    if any(node.metadata_props or node.doc_string for node in model.graph.node):
+        raise EdgeError(f"{path.name}: holds the exporter's notes, with paths of this machine")
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
         raise EdgeError(f"{path.name}: weights lie outside the file")
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]

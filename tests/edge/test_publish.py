@@ -221,11 +221,15 @@ def test_refused_credentials_are_reported_as_refused_never_as_connected(tmp_path
     broker.stop()
 
 
-def test_a_topic_that_the_broker_forbids_is_told_and_the_reading_kept(tmp_path: Path) -> None:
-    rules = tmp_path / "acl"
-    rules.write_text("topic write edge/v1/+/+/+/status\ntopic read #\n")
+def broker_that_takes_only(kind: str, folder: Path) -> Mosquitto:
+    rules = folder / "acl"
+    rules.write_text(f"topic write edge/v1/+/+/+/{kind}\ntopic read #\n")
     rules.chmod(0o644)
-    broker = Mosquitto(tmp_path, f"allow_anonymous true\nacl_file {rules}\n")
+    return Mosquitto(folder, f"allow_anonymous true\nacl_file {rules}\n")
+
+
+def test_a_topic_that_the_broker_forbids_is_told_and_the_reading_kept(tmp_path: Path) -> None:
+    broker = broker_that_takes_only("status", tmp_path)
     box = Outbox(tmp_path / "box.sqlite")
     box.append(example())
     out = publisher(broker.url, box)
@@ -322,10 +326,7 @@ def test_an_unknown_host_and_a_silent_port_are_told_apart(tmp_path: Path) -> Non
 
 
 def test_a_refused_status_is_told_though_counts_arrive(tmp_path: Path) -> None:
-    rules = tmp_path / "acl"
-    rules.write_text("topic write edge/v1/+/+/+/counts\ntopic read #\n")
-    rules.chmod(0o644)
-    broker = Mosquitto(tmp_path, f"allow_anonymous true\nacl_file {rules}\n")
+    broker = broker_that_takes_only("counts", tmp_path)
     box = Outbox(tmp_path / "box.sqlite")
     box.append(example())
     out = publisher(broker.url, box)

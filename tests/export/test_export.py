@@ -17,7 +17,7 @@ from support import Done
 from distill.student import Student, StudentConfig
 from distill.train import SCHEMA
 from edge.backends import open_backend
-from edge.bundle import load_bundle
+from edge.bundle import SHIPPED, load_bundle
 from edge.errors import DataError, EdgeError
 from export.agree import compare, torch_equals_onnx
 from export.model import put_in_place
@@ -58,6 +58,13 @@ def test_onnx_equals_torch_at_any_batch_and_holds_the_temperature(fp32: Path) ->
         expected = plain(torch.from_numpy(crops(3)).float()).numpy() / 1.7
     assert np.abs(backend.run(crops(3).astype(np.float32))["logits"] - expected).max() < 1e-4
     assert backend.input.shape == (None, 1, 32, 32)
+
+
+def test_no_file_names_a_path_of_the_machine_that_exported_it(fp32: Path, tmp_path: Path) -> None:
+    quantise_for_cpu(fp32, tmp_path / "int8.onnx", crops(512))
+    for path in (fp32, tmp_path / "int8.onnx", *SHIPPED.glob("*.onnx")):
+        assert b"stack_trace" not in path.read_bytes(), path
+        assert b"student.py" not in path.read_bytes(), path
 
 
 def test_another_network_is_not_taken_for_the_exported_one(fp32: Path) -> None:
