@@ -1,7 +1,7 @@
 """Random changes that a classroom makes to a face, on a whole batch at once.
 
-Everything is drawn from one torch.Generator, so a training run repeats. Input and output are
-(B, C, S, S) float32, 0..255.
+Everything is drawn from one torch.Generator on the CPU, so a training run repeats. Input and output
+are (B, C, S, S) float32, 0..255.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def _chosen(generator: torch.Generator, size: int, share: float) -> Tensor:
     return torch.rand(size, generator=generator) < share
 
 
-def move(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """Mirror, rotate, scale and shift: what the detector's landmarks are off by, and more."""
-    batch = len(faces)
+def placement(batch: int, config: Augmentation, generator: torch.Generator) -> Tensor:
+    """(B, 2, 3): mirror, rotation, scale and shift, from a place in the result to one in the
+    picture, both -1..1: what the detector's landmarks are off by, and more."""
     angle = _uniform(generator, batch, -config.rotate_degrees, config.rotate_degrees)
     angle = angle * (math.pi / 180)
     scale = torch.exp(_uniform(generator, batch, -1, 1) * math.log(config.scale))
@@ -35,10 +35,15 @@ def move(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Ten
     )
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     matrix = torch.stack([mirror * cos, -sin, mirror * sin, cos], dim=1).reshape(batch, 2, 2)
-    grid = functional.affine_grid(
-        torch.cat([matrix, shift[:, :, None]], dim=2), list(faces.shape), align_corners=False
-    )
-    return functional.grid_sample(faces, grid, padding_mode="border", align_corners=False)
+    return torch.cat([matrix, shift[:, :, None]], dim=2)
+
+
+def warp(grid: Tensor, places: Tensor, side: int | None = None) -> Tensor:
+    """A picture or a grid of features (B, C, S, S) moved by `places`, (B, C, side, side)."""
+    batch, channels, own, _ = grid.shape
+    side = side or own
+    field = functional.affine_grid(places, [batch, channels, side, side], align_corners=False)
+    return functional.grid_sample(grid, field, padding_mode="border", align_corners=False)
 
 
 def relight(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
@@ -66,6 +71,69 @@ def shrink(faces: Tensor, config: Augmentation, generator: torch.Generator) -> T
     return torch.where(pick, back, faces)
 
 
+def soften(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+    """A lens out of focus: Gaussian blur, one deviation a call, for part of the batch."""
+    if config.blur_share == 0:
+        return faces
+    deviation = float(_uniform(generator, 1, 0.1, max(config.blur, 0.1)))
+    pick = _chosen(generator, len(faces), config.blur_share)
+    if not bool(pick.any()):
+        return faces
+    changed = faces.clone()
+    changed[pick] = gaussian_blur(faces[pick], deviation)
+    return changed
+
+
+def gaussian_blur(faces: Tensor, deviation: float) -> Tensor:
+    """(B, C, S, S) -> the same shape; deviation in pixels, borders repeated."""
+    reach = max(1, math.ceil(3 * deviation))
+    place = torch.arange(-reach, reach + 1, dtype=faces.dtype, device=faces.device)
+    kernel = torch.exp(-0.5 * (place / deviation) ** 2)
+    kernel = (kernel / kernel.sum()).expand(faces.shape[1], 1, -1)
+    padded = functional.pad(faces, (reach, reach, reach, reach), mode="replicate")
+    across = functional.conv2d(padded, kernel[:, :, None, :], groups=faces.shape[1])
+    return functional.conv2d(across, kernel[:, :, :, None], groups=faces.shape[1])
+
+
+def compress(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+    """A camera's JPEG, one quality a call, for part of the batch."""
+    if config.jpeg_share == 0:
+        return faces
+    quality = int(torch.randint(config.jpeg_quality, 96, (1,), generator=generator))
+    pick = _chosen(generator, len(faces), config.jpeg_share)
+    if not bool(pick.any()):
+        return faces
+    changed = faces.clone()
+    changed[pick] = jpeg(faces[pick], quality)
+    return changed
+
+
+def jpeg(faces: Tensor, quality: int) -> Tensor:
+    """(B, C, S, S) of 0..255 through JPEG's own loss: the DCT of 8x8 blocks, divided by the
+    standard luminance table at that quality, rounded, and back (ITU-T T.81, annex K.1)."""
+    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+    table = torch.tensor(_LUMINANCE, dtype=torch.float32, device=faces.device).reshape(8, 8)
+    table = ((table * scale + 50) / 100).floor().clamp(1, 255)
+    k = torch.arange(8, dtype=torch.float32, device=faces.device)
+    basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) / 2
+    basis[0] /= 2**0.5
+    batch, channels, side, _ = faces.shape
+    blocks = faces.reshape(batch, channels, side // 8, 8, side // 8, 8).transpose(3, 4) - 128
+    coefficients = basis @ blocks @ basis.T
+    coefficients = (coefficients / table).round() * table
+    back = (basis.T @ coefficients @ basis + 128).transpose(3, 4)
+    return back.reshape(batch, channels, side, side).clamp(0, 255)
+
+
+# The example luminance table of ITU-T T.81, row by row.
+_LUMINANCE = (
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+)  # fmt: skip
+
+
 def spoil(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Sensor noise, and a hand or a neighbour's head in front (random erasing, Zhong et al. 2020)."""
     batch, side = len(faces), faces.shape[-1]
@@ -86,7 +154,13 @@ def spoil(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Te
     return faces.clamp(0, 255)
 
 
+def degrade(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+    """Light, distance, focus, noise, occlusion and compression, in the order in which they happen;
+    places stay."""
+    faces = soften(relight(faces, config, generator), config, generator)
+    return compress(spoil(shrink(faces, config, generator), config, generator), config, generator)
+
+
 def augment(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """All of the above, in the order in which a camera meets them."""
-    faces = relight(move(faces, config, generator), config, generator)
-    return spoil(shrink(faces, config, generator), config, generator)
+    """A random placement, then all that degrades a picture."""
+    return degrade(warp(faces, placement(len(faces), config, generator)), config, generator)

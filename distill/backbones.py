@@ -1,9 +1,10 @@
 """The teacher's two pretrained backbones, each giving one grid of tokens.
 
-    DINOv2 (scene)   grey crop > 196x196 RGB > (B, 196, D)    14x14 places of 14 pixels
-    SFace, IR-50     grey crop > 112x112 RGB > (B, 196, D)    14x14 places of 8 pixels
+    DINOv2 (scene)   grey crop > 196x196 RGB > (B, D, 14, 14), or 98x98 > (B, D, 7, 7)
+    SFace, IR-50     grey crop > 112x112 RGB > (B, D, 14, 14)
 
-B batch, D width. Tokens are places: token n is the place (n // 14, n % 14), for every backbone.
+B batch, D width. A grid (B, D, G, G) and its tokens (B, G * G, D) are the same places: token n is the
+place (n // G, n % G), for every backbone.
 
 DINOv2: Oquab et al. 2023, through `transformers`. SFace: Zhong et al. 2021 on MobileNet-v1, read
 from the OpenCV Zoo's ONNX initialisers by name (Apache-2.0, the default). IR-50: ArcFace (Deng et
@@ -12,9 +13,9 @@ al., CVPR 2019); InsightFace's own weights are for non-commercial research only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from distill import store
 from edge.errors import DataError
 
 GRID = 14
-Freeze = Literal["all", "early", "none"]
 
 
 def as_rgb(faces: Tensor, side: int) -> Tensor:
@@ -38,14 +38,21 @@ def to_tokens(grid: Tensor) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
+def to_grid(tokens: Tensor) -> Tensor:
+    """(B, G * G, D) -> (B, D, G, G), the other way."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)
+
+
 class Dinov2(nn.Module):
     """A frozen DINOv2 of any size from a local folder or the hub's name."""
 
     MEAN = (123.675, 116.28, 103.53)  # ImageNet's, times 255: what DINOv2 was trained with
     DEVIATION = (58.395, 57.12, 57.375)
 
-    def __init__(self, source: str) -> None:
-        """Raises DataError where transformers or the weights are missing."""
+    def __init__(self, source: str, grid: int = GRID) -> None:
+        """grid: side of the grid of tokens. Raises DataError where transformers or the weights are
+        missing."""
         super().__init__()
         try:
             from transformers import Dinov2Model
@@ -60,7 +67,7 @@ class Dinov2(nn.Module):
             ) from error
         self.model.float().requires_grad_(False)
         self.width = int(self.model.config.hidden_size)
-        self.side = GRID * int(self.model.config.patch_size)
+        self.side = grid * int(self.model.config.patch_size)
         self.register_buffer("mean", torch.tensor(self.MEAN).reshape(1, 3, 1, 1))
         self.register_buffer("deviation", torch.tensor(self.DEVIATION).reshape(1, 3, 1, 1))
 
@@ -72,7 +79,8 @@ class Dinov2(nn.Module):
     @torch.no_grad()
     def forward(self, faces: Tensor) -> Tensor:
         pixels = (as_rgb(faces, self.side) - self.mean) / self.deviation
-        return self.model(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
+        tokens = self.model(pixel_values=pixels).last_hidden_state[:, 1:]  # without the class token
+        return to_grid(tokens)
 
 
 class _Separable(nn.Module):
@@ -113,10 +121,15 @@ class SFace(nn.Module):
             inputs = outputs
         self.units = nn.Sequential(*units)
 
+    def prepare(self, faces: Tensor) -> Tensor:
+        return (as_rgb(faces, self.side) - 127.5) * 0.0078125  # scalar_op1, scalar_op2 of the file
+
+    def stages(self) -> list[nn.Module]:
+        first = nn.Sequential(self.conv_1_conv2d, self.conv_1_batchnorm, self.conv_1_relu)
+        return [first, *self.units]
+
     def forward(self, faces: Tensor) -> Tensor:
-        x = (as_rgb(faces, self.side) - 127.5) * 0.0078125  # scalar_op1, scalar_op2 of the file
-        x = self.conv_1_relu(self.conv_1_batchnorm(self.conv_1_conv2d(x)))
-        return to_tokens(self.units(x))
+        return nn.Sequential(*self.stages())(self.prepare(faces))  # type: ignore[no-any-return]
 
     @classmethod
     def from_onnx(cls, path: Path) -> SFace:
@@ -202,9 +215,14 @@ class IR50(nn.Module):
                 inputs = outputs
         self.body = nn.Sequential(*units)
 
+    def prepare(self, faces: Tensor) -> Tensor:
+        return (as_rgb(faces, self.side) - 127.5) / 127.5
+
+    def stages(self) -> list[nn.Module]:
+        return [self.input_layer, *self.body]
+
     def forward(self, faces: Tensor) -> Tensor:
-        x = (as_rgb(faces, self.side) - 127.5) / 127.5
-        return to_tokens(self.body(self.input_layer(x)))
+        return nn.Sequential(*self.stages())(self.prepare(faces))  # type: ignore[no-any-return]
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> IR50:
@@ -233,14 +251,40 @@ class IR50(nn.Module):
         return model
 
 
-def freeze(backbone: SFace | IR50, how: Freeze) -> None:
-    """all: nothing learns. early: the last third of the units learns. none: everything learns.
+def split(face: SFace | IR50, trained_units: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """The face backbone below and above: what stays frozen, and the last units, which learn.
 
-    Frozen parts keep their batch statistics too only while they are in evaluation mode; the teacher
-    holds a wholly frozen backbone there.
+    Raises DataError where it has fewer units than that."""
+    stages = face.stages()
+    place = len(stages) - trained_units
+    if place < 0:
+        raise DataError(f"trained_units {trained_units}: the backbone has only {len(stages)}")
+    below, above = nn.Sequential(*stages[:place]), nn.Sequential(*stages[place:])
+    below.requires_grad_(False)
+    above.requires_grad_(True)
+    return below, above
+
+
+class Frozen(nn.Module):
+    """What does not learn: DINOv2, and the face backbone below the units that do.
+
+    forward: faces (B, C, S, S) of 0..255 to the scene's grid (B, Ds, G, G) and to what the face's
+    learning units read, (B, C', G', G').
     """
-    backbone.requires_grad_(how == "none")
-    if how == "early":
-        units = backbone.units if isinstance(backbone, SFace) else backbone.body
-        for unit in list(units)[-(len(units) // 3) :]:
-            unit.requires_grad_(True)
+
+    def __init__(self, scene: Dinov2, face: SFace | IR50, below: nn.Sequential) -> None:
+        super().__init__()
+        self.scene = scene
+        self.prepare = face.prepare
+        self.below = below
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(False)  # frozen: no dropout, no batch statistics
+        return self
+
+    @torch.no_grad()
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = self.prepare(faces).to(memory_format=torch.channels_last)
+        return self.scene(faces), self.below(pixels)

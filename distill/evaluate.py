@@ -161,7 +161,7 @@ def _predict(
             lambda pixels: predict_bundle(bundle, args.precision, pixels),
         )
     from distill.checkpoint import load_checkpoint
-    from distill.train import predict
+    from distill.course import predict
 
     checkpoint = load_checkpoint(args.checkpoint)
     student = checkpoint.student

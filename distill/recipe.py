@@ -35,12 +35,69 @@ class StudentRecipe(Strict):
     width: int = Field(default=128, ge=8, description="tokens' width D")
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    attend: bool = Field(default=True, description="false: a perceptron of equal cost, an ablation")
 
     @model_validator(mode="after")
     def _heads(self) -> StudentRecipe:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         return self
+
+
+class TeacherRecipe(Strict):
+    """The HFFER-style teacher; its frozen weights are named on the command line."""
+
+    face: Literal["sface", "ir50"] = "sface"
+    trained_units: int = Field(
+        default=3, ge=0, description="last units of the face backbone that learn; 0 freezes it all"
+    )
+    scene_grid: Literal[7, 14] = Field(default=7, description="DINOv2's grid: 98 or 196 pixels")
+    grid: Literal[7, 14] = Field(default=7, description="side of the fused grid")
+    width: int = Field(default=256, ge=8, description="tokens' width D")
+    heads: int = Field(default=8, ge=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    views: int = Field(
+        default=6,
+        ge=0,
+        description="augmented views whose frozen features are cached; 0 computes them anew for "
+        "every batch, which wants a GPU",
+    )
+    backbone_rate: float = Field(
+        default=0.1, gt=0, le=1, description="of the learning rate, for pretrained units"
+    )
+    without: list[Literal["scene", "face", "attention", "convolutions"]] = Field(
+        default=[], description="parts that an ablation takes away"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> TeacherRecipe:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.grid > self.scene_grid:
+            raise ValueError(f"grid {self.grid} is finer than scene_grid {self.scene_grid}")
+        if {"scene", "face"} <= set(self.without):
+            raise ValueError("without both scene and face a teacher has nothing to read")
+        return self
+
+
+class Distillation(Strict):
+    """Weights of the lessons beside the annotators' votes; 0 leaves one out."""
+
+    votes: float = Field(default=1.0, ge=0, description="cross-entropy on the votes")
+    logits: float = Field(default=1.0, ge=0)
+    logits_loss: Literal["standardised", "decoupled", "relation"] = "standardised"
+    temperature: float = Field(default=2.0, gt=0)
+    tokens: float = Field(default=1.0, ge=0, description="each stream to its own backbone's")
+    embedding: float = Field(default=1.0, ge=0)
+    relations: float = Field(
+        default=0.0, ge=0, description="attention relations, queries to values"
+    )
+    relation_heads: int = Field(default=8, ge=1)
+    live: bool = Field(
+        default=False,
+        description="the teacher sees the student's very picture, which wants a GPU; else its "
+        "thoughts of each picture are computed once and cached",
+    )
 
 
 class Augmentation(Strict):
@@ -52,30 +109,59 @@ class Augmentation(Strict):
     gamma: float = Field(default=1.4, ge=1, le=4, description="largest exponent, and its inverse")
     shrink_share: float = Field(default=0.2, ge=0, le=1)
     shrink_to: int = Field(default=14, ge=4, le=64, description="smallest side, pixels")
+    blur_share: float = Field(default=0.1, ge=0, le=1)
+    blur: float = Field(default=1.5, ge=0.1, le=8, description="largest deviation, pixels")
     noise: float = Field(default=6.0, ge=0, le=64, description="largest deviation, grey levels")
+    jpeg_share: float = Field(default=0.1, ge=0, le=1)
+    jpeg_quality: int = Field(default=20, ge=5, le=95, description="lowest quality")
     erase_share: float = Field(default=0.25, ge=0, le=1)
 
 
 class Training(Strict):
     epochs: int = Field(ge=1)
-    batch: int = Field(default=128, ge=2)
+    batch: int = Field(default=128, ge=2, description="pictures a step, over all processes")
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=1.0, ge=0)
     average: float = Field(default=0.998, ge=0, lt=1, description="EMA decay a step")
+    sharpness: float = Field(
+        default=0.0,
+        ge=0,
+        description="rho of sharpness-aware minimisation; 0 is off, else 2 passes",
+    )
+    balance: float = Field(
+        default=0.0, ge=0, le=1, description="0 draws pictures evenly, 1 draws classes evenly"
+    )
+    mixup: float = Field(default=0.0, ge=0, le=2, description="alpha of mixup; 0 is off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = Field(default=0, ge=0)
 
 
 class Recipe(Strict):
+    """One run: exactly one of `student` and `teacher`; `distillation` beside a student asks for a
+    trained teacher."""
+
     name: str
     crop: CropRecipe
-    student: StudentRecipe = StudentRecipe()
+    student: StudentRecipe | None = None
+    teacher: TeacherRecipe | None = None
+    distillation: Distillation | None = None
     augmentation: Augmentation = Augmentation()
     training: Training
 
     @model_validator(mode="after")
     def _shrink(self) -> Recipe:
+        if (self.student is None) == (self.teacher is None):
+            raise ValueError("a recipe trains either a 'student' or a 'teacher': give one of them")
+        if self.distillation:
+            if not self.student:
+                raise ValueError("'distillation' goes with a 'student'")
+            if self.distillation.relations and not self.student.attend:
+                raise ValueError("'distillation.relations' needs 'student.attend'")
+        if self.distillation and self.training.mixup and not self.distillation.live:
+            raise ValueError(
+                "'training.mixup' with cached lessons teaches the wrong picture; use live"
+            )
         if self.augmentation.shrink_to >= self.crop.size:
             raise ValueError("augmentation.shrink_to must be below crop.size")
         return self

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edge.errors import DataError
-from edge.weights import write_atomically
+from edge.weights import sha256, write_atomically
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -30,3 +30,8 @@ def load(path: Path) -> Any:
     # an empty file, a cut one) or over one that holds objects.
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise DataError(f"{path} holds no weights alone, or is damaged; save it again") from error
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of the file."""
+    return sha256(path.read_bytes())

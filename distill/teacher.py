@@ -1,15 +1,16 @@
 """The HFFER-style teacher: two pretrained backbones, cross-attention both ways, convolutions, head.
 
-    scene tokens (B, N, Ds)  frozen DINOv2      \
-                                                 > cross-attention > convolutions > logits (B, K)
-    face tokens (B, N, Df)   face recognition   /
+    scene grid (B, Ds, G, G)   frozen DINOv2                   \
+                                                                > attention > convolutions > logits
+    lower face grid            face recognition's last units   /
 
-B batch, N = 14 * 14 places, D width, G grid side of the fusion, K classes.
+B batch, D width, G grid side of the fusion, N = G * G places, K classes.
 
 What the paper's abstract says (Xie, Ju and Chang 2025, doi 10.54097/m7sc3z87): a frozen DINOv2 and a
 second pretrained backbone, integrated by cross-attention and multiple convolutions. Ours, since only
-the abstract is available: SFace or IR-50 as the second, one block in each direction, pre-norm, the
-grid of 7x7 or 14x14, two residual convolutions, average pooling and a linear head.
+the abstract is available: SFace or IR-50 as the second, its last units learning; one block in each
+direction, pre-norm; the grid of 7x7 or 14x14; two residual convolutions, average pooling and a linear
+head.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.backbones import GRID
+from distill.backbones import to_tokens
 from distill.student import CrossAttention
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherConfig:
-    """scene_width, face_width: of the backbones' tokens; grid: side of the fused grid, 7 or 14.
+    """scene_width, face_width: of the backbones' grids; grid: side of the fused grid, 7 or 14.
 
     scene, face, attend, convolve: parts that an ablation takes away; what stays keeps its form.
     """
@@ -64,23 +65,34 @@ class Residual(nn.Module):
         return torch.relu(x + self.body(x))
 
 
-def pool_tokens(tokens: Tensor, grid: int) -> Tensor:
-    """(B, 196, D) -> (B, grid * grid, D): the average of the places that fall together."""
-    if grid == GRID:
-        return tokens
-    places = tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], GRID, GRID)
-    return functional.adaptive_avg_pool2d(places, grid).flatten(2).transpose(1, 2)
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """What a student can learn from, besides the votes.
+
+    logits: (B, K); embedding: (B, D); scene, face: the backbones' own grids, (B, Ds, G, G) and
+    (B, Df, G, G).
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    scene: Tensor
+    face: Tensor
+
+    def to(self, device: torch.device) -> Thoughts:
+        return Thoughts(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
 class Teacher(nn.Module):
-    """Reads both backbones' tokens, which may come from a cache."""
+    """Reads what the frozen side gives, which may come from a cache."""
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, above: nn.Module | None = None) -> None:
+        """above: the face backbone's learning units; None where the whole of it is frozen."""
         super().__init__()
         if not (config.scene or config.face):
             raise ValueError("a teacher without both backbones has nothing to read")
         self.config = config
         d, tokens = config.width, config.grid**2
+        self.above = above or nn.Sequential()
         self.scene_in = nn.Sequential(
             nn.LayerNorm(config.scene_width), nn.Linear(config.scene_width, d)
         )
@@ -95,11 +107,11 @@ class Teacher(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(d, config.classes)
 
-    def fuse(self, scene: Tensor, face: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both streams after their projection, (B, G * G, D) each, and the embedding, (B, D)."""
+    def fuse(self, scene: Tensor, face: Tensor) -> Tensor:
+        """scene: (B, Ds, G, G), face: (B, Df, G, G), on the fused grid. Returns (B, D, G, G)."""
         c = self.config
-        s = self.scene_in(pool_tokens(scene, c.grid))  # (B, N, D)
-        f = self.face_in(pool_tokens(face, c.grid))  # (B, N, D)
+        s = self.scene_in(to_tokens(scene))  # (B, N, D)
+        f = self.face_in(to_tokens(face))  # (B, N, D)
         # An absent backbone is zeros in the same network, so that the rest keeps its size.
         s, f = s * float(c.scene), f * float(c.face)
         x, y = s, f
@@ -109,10 +121,16 @@ class Teacher(nn.Module):
             y = f + self.face_asks(b, a)  # (B, N, D)
         grid = torch.cat([x, y], dim=2).transpose(1, 2).reshape(len(x), -1, c.grid, c.grid)
         grid = self.mix(grid)  # (B, D, G, G)
-        if c.convolve:
-            grid = self.convolutions(grid)
-        return s, f, grid.mean(dim=(2, 3))
+        return self.convolutions(grid) if c.convolve else grid  # type: ignore[no-any-return]
 
-    def forward(self, scene: Tensor, face: Tensor) -> Tensor:
-        """scene: (B, 196, Ds), face: (B, 196, Df). Returns logits (B, K)."""
-        return self.head(self.dropout(self.fuse(scene, face)[2]))  # type: ignore[no-any-return]
+    def think(self, scene: Tensor, lower: Tensor) -> Thoughts:
+        """scene: (B, Ds, G, G), lower: (B, C, G', G'), as `backbones.Frozen` gives them."""
+        side = self.config.grid
+        scene = functional.adaptive_avg_pool2d(scene, side)
+        face = functional.adaptive_avg_pool2d(self.above(lower), side)
+        embedding = self.fuse(scene, face).mean(dim=(2, 3))  # (B, D)
+        return Thoughts(self.head(self.dropout(embedding)), embedding, scene, face)
+
+    def forward(self, scene: Tensor, lower: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.think(scene, lower).logits

@@ -1,20 +1,21 @@
 """`distill-train`: recipe and data > checkpoint. Resumes from the last whole epoch to the same result.
 
-OUT/last.pt       model, average, optimiser and epoch, written atomically after every epoch
-OUT/best.pt       the average with the best validation accuracy so far
-OUT/log.csv       a row an epoch
+OUT/last.pt        task, average, optimiser and epoch, written atomically after every epoch
+OUT/best.pt        the average with the best validation accuracy so far
+OUT/epoch-NNN.pt   the averages of the last three epochs, to be scored beside the best
+OUT/log.csv        a row an epoch: losses by name, validation, seconds
 """
 
 from __future__ import annotations
 
+import copy
 import csv
-import hashlib
 import io
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,249 +23,183 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill import store
-from distill.augment import augment
-from distill.data import Split, crops_folder, join, majority, open_crops
-from distill.losses import soft_cross_entropy
+from distill import checkpoint, store
+from distill.course import Course
+from distill.examples import Examples, batches
 from distill.metrics import softmax
+from distill.optimise import adamw, follow, learning_rate, set_rate, sharp_gradients
+from distill.parallel import Process, join, own_module
+from distill.precision import autocast, use_bf16
+from distill.prepare import Prepared, prepare
 from distill.recipe import Recipe, load_recipe
-from distill.student import Student, StudentConfig
-from distill.twins import find_twins, names_of
 from edge import cli
 from edge.crops import LAYOUTS
 from edge.errors import DataError
 from edge.weights import write_atomically
 
-SCHEMA = "distill.checkpoint/1"
-FIELDS = ("epoch", "loss", "valid_accuracy", "valid_loss", "learning_rate", "seconds")
+KEEP = 3  # epochs whose averages stay beside the best
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
-    """faces: (N, C, S, S) uint8 (may be a memory map); targets: (N, K) float32; rows: the places
-    in both that are learned from; digest: names what they are."""
+class Target:
+    """What a model is chosen on. truth: (N,) labels of the validation split, -1 for none; votes:
+    (N, K) shares."""
 
-    faces: NDArray[np.uint8]
-    targets: NDArray[np.float32]
-    rows: NDArray[np.int64]
-    digest: str
+    truth: NDArray[np.int64]
+    votes: NDArray[np.float32]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        rows = np.sort(self.rows[places])
-        faces = torch.from_numpy(self.faces[rows]).float()
-        return faces, torch.from_numpy(self.targets[rows])
-
-
-def learnable(split: Split, leave_out: set[str]) -> Examples:
-    """Pictures to learn from: some vote for a class, not voted no-face most, and no twin."""
-    classes = len(split.labels)
-    inside = split.votes[:, :classes]
-    extra = split.votes[:, classes:]
-    usable = inside.sum(axis=1) > 0
-    if extra.shape[1]:
-        usable &= extra.max(axis=1) <= inside.max(axis=1)
-    usable &= np.array([name not in leave_out for name in split.crops.names])
-    rows = np.flatnonzero(usable)
-    names = "\n".join(split.crops.names[row] for row in rows)
-    digest = hashlib.sha256(names.encode() + split.targets[rows].tobytes()).hexdigest()
-    return Examples(split.crops.pixels, split.targets, rows, digest)
-
-
-def choosable(valid: Split, leave_out: frozenset[str] | set[str]) -> NDArray[np.int64]:
-    """(N,) labels to choose a model on: the majority's, -1 for none and for those left out."""
-    truth = majority(valid.votes, len(valid.labels))
-    truth[[name in leave_out for name in valid.crops.names]] = -1
-    return truth
-
-
-def use_bf16(precision: str) -> bool:
-    """bf16 where the CPU has tile instructions for it: there it is twice as fast as float32."""
-    if precision != "auto":
-        return precision == "bf16"
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    t = recipe.training
-    warm = t.warmup_epochs * steps / t.epochs
-    if step < warm:
-        return t.learning_rate * (step + 1) / warm
-    return t.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
-
-
-def build_student(recipe: Recipe, classes: int) -> Student:
-    s = recipe.student
-    return Student(
-        StudentConfig(
-            classes=classes,
-            size=recipe.crop.size,
-            channels=recipe.crop.channels,
-            widths=(s.widths[0], s.widths[1], s.widths[2], s.widths[3]),
-            depths=(s.depths[0], s.depths[1], s.depths[2]),
-            width=s.width,
-            heads=s.heads,
-            dropout=s.dropout,
-        )
-    )
-
-
-@torch.no_grad()
-def predict(student: Student, faces: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
-    """Logits (N, K) of uint8 faces (N, C, S, S), in evaluation mode and float32."""
-    student.eval()
-    parts = []
-    for start in range(0, len(faces), batch):
-        block = torch.from_numpy(np.array(faces[start : start + batch])).float()
-        parts.append(student(block.to(memory_format=torch.channels_last)).numpy())
-    return np.concatenate(parts)
-
-
-def _batches(examples: Examples, size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-    for start in range(0, len(order) - 1, size):  # a last batch of one would break batch statistics
-        yield order[start : start + size]
+    def score(self, logits: NDArray[np.float32]) -> tuple[float, float]:
+        """Accuracy, and cross-entropy against the votes."""
+        kept = self.truth >= 0
+        p = softmax(logits)[kept]
+        accuracy = float((p.argmax(axis=1) == self.truth[kept]).mean())
+        loss = float(-(self.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
+        return accuracy, loss
 
 
 def train(
     recipe: Recipe,
     labels: tuple[str, ...],
+    task: nn.Module,
+    course: Course,
     examples: Examples,
-    valid: Split,
+    target: Target,
     out: Path,
+    process: Process,
     resume: bool = False,
-    not_chosen_on: frozenset[str] = frozenset(),
+    frozen: str = "",
+    teacher: str = "",
 ) -> Path:
-    """Train the student; returns the path of the best checkpoint by validation accuracy.
+    """Train task.network; returns the path of the best checkpoint by validation accuracy.
 
-    not_chosen_on: validation pictures with a twin in the test split, on which nothing is chosen.
-    Raises DataError where nothing can be learned or --resume finds another run.
+    task: see `distill.task`; course: where its batches come from; frozen, teacher: as in
+    `checkpoint.contents`. Raises DataError where nothing can be learned or --resume finds another run.
     """
-    if len(examples) < 2:
+    if len(examples) < 2 * process.world:
         raise DataError("fewer than two usable training pictures; check --data and --layout")
     t = recipe.training
-    torch.manual_seed(t.seed)
-    student = build_student(recipe, len(labels)).to(memory_format=torch.channels_last)
-    average = build_student(recipe, len(labels))
-    average.load_state_dict(student.state_dict())
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    rest = [p for p in student.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": t.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=t.learning_rate,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    first, best = 0, -1.0
-    bf16 = use_bf16(t.precision)
+    bf16 = use_bf16(t.precision, process.device)
+    average = copy.deepcopy(task.network)
+    pretrained = getattr(task.network, "above", None)
+    rate = recipe.teacher.backbone_rate if recipe.teacher else 1.0
+    optimiser = adamw(task, t, pretrained, rate)
     identity = {
         "recipe": recipe.model_dump(),
         "labels": list(labels),
         "data": examples.digest,
+        "backbones": frozen,
+        "teacher": teacher,
         "precision": "bf16" if bf16 else "fp32",
+        "processes": process.world,
     }
+    first, best = 0, -1.0
     if resume and (out / "last.pt").is_file():
-        state = store.load(out / "last.pt")
-        if different := [key for key in identity if state["identity"].get(key) != identity[key]]:
-            raise DataError(
-                f"{out / 'last.pt'} is another run (other {', '.join(different)}); choose another --out"
-            )
-        student.load_state_dict(state["student"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        first, best = state["epoch"] + 1, state["best"]
-    truth = choosable(valid, not_chosen_on)
-    steps_an_epoch = len(list(_batches(examples, t.batch, t.seed, 0)))
+        first, best = _resume(out / "last.pt", identity, task, average, optimiser)
+    out.mkdir(parents=True, exist_ok=True)
+    spread = process.spread(task)
+    task = own_module(spread)
+    learning = [p for p in task.parameters() if p.requires_grad]
+    steps_an_epoch = sum(1 for _ in batches(examples, t.batch, t.seed, 0))
     steps = steps_an_epoch * t.epochs
-    print(
-        f"{len(examples)} pictures, {steps_an_epoch} steps an epoch, epochs {first}..{t.epochs - 1}, "
-        f"{'bf16' if bf16 else 'fp32'}, {torch.get_num_threads()} threads",
-        flush=True,
-    )
+    if process.first:
+        print(
+            f"{len(examples)} pictures, {steps_an_epoch} steps an epoch, epochs "
+            f"{first}..{t.epochs - 1}, {sum(p.numel() for p in learning) / 1e6:.2f} M weights, "
+            f"{process.world} x {process.device}, {'bf16' if bf16 else 'fp32'}, "
+            f"{torch.get_num_threads()} threads",
+            flush=True,
+        )
     for epoch in range(first, t.epochs):
         started = time.monotonic()
-        generator = torch.Generator().manual_seed(t.seed * 100_003 + epoch)
-        torch.manual_seed(t.seed * 100_003 + epoch)  # dropout
-        student.train()
-        total = 0.0
-        for index, places in enumerate(_batches(examples, t.batch, t.seed, epoch)):
+        # A process draws its own changes; alone, it is rank 0.
+        seed = (t.seed * 100_003 + epoch) * 1_009 + process.rank
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout
+        task.train()
+        totals: dict[str, float] = defaultdict(float)
+        parts = batches(examples, t.batch, t.seed, epoch, t.balance, process.rank, process.world)
+        for index, rows in enumerate(parts):
             step = epoch * steps_an_epoch + index
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(recipe, step, steps)
-            faces, targets = examples.batch(places)
-            faces = augment(faces, recipe.augmentation, generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = student(faces.to(memory_format=torch.channels_last))
-            loss = soft_cross_entropy(logits.float(), targets)
+            set_rate(optimiser, learning_rate(t, step, steps))
+            inputs = course.batch(rows, epoch, generator)
+
+            def losses(inputs: tuple[Any, ...] = inputs) -> dict[str, Tensor]:
+                with autocast(process.device, bf16):
+                    return dict(spread(*inputs))
+
+            named = losses()
+            total = torch.stack(list(named.values())).sum()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 2.0)
+            total.backward()  # type: ignore[no-untyped-call]
+            if t.sharpness:
+                sharp_gradients(
+                    lambda: torch.stack(list(losses().values())).sum(), task, learning, t.sharpness
+                )
+            nn.utils.clip_grad_norm_(learning, 2.0)
             optimiser.step()
-            _follow(average, student, min(t.average, (1 + step) / (10 + step)))
-            total += loss.item()
-            if sys.stdout.isatty() or index % 50 == 0:
+            follow(average, task.network, min(t.average, (1 + step) / (10 + step)))
+            for name, value in named.items():
+                totals[name] += float(value.detach())
+            if process.first and (sys.stdout.isatty() or index % 50 == 0):
                 print(
-                    f"epoch {epoch} step {index}/{steps_an_epoch} loss {loss.item():.4f}",
+                    f"epoch {epoch} step {index}/{steps_an_epoch} loss {float(total):.4f}",
                     flush=True,
                 )
-        logits_valid = predict(average, valid.crops.pixels)
-        accuracy = float((logits_valid.argmax(axis=1) == truth)[truth >= 0].mean())
-        q = valid.targets[truth >= 0]
-        p = softmax(logits_valid)[truth >= 0]
-        row = {
-            "epoch": epoch,
-            "loss": round(total / steps_an_epoch, 5),
-            "valid_accuracy": round(accuracy, 5),
-            "valid_loss": round(float(-(q * np.log(p + 1e-9)).sum(axis=1).mean()), 5),
-            "learning_rate": f"{learning_rate(recipe, step, steps):.3g}",
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        if accuracy > best:
-            best = accuracy
+        means = {name: process.mean(value / steps_an_epoch) for name, value in totals.items()}
+        if process.first:
+            accuracy, loss = target.score(course.validate(average))
+            row = {
+                "epoch": epoch,
+                "loss": round(sum(means.values()), 5),
+                **{f"loss_{name}": round(value, 5) for name, value in means.items()},
+                "valid_accuracy": round(accuracy, 5),
+                "valid_loss": round(loss, 5),
+                "learning_rate": f"{learning_rate(t, step, steps):.3g}",
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            whole = checkpoint.contents(average, recipe, labels, epoch, accuracy, frozen, teacher)
+            if accuracy > best:
+                best = accuracy
+                store.save(out / "best.pt", whole)
+            store.save(out / f"epoch-{epoch:03d}.pt", whole)
+            (out / f"epoch-{epoch - KEEP:03d}.pt").unlink(missing_ok=True)
+            # The log before the checkpoint: killed in between, the epoch is done and logged again.
+            _append(out / "log.csv", row, epoch)
             store.save(
-                out / "best.pt",
+                out / "last.pt",
                 {
-                    "schema": SCHEMA,
-                    "labels": list(labels),
-                    "recipe": recipe.model_dump(),
+                    "identity": identity,
                     "epoch": epoch,
-                    "valid_accuracy": accuracy,
-                    "student": average.state_dict(),
+                    "best": best,
+                    "task": task.state_dict(),
+                    "average": average.state_dict(),
+                    "optimiser": optimiser.state_dict(),
                 },
             )
-        # The log before the checkpoint: killed in between, the epoch is done and logged again.
-        _append(out / "log.csv", row, epoch)
-        store.save(
-            out / "last.pt",
-            {
-                "identity": identity,
-                "epoch": epoch,
-                "best": best,
-                "student": student.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            },
-        )
+        process.wait()
     return out / "best.pt"
 
 
-@torch.no_grad()
-def _follow(average: Student, student: Student, decay: float) -> None:
-    """Exponential moving average of weights and of batch statistics."""
-    new = student.state_dict()
-    for name, value in average.state_dict().items():
-        if value.dtype.is_floating_point:
-            value.lerp_(new[name], 1 - decay)
-        else:
-            value.copy_(new[name])
+def _resume(
+    path: Path,
+    identity: dict[str, Any],
+    task: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+) -> tuple[int, float]:
+    """The epoch to go on with, and the best accuracy so far."""
+    state = store.load(path)
+    if different := [key for key in identity if state["identity"].get(key) != identity[key]]:
+        raise DataError(
+            f"{path} is another run (other {', '.join(different)}); choose another --out"
+        )
+    task.load_state_dict(state["task"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["epoch"] + 1, state["best"]
 
 
 def _append(path: Path, row: dict[str, Any], epoch: int) -> None:
@@ -274,7 +209,7 @@ def _append(path: Path, row: dict[str, Any], epoch: int) -> None:
         with path.open(newline="", encoding="utf-8") as old:
             rows = [r for r in csv.DictReader(old) if int(r["epoch"]) < epoch]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FIELDS, lineterminator=os.linesep)
+    writer = csv.DictWriter(buffer, list(row), lineterminator=os.linesep)
     writer.writeheader()
     writer.writerows([*rows, row])
     write_atomically(path, buffer.getvalue().encode())
@@ -283,34 +218,56 @@ def _append(path: Path, row: dict[str, Any], epoch: int) -> None:
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "distill-train",
-        "Train a student by a recipe. Twins of validation and test pictures leave the training set.",
-        "distill-train distill/recipes/student.yaml --data ferplus --layout ferplus --out runs/student",
+        "Train a student or a teacher by a recipe. Twins of validation and test pictures leave the\n"
+        "training set. On many GPUs or processes: torchrun --nproc-per-node N -m distill.train ...",
+        "distill-train distill/recipes/student.yaml --data ferplus --out runs/student\n"
+        "  distill-train distill/recipes/teacher.yaml --data ferplus --out runs/teacher \\\n"
+        "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx\n"
+        "  distill-train distill/recipes/distilled.yaml --data ferplus --out runs/distilled \\\n"
+        "    --teacher runs/teacher/best.pt --face face_recognition_sface_2021dec.onnx",
     )
     p.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints and log.csv")
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
+    p.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's")
+    p.add_argument("--teacher", type=Path, metavar="FILE", help="its checkpoint, for distillation")
+    p.add_argument(
+        "--dinov2",
+        default="facebook/dinov2-small",
+        metavar="DIR|NAME",
+        help="a teacher's frozen DINOv2: a folder or the hub's name (default: %(default)s)",
+    )
+    p.add_argument(
+        "--face",
+        type=Path,
+        metavar="FILE",
+        help="a teacher's face backbone: SFace .onnx or IR-50 .pth",
+    )
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     args = p.parse_args(argv)
     recipe = load_recipe(args.recipe)
-    spec = recipe.crop.spec()
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    crops = open_crops(args.data, args.layout, spec, args.weights, say)
-    twins = find_twins(args.data, args.layout, crops_folder(args.data, spec), say)
-    train_split = join(args.data, args.layout, "train", crops)
-    valid = join(args.data, args.layout, "valid", crops)
-    left_out, unchosen = names_of(twins["train"]), frozenset(names_of(twins["valid"]))
-    say(
-        f"left out: {len(left_out)} twins of validation and test pictures from training, "
-        f"{len(unchosen)} twins of test pictures from choosing"
-    )
-    examples = learnable(train_split, left_out)
-    best = train(recipe, train_split.labels, examples, valid, args.out, args.resume, unchosen)
-    print(f"best checkpoint: {best}")
+    if args.seed is not None:
+        training = recipe.training.model_copy(update={"seed": args.seed})
+        recipe = recipe.model_copy(update={"training": training})
+    with join() as process:
+        ready: Prepared = prepare(recipe, args, process)
+        best = train(
+            recipe,
+            ready.labels,
+            ready.task,
+            ready.course,
+            ready.examples,
+            Target(ready.truth, ready.votes),
+            args.out,
+            process,
+            args.resume,
+            ready.frozen,
+            ready.teacher,
+        )
+        if process.first:
+            print(f"best checkpoint: {best}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.checkpoint import Checkpoint, load_checkpoint
+from distill.course import predict
 from distill.data import Split, crops_folder, join, majority, open_crops
 from distill.evaluate import DATA_NAMES, evaluate, predict_bundle
+from distill.examples import choosable
 from distill.metrics import fit_temperature
 from distill.student import multiply_adds
-from distill.train import choosable, predict
 from distill.twins import find_twins, names_of
 from edge import cli
 from edge.bench import processor

@@ -39,6 +39,19 @@ def test_deployed_student_keeps_to_its_budget() -> None:
     assert multiply_adds(student) <= 150_000_000
 
 
+def test_without_attention_the_student_costs_the_same_and_tokens_do_not_meet() -> None:
+    with_it = Student(StudentConfig(classes=8))
+    without = Student(StudentConfig(classes=8, attend=False)).eval()
+    assert multiply_adds(without) == multiply_adds(with_it)
+    scene, face = torch.randn(2, 1, 64, 128)
+    other = face.clone()
+    other[0, 5] += 3.0
+    x, y = (without.fusion.scene_asks(scene, f) for f in (face, other))
+    assert torch.equal(x, y)
+    x, y = (with_it.fusion.scene_asks(scene, f) for f in (face, other))
+    assert not torch.allclose(x, y)
+
+
 def test_multiply_adds_of_a_case_worked_out_by_hand() -> None:
     config = StudentConfig(
         classes=2, size=16, widths=(1, 1, 1, 1), depths=(1, 1, 1), width=2, heads=1

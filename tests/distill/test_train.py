@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from backbone_files import write_dinov2, write_sface
 from support import ROOT, Done
 
-from distill.augment import augment, move
+from distill.augment import augment, gaussian_blur, jpeg, placement, warp
+from distill.backbones import SFace
 from distill.data import Split
 from distill.evaluate import count_undetected
+from distill.examples import batches, choosable, learnable, shares
+from distill.precision import use_bf16
 from distill.recipe import Augmentation, load_recipe
-from distill.train import choosable, learnable, use_bf16
 from edge.crops import Crops
 from edge.errors import SettingsError
 
@@ -33,6 +37,12 @@ crop:
 student: {widths: [4, 6, 8, 8], depths: [1, 1, 1], width: 8, heads: 2}
 training: {epochs: 4, batch: 32, learning_rate: 0.01, seed: 3, average: 0.9}
 """
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny networks on a busy machine: a second thread only waits for the first."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +60,32 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(path, weights_only=True)["average"])
 
 
+def log(out: Path) -> list[dict[str, str]]:
+    """Without the one column that depends on the machine."""
+    rows = csv.DictReader((out / "log.csv").open())
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def kill_after_an_epoch(out: Path, arguments: list[str]) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "distill.train", *arguments], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 100
+    while not (out / "last.pt").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL, "killed before it was done"
+
+
+def assert_same(whole: Path, broken: Path) -> None:
+    one, other = weights(whole / "last.pt"), weights(broken / "last.pt")
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+    assert log(whole) == log(broken)
+
+
 def test_training_learns_is_killed_and_resumes_to_the_same_result(
     detector_file: Path,
     recipe: Path,
@@ -60,46 +96,177 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
     whole = tmp_path / "whole"
     done = command("distill.train", *arguments(recipe, tiny_ferplus, whole))
     assert done.code == 0, done.err
-    rows = list(csv.DictReader((whole / "log.csv").open()))
+    rows = log(whole)
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     assert float(rows[-1]["valid_accuracy"]) > 0.9
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert sorted(p.name for p in whole.glob("epoch-*.pt")) == [
+        f"epoch-{n:03d}.pt" for n in (1, 2, 3)
+    ]
 
     broken = tmp_path / "broken"
-    run = [sys.executable, "-m", "distill.train", *arguments(recipe, tiny_ferplus, broken)]
-    child = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
-    while not (broken / "last.pt").is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
-    assert child.returncode == -signal.SIGKILL, "killed before it was done"
+    kill_after_an_epoch(broken, arguments(recipe, tiny_ferplus, broken))
     done = command("distill.train", *arguments(recipe, tiny_ferplus, broken), "--resume")
     assert done.code == 0, done.err
     assert "epochs 0..3" not in done.out, "it went on, it did not start again"
-    one, other = weights(whole / "last.pt"), weights(broken / "last.pt")
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-    again = [
-        {k: v for k, v in row.items() if k != "seconds"}
-        for row in csv.DictReader((broken / "log.csv").open())
-    ]
-    assert again == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert_same(whole, broken)
 
     chosen = torch.load(broken / "best.pt", weights_only=True)
     best_row = max(rows, key=lambda row: float(row["valid_accuracy"]))
     assert chosen["epoch"] == int(best_row["epoch"])
     assert chosen["valid_accuracy"] == pytest.approx(float(best_row["valid_accuracy"]), abs=1e-5)
 
-    other_recipe = tmp_path / "other.yaml"
-    other_recipe.write_text(RECIPE.replace("seed: 3", "seed: 4"))
-    done = command("distill.train", *arguments(other_recipe, tiny_ferplus, broken), "--resume")
+    other = [*arguments(recipe, tiny_ferplus, broken), "--resume", "--seed", "4"]
+    done = command("distill.train", *other)
     assert done.code == 1
     assert "is another run (other recipe)" in done.last
     (broken / "last.pt").write_bytes(b"half a file")
     done = command("distill.train", *arguments(recipe, tiny_ferplus, broken), "--resume")
     assert "or is damaged" in done.last
+
+
+TEACHER = """
+name: tiny-teacher
+crop: {size: 32, template: [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]}
+teacher: {trained_units: 1, width: 16, heads: 2, dropout: 0.0, views: 2}
+training: {epochs: 2, batch: 32, learning_rate: 0.003, warmup_epochs: 0.5, average: 0.8, mixup: 0.2}
+"""
+
+
+@pytest.fixture(scope="session")
+def small_ferplus(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data, cut to what a full-size SFace reads in seconds."""
+    root = tmp_path_factory.mktemp("small") / "ferplus"
+    for split, count in (("Train", 192), ("Valid", 40), ("Test", 20)):
+        folder = tiny_ferplus / f"FER2013{split}"
+        (root / folder.name).mkdir(parents=True)
+        rows = (folder / "label.csv").read_text().splitlines(keepends=True)[:count]
+        (root / folder.name / "label.csv").write_text("".join(rows))
+        for row in rows:
+            name = row.split(",")[0]
+            (root / folder.name / name).write_bytes((folder / name).read_bytes())
+    return root
+
+
+def test_teacher_then_student_end_to_end_killed_and_resumed(
+    detector_file: Path,
+    recipe: Path,
+    small_ferplus: Path,
+    tmp_path: Path,
+    command: Callable[..., Done],
+) -> None:
+    """A DINOv2 of no size and an SFace of random weights: the whole path, in under a minute."""
+    tiny_teacher = tmp_path / "teacher.yaml"
+    tiny_teacher.write_text(TEACHER)
+    torch.manual_seed(0)
+    face = write_sface(tmp_path / "sface.onnx", SFace().state_dict())
+    dinov2 = write_dinov2(tmp_path / "dinov2")
+    backbones = ["--dinov2", str(dinov2), "--face", str(face)]
+    whole, broken = tmp_path / "teacher", tmp_path / "teacher-killed"
+    teach = [*arguments(tiny_teacher, small_ferplus, broken), *backbones]
+    kill_after_an_epoch(broken, teach)
+    assert command("distill.train", *teach, "--resume").code == 0
+    done = command("distill.train", *arguments(tiny_teacher, small_ferplus, whole), *backbones)
+    assert done.code == 0, done.err
+    assert "features" not in done.out, "read from the cache, not computed again"
+    assert_same(whole, broken)
+    assert float(log(whole)[-1]["loss"]) < float(log(whole)[0]["loss"])
+    kept = torch.load(whole / "best.pt", weights_only=True)["network"]
+    assert not [name for name in kept if "model.encoder" in name], "no frozen weights in the file"
+
+    distilled = tmp_path / "distilled.yaml"
+    distilled.write_text(RECIPE.replace("epochs: 4", "epochs: 2") + "distillation: {tokens: 0.5}\n")
+    out, killed = tmp_path / "student", tmp_path / "student-killed"
+    taught = [*backbones, "--teacher", str(whole / "best.pt")]
+    done = command("distill.train", *arguments(distilled, small_ferplus, out), *taught)
+    assert done.code == 0, done.err
+    row = log(out)[-1]
+    assert {"loss_votes", "loss_logits", "loss_tokens", "loss_embedding"} <= set(row)
+    student = [*arguments(distilled, small_ferplus, killed), *taught]
+    kill_after_an_epoch(killed, student)
+    assert command("distill.train", *student, "--resume").code == 0
+    assert_same(out, killed)
+
+    done = command(
+        "distill.train", *arguments(distilled, small_ferplus, tmp_path / "x"), *backbones
+    )
+    assert done.code == 2
+    assert "wants a teacher: give --teacher FILE" in done.last
+    done = command("distill.train", *arguments(recipe, small_ferplus, tmp_path / "x"), *taught)
+    assert done.code == 2
+    assert "wants no --teacher" in done.last
+    done = command("distill.train", *arguments(tiny_teacher, small_ferplus, tmp_path / "x"))
+    assert done.code == 2
+    assert "give SFace's ONNX file by --face FILE" in done.last
+    torch.manual_seed(1)
+    other = write_sface(tmp_path / "other.onnx", SFace().state_dict())
+    done = command(
+        "distill.train",
+        *arguments(distilled, small_ferplus, tmp_path / "x"),
+        *taught[:2],
+        "--face",
+        other,
+        *taught[4:],
+    )
+    assert done.code == 1
+    assert "was trained on other backbones" in done.last
+
+
+def test_two_processes_learn_what_one_does(
+    detector_file: Path, recipe: Path, tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    """gloo, each process with half of every batch; batch statistics and random changes are each
+    process's own on the CPU, hence the tolerance."""
+    losses = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "distill.train", *arguments(recipe, tiny_ferplus, out)],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    **({"RANK": str(rank), "WORLD_SIZE": "2"} if processes == 2 else {}),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                },
+            )
+            for rank in range(processes)
+        ]
+        said = [child.communicate(timeout=120)[0] for child in children]
+        assert [child.returncode for child in children] == [0] * processes
+        assert f"{processes} x cpu" in said[0]
+        assert not "".join(said[1:]), "only the first process speaks"
+        losses.append([float(row["loss"]) for row in log(out)])
+        assert float(log(out)[-1]["valid_accuracy"]) > 0.9
+    assert np.allclose(losses[0], losses[1], rtol=0.1), losses
+
+
+def test_processes_share_every_batch_and_classes_can_be_drawn_evenly() -> None:
+    votes = np.zeros((40, 2), dtype=np.int64)
+    votes[:30, 0] = votes[30:, 1] = 10
+    crops = Crops(
+        np.zeros((40, 1, 8, 8), np.uint8), [str(i) for i in range(40)], np.ones(40, dtype=bool)
+    )
+    examples = learnable(Split(crops, votes, ("a", "b")), {"3"})
+    alone = list(batches(examples, 8, 0, 1))
+    assert [len(rows) for rows in alone] == [8, 8, 8, 8, 7]
+    assert sorted(np.concatenate(alone)) == [i for i in range(40) if i != 3]
+    parts = [list(batches(examples, 8, 0, 1, 0.0, rank, 2)) for rank in (0, 1)]
+    for whole, one, two in zip(alone, *parts, strict=True):
+        assert sorted([*one, *two]) == sorted(whole)
+    assert not np.array_equal(alone[0], next(iter(batches(examples, 8, 0, 2))))
+    assert shares(examples, 0.0) == pytest.approx(np.full(39, 1 / 39))
+    even = shares(examples, 1.0)
+    assert even[:29].sum() == pytest.approx(0.5)
+    drawn = np.concatenate([r for e in range(20) for r in batches(examples, 8, 0, e, 1.0)])
+    assert np.mean(drawn >= 30) == pytest.approx(0.5, abs=0.06)
 
 
 def test_every_shipped_recipe_loads() -> None:
@@ -146,7 +313,9 @@ def test_augmentation_switched_off_changes_nothing_but_the_mirror() -> None:
         brightness=0.0,
         gamma=1.0,
         shrink_share=0.0,
+        blur_share=0.0,
         noise=0.0,
+        jpeg_share=0.0,
         erase_share=0.0,
     )
     faces = torch.rand(32, 1, 32, 32) * 255
@@ -180,7 +349,8 @@ def test_move_turns_and_mirrors_without_shear() -> None:
     marks = [(20, 20), (20, 44), (44, 32)]
     for value, (y, x) in zip((60.0, 120.0, 240.0), marks, strict=True):
         faces[:, 0, y - 2 : y + 3, x - 2 : x + 3] = value
-    moved = move(faces, only, torch.Generator().manual_seed(0))[:, 0].numpy()
+    places = placement(64, only, torch.Generator().manual_seed(0))
+    moved = warp(faces, places)[:, 0].numpy()
     y, x = np.mgrid[0:65, 0:65]
     mirrored = []
     for picture in moved:
@@ -212,5 +382,24 @@ def test_a_recipe_that_cannot_be_is_one_line(tmp_path: Path) -> None:
 
 
 def test_precision_follows_the_recipe() -> None:
-    assert use_bf16("bf16")
-    assert not use_bf16("fp32")
+    cpu = torch.device("cpu")
+    assert use_bf16("bf16", cpu)
+    assert not use_bf16("fp32", cpu)
+
+
+def test_blur_and_compression_are_those_of_a_real_codec() -> None:
+    rng = np.random.default_rng(0)
+    picture = cv2.GaussianBlur(rng.integers(0, 256, (64, 64)).astype(np.float32), (0, 0), 2)
+    picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    faces = torch.from_numpy(picture)[None, None].float()
+    theirs = cv2.GaussianBlur(
+        picture.astype(np.float32), (13, 13), 2.0, borderType=cv2.BORDER_REPLICATE
+    )
+    assert float((gaussian_blur(faces, 2.0)[0, 0] - torch.from_numpy(theirs)).abs().max()) < 1.0
+    for quality in (20, 60):
+        coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        decoded = cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE).astype(np.float32)
+        ours = jpeg(faces, quality)[0, 0].numpy()
+        # Whole grey levels and libjpeg's integer DCT are a third of a level.
+        assert np.abs(ours - decoded).mean() < 0.5
+        assert np.abs(decoded - picture).mean() > 1.0, "there is a loss to imitate"

@@ -14,8 +14,8 @@ import torch
 from onnx import numpy_helper
 from support import Done
 
+from distill.checkpoint import SCHEMA
 from distill.student import Student, StudentConfig
-from distill.train import SCHEMA
 from edge.backends import open_backend
 from edge.bundle import SHIPPED, load_bundle
 from edge.errors import DataError, EdgeError
@@ -163,7 +163,9 @@ def write_checkpoint(path: Path, **changes: object) -> Path:
         "recipe": RECIPE,
         "epoch": 0,
         "valid_accuracy": 0.5,
-        "student": student().state_dict(),
+        "frozen": "",
+        "teacher": "",
+        "network": student().state_dict(),
         **changes,
     }
     torch.save(content, path)
@@ -265,7 +267,7 @@ def test_what_is_no_checkpoint_is_one_line(
     assert "holds no weights alone" in command("export.model", garbage, *options).last
     old = write_checkpoint(tmp_path / "o.pt", schema="distill.checkpoint/0")
     assert "has schema 'distill.checkpoint/0'" in command("export.model", old, *options).last
-    misfit = write_checkpoint(tmp_path / "m.pt", student={})
+    misfit = write_checkpoint(tmp_path / "m.pt", network={})
     assert "do not fit its recipe" in command("export.model", misfit, *options).last
     good = write_checkpoint(tmp_path / "c.pt")
     done = command("export.model", good, "--data", tmp_path, *options[2:])

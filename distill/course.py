@@ -1,0 +1,142 @@
+"""Where a task's batches come from: rows of the training set > what the task's forward takes.
+
+StudentCourse   pictures, changed at random; with a teacher, its thoughts of them
+TeacherCourse   the frozen side's outputs, from the cache or computed on the spot
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.augment import augment, degrade, placement, warp
+from distill.backbones import Frozen
+from distill.examples import Examples
+from distill.features import View
+from distill.lessons import Lessons
+from distill.recipe import Recipe
+from distill.student import Student
+from distill.task import on_grid
+from distill.teacher import Teacher
+
+Inputs = tuple[Any, ...]
+
+
+class Course(Protocol):
+    """What the training loop asks for."""
+
+    def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
+        """The arguments of the task's forward, on its device."""
+        ...
+
+    def validate(self, network: Any) -> NDArray[np.float32]:
+        """Logits (N, K) of the whole validation split, on the CPU."""
+        ...
+
+
+def mix(
+    alpha: float, generator: torch.Generator, targets: Tensor, *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    """mixup (Zhang et al., ICLR 2018): each example with another of its batch, targets alike."""
+    if alpha == 0:
+        return (targets, *inputs)
+    # torch draws no Beta from a generator of its own.
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    part = float(np.random.default_rng(seed).beta(alpha, alpha))
+    order = torch.randperm(len(targets), generator=generator)
+    return tuple(part * x + (1 - part) * x[order] for x in (targets, *inputs))
+
+
+@torch.no_grad()
+def predict(student: Student, faces: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
+    """Logits (N, K) of uint8 faces (N, C, S, S), in evaluation mode and float32."""
+    student.eval()
+    device = next(student.parameters()).device
+    parts = []
+    for start in range(0, len(faces), batch):
+        block = torch.from_numpy(np.array(faces[start : start + batch])).float().to(device)
+        parts.append(student(block.to(memory_format=torch.channels_last)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+@torch.no_grad()
+def predict_teacher(
+    teacher: Teacher, view: View, rows: int, batch: int = 256
+) -> NDArray[np.float32]:
+    """Logits (N, K) from cached features, in evaluation mode and float32."""
+    teacher.eval()
+    device = next(teacher.parameters()).device
+    parts = []
+    for start in range(0, rows, batch):
+        scene, lower = view.read(np.arange(start, min(start + batch, rows)))
+        parts.append(teacher(scene.to(device), lower.to(device)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentCourse:
+    """lessons: a teacher's cached thoughts; live: a teacher that thinks about the very picture that
+    the student sees. At most one of them."""
+
+    recipe: Recipe
+    examples: Examples
+    valid: NDArray[np.uint8]
+    device: torch.device
+    lessons: Lessons | None = None
+    live: tuple[Teacher, Frozen] | None = None
+
+    def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
+        faces, targets = self.examples.read(rows)
+        places = placement(len(faces), self.recipe.augmentation, generator)
+        faces = degrade(warp(faces, places), self.recipe.augmentation, generator)
+        targets, faces = mix(self.recipe.training.mixup, generator, targets, faces)
+        inputs: Inputs = (
+            faces.to(self.device, memory_format=torch.channels_last),
+            targets.to(self.device),
+        )
+        side = self.recipe.crop.size // 8
+        if self.live:
+            teacher, frozen = self.live
+            with torch.no_grad():
+                inputs += (on_grid(teacher.eval().think(*frozen(inputs[0])), side),)
+        elif self.lessons:
+            inputs += (self.lessons.read(rows, places, side).to(self.device),)
+        return inputs
+
+    def validate(self, network: Student) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = predict(network, self.valid)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherCourse:
+    """views: cached, one an epoch in turn; frozen: computes anew for every batch. One of them."""
+
+    recipe: Recipe
+    examples: Examples
+    valid: View
+    valid_rows: int
+    device: torch.device
+    views: tuple[View, ...] = ()
+    frozen: Frozen | None = None
+
+    def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
+        if self.frozen:
+            faces, targets = self.examples.read(rows)
+            faces = augment(faces, self.recipe.augmentation, generator)
+            scene, lower = self.frozen(faces.to(self.device))
+        else:
+            targets = torch.from_numpy(self.examples.targets[rows])
+            scene, lower = self.views[epoch % len(self.views)].read(rows)
+        targets, scene, lower = mix(self.recipe.training.mixup, generator, targets, scene, lower)
+        lower = lower.to(self.device, memory_format=torch.channels_last)
+        return scene.to(self.device), lower, targets.to(self.device)
+
+    def validate(self, network: Teacher) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = predict_teacher(network, self.valid, self.valid_rows)
+        return logits

@@ -1,0 +1,90 @@
+"""What a trained teacher thinks of every training picture, on disk, for the student to learn from.
+
+The frozen side is read from its cache (view 0), the teacher's own part runs once a picture. A student
+sees a picture moved at random; the backbones' grids are moved with it, since tokens are places. Logits
+and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call this a fixed teacher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.augment import warp
+from distill.features import View, pack, unpack, weights_digest
+from distill.precision import autocast
+from distill.teacher import Teacher, Thoughts
+from edge.errors import DataError
+from edge.weights import write_atomically
+
+BATCH = 256
+ARRAYS = ("logits", "embedding", "scene", "scene-scale", "face", "face-scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """Thoughts by row of the split, memory-mapped."""
+
+    arrays: dict[str, NDArray[np.generic]]
+
+    def read(self, rows: NDArray[np.int64], places: Tensor, side: int) -> Thoughts:
+        """places: (B, 2, 3), where `augment.placement` moved these pictures; side: of the student's
+        grid."""
+        a = {name: array[rows] for name, array in self.arrays.items()}
+        return Thoughts(
+            logits=torch.from_numpy(a["logits"].astype(np.float32)),
+            embedding=torch.from_numpy(a["embedding"].astype(np.float32)),
+            scene=warp(unpack(a["scene"], a["scene-scale"]), places, side),  # type: ignore[arg-type]
+            face=warp(unpack(a["face"], a["face-scale"]), places, side),  # type: ignore[arg-type]
+        )
+
+
+@torch.no_grad()
+def think(teacher: Teacher, view: View, rows: int, bf16: bool) -> dict[str, list[NDArray]]:  # type: ignore[type-arg]
+    """The teacher's thoughts of all rows of one view, packed, in blocks."""
+    teacher.eval()
+    device = next(teacher.parameters()).device
+    parts: dict[str, list[NDArray]] = {name: [] for name in ARRAYS}  # type: ignore[type-arg]
+    for start in range(0, rows, BATCH):
+        scene, lower = view.read(np.arange(start, min(start + BATCH, rows)))
+        with autocast(device, bf16):
+            thoughts = teacher.think(scene.to(device), lower.to(device))
+        parts["logits"].append(thoughts.logits.float().cpu().numpy())
+        parts["embedding"].append(thoughts.embedding.half().cpu().numpy())
+        for name, grid in (("scene", thoughts.scene), ("face", thoughts.face)):
+            codes, scale = pack(grid.cpu())
+            parts[name].append(codes)
+            parts[f"{name}-scale"].append(scale)
+    return parts
+
+
+def cache_lessons(
+    features: Path,
+    teacher: Teacher,
+    view: View,
+    rows: int,
+    bf16: bool,
+    progress: Callable[[str], None],
+) -> Lessons:
+    """Open or make FEATURES/lessons-TEACHER/*.npy. Raises DataError where they are damaged."""
+    folder = features / f"lessons-{weights_digest(teacher)[:16]}"
+    mark = folder / "done"
+    if not mark.is_file():
+        progress(f"the teacher thinks about {rows} pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, blocks in think(teacher, view, rows, bf16).items():
+            np.save(folder / f"{name}.npy", np.concatenate(blocks))
+        write_atomically(mark, b"")
+    try:
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} cannot be used ({error}); delete it and start again") from error
+    if any(len(array) != rows for array in arrays.values()):
+        raise DataError(f"{folder} holds other pictures; delete it and start again")
+    return Lessons(arrays)

@@ -1,0 +1,152 @@
+"""Command line and recipe > everything a run needs: crops without twins, networks, caches."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from distill.backbones import Frozen
+from distill.build import build_student, build_teacher
+from distill.checkpoint import load_teacher
+from distill.course import Course, StudentCourse, TeacherCourse
+from distill.data import Split, crops_folder, join, open_crops
+from distill.examples import Examples, choosable, learnable
+from distill.features import View, cache_view, features_folder, weights_digest
+from distill.lessons import cache_lessons
+from distill.parallel import Process
+from distill.precision import use_bf16
+from distill.recipe import Augmentation, Recipe
+from distill.store import digest_of
+from distill.task import DistillationTask, StudentTask, TeacherTask
+from distill.twins import find_twins, names_of
+from edge.errors import UsageError
+
+Say = Callable[[str], None]
+PLAIN = 0  # the view that is the crop itself
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """truth, votes: of the validation split, what is chosen on; frozen, teacher: names of what the
+    run reads besides the data."""
+
+    labels: tuple[str, ...]
+    examples: Examples
+    truth: NDArray[np.int64]
+    votes: NDArray[np.float32]
+    task: nn.Module
+    course: Course
+    frozen: str = ""
+    teacher: str = ""
+
+
+def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepared:
+    """args: distill-train's. Caches are made by the first process while the others wait.
+
+    Raises UsageError for options that the recipe needs or cannot use, DataError for bad data."""
+    if (recipe.distillation is None) != (args.teacher is None):
+        wants = "a teacher: give --teacher FILE" if recipe.distillation else "no --teacher"
+        raise UsageError(f"{args.recipe} wants {wants}")
+
+    def say(line: str) -> None:
+        if process.first:
+            print(line, flush=True)
+
+    if not process.first:
+        process.wait()
+    spec = recipe.crop.spec()
+    crops = open_crops(args.data, args.layout, spec, args.weights, say)
+    folder = crops_folder(args.data, spec)
+    twins = find_twins(args.data, args.layout, folder, say)
+    split = join(args.data, args.layout, "train", crops)
+    valid = join(args.data, args.layout, "valid", crops)
+    left_out, unchosen = names_of(twins["train"]), names_of(twins["valid"])
+    say(
+        f"left out: {len(left_out)} twins of validation and test pictures from training, "
+        f"{len(unchosen)} twins of test pictures from choosing"
+    )
+    examples = learnable(split, left_out)
+    torch.manual_seed(recipe.training.seed)
+    bench = _Bench(recipe, args, process.device, folder, examples, split, valid, say)
+    task, course, frozen, teacher = bench.teacher() if recipe.teacher else bench.student()
+    if process.first:
+        process.wait()
+    truth = choosable(valid, unchosen)
+    return Prepared(split.labels, examples, truth, valid.targets, task, course, frozen, teacher)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What both kinds of runs are put together from."""
+
+    recipe: Recipe
+    args: argparse.Namespace
+    device: torch.device
+    crops: Path
+    examples: Examples
+    train: Split
+    valid: Split
+    say: Say
+
+    def _view(self, frozen: Frozen, augmentation: Augmentation, split: str, view: int) -> View:
+        bf16 = use_bf16(self.recipe.training.precision, self.device)
+        features = features_folder(self.crops, frozen, augmentation, bf16) / split
+        pixels = (self.train if split == "train" else self.valid).crops.pixels
+        return cache_view(features, frozen, pixels, view, augmentation, bf16, self.say)
+
+    def teacher(self) -> tuple[nn.Module, Course, str, str]:
+        recipe, args = self.recipe, self.args
+        assert recipe.teacher is not None
+        teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
+        frozen.to(self.device)
+        names = range(recipe.teacher.views)
+        views = [self._view(frozen, recipe.augmentation, "train", view) for view in names]
+        course = TeacherCourse(
+            recipe,
+            self.examples,
+            self._view(frozen, recipe.augmentation, "valid", PLAIN),
+            len(self.valid.votes),
+            self.device,
+            tuple(views),
+            None if views else frozen,
+        )
+        task = TeacherTask(teacher).to(self.device, memory_format=torch.channels_last)
+        return task, course, weights_digest(frozen), ""
+
+    def student(self) -> tuple[nn.Module, Course, str, str]:
+        recipe, args = self.recipe, self.args
+        student = build_student(recipe, len(self.train.labels))
+        how = recipe.distillation
+        pixels = self.valid.crops.pixels
+        if how is None:
+            course = StudentCourse(recipe, self.examples, pixels, self.device)
+            task: nn.Module = StudentTask(student)
+            return task.to(self.device, memory_format=torch.channels_last), course, "", ""
+        teacher, frozen, theirs, labels = load_teacher(args.teacher, args.dinov2, args.face)
+        if labels != self.train.labels:
+            raise UsageError(f"{args.teacher} knows other classes: {', '.join(labels)}")
+        if theirs.crop != recipe.crop:
+            raise UsageError(f"{args.teacher} was trained on another crop; make the recipes' equal")
+        teacher.to(self.device).requires_grad_(False)
+        frozen.to(self.device)
+        if how.live:
+            course = StudentCourse(
+                recipe, self.examples, pixels, self.device, live=(teacher, frozen)
+            )
+        else:
+            bf16 = use_bf16(recipe.training.precision, self.device)
+            features = features_folder(self.crops, frozen, theirs.augmentation, bf16) / "train"
+            view = self._view(frozen, theirs.augmentation, "train", PLAIN)
+            rows = len(self.train.votes)
+            lessons = cache_lessons(features, teacher, view, rows, bf16, self.say)
+            course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
+        task = DistillationTask(student, how, teacher)
+        task = task.to(self.device, memory_format=torch.channels_last)
+        return task, course, "", f"{theirs.name} {digest_of(args.teacher)[:16]}"
