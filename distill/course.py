@@ -78,6 +78,19 @@ def predict_teacher(
     return np.concatenate(parts)
 
 
+@torch.no_grad()
+def predict_faces(
+    teacher: Teacher, frozen: Frozen, faces: NDArray[np.uint8], batch: int = 128
+) -> NDArray[np.float32]:
+    """Logits (N, K) of uint8 faces (N, C, S, S), through both backbones, in float32."""
+    teacher.eval()
+    parts = []
+    for start in range(0, len(faces), batch):
+        block = torch.from_numpy(np.array(faces[start : start + batch])).float()
+        parts.append(teacher(*frozen(block)).numpy())
+    return np.concatenate(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class StudentCourse:
     """lessons: a teacher's cached thoughts; live: a teacher that thinks about the very picture that

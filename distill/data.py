@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.labels import FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
+from distill.labels import FER2013, FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
 from edge.crop import CropSpec
 from edge.crops import (
     Crops,
@@ -88,6 +88,27 @@ def _read_ferplus(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[s
     return votes, FERPLUS
 
 
+def _read_fer2013(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    path = data / "fer2013_original_labels.csv"
+    votes: dict[str, list[int]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as rows:
+            for line, row in enumerate(csv.reader(rows), 1):
+                if not row or row == ["name", "split", "label"]:
+                    continue
+                if len(row) != 3 or canonical(row[2]) not in FER2013:
+                    raise DataError(
+                        f"{path} line {line}: expected name, split and one of {', '.join(FER2013)}"
+                    )
+                if row[1].strip().lower() == split:
+                    votes[row[0]] = [int(canonical(row[2]) == label) for label in FER2013]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
+    return votes, FER2013
+
+
 def _read_rafdb(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     # The holders' own spelling: "patition".
     candidates = [data / "list_patition_label.txt", data / "EmoLabel" / "list_patition_label.txt"]
@@ -124,7 +145,12 @@ def _read_folders(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[s
     return votes, labels
 
 
-READERS = {"ferplus": _read_ferplus, "rafdb": _read_rafdb, "folders": _read_folders}
+READERS = {
+    "ferplus": _read_ferplus,
+    "fer2013": _read_fer2013,
+    "rafdb": _read_rafdb,
+    "folders": _read_folders,
+}
 
 
 def crops_folder(data: Path, spec: CropSpec) -> Path:

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ from edge.crops import LAYOUTS
 from edge.errors import DataError
 from edge.weights import write_atomically
 
-DATA_NAMES = {"ferplus": "FER+", "rafdb": "RAF-DB", "folders": "class folders"}
+DATA_NAMES = {
+    "ferplus": "FER+",
+    "fer2013": "FER2013",
+    "rafdb": "RAF-DB",
+    "folders": "class folders",
+}
 
 
 def predict_bundle(
@@ -84,6 +89,14 @@ def table(scores: Scores, undetected: float, strict: float) -> str:
     return "\n".join([*lines, row])
 
 
+def confusion_table(scores: Scores, labels: Sequence[str]) -> str:
+    """Rows are the truth, columns the answers, names cut to fit 80 columns."""
+    lines = ["  truth \\ answer " + "".join(f"{name[:7]:>8}" for name in labels)]
+    for name, row in zip(labels, scores.confusion, strict=True):
+        lines.append(f"  {name[:13]:14}" + "".join(f"{count:8d}" for count in row))
+    return "\n".join(lines)
+
+
 def write_predictions(
     path: Path, names: Sequence[str], labels: Sequence[str], probabilities: NDArray[np.float64]
 ) -> None:
@@ -134,67 +147,164 @@ def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "distill-eval",
         "Score a bundle (as deployed) or a checkpoint (as trained) on a labelled split.",
-        "distill-eval --bundle edge/models --data ferplus --layout ferplus --split test",
+        "distill-eval --bundle edge/models --data ferplus --layout ferplus --split test\n"
+        "  distill-eval --checkpoint runs/student/best.pt --data ferplus --layout ferplus \\\n"
+        "    --split valid --robustness --plots plots",
     )
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", type=Path, metavar="DIR")
-    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="what distill-train wrote")
+    what.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="what distill-train wrote; its last epochs beside it are scored too",
+    )
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, required=True)
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
     p.add_argument("--precision", choices=("fp32", "int8"), default="int8", help="of a bundle")
     p.add_argument("--predictions", type=Path, metavar="out.csv", help="write the probabilities")
     p.add_argument("--json", type=Path, metavar="out.json", help="write the scores")
+    p.add_argument("--robustness", action="store_true", help="blur, noise, dark, JPEG, small ...")
+    p.add_argument("--plots", type=Path, metavar="DIR", help="write them as PNG")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
+    p.add_argument(
+        "--dinov2",
+        default="facebook/dinov2-small",
+        metavar="DIR|NAME",
+        help="a teacher's frozen DINOv2 (default: %(default)s)",
+    )
+    p.add_argument("--face", type=Path, metavar="FILE", help="a teacher's face backbone")
     return p
 
 
-def _predict(
-    args: argparse.Namespace,
-) -> tuple[tuple[str, ...], CropSpec, Any]:
-    """Labels, crop and a function from crops to probabilities."""
-    if args.bundle:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Model:
+    """What is scored. predict: crops (N, C, S, S) uint8 to probabilities (N, K)."""
+
+    labels: tuple[str, ...]
+    crop: CropSpec
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+    precision: str
+
+
+def open_model(args: argparse.Namespace, checkpoint: Path | None) -> Model:
+    """The bundle, or a student's or teacher's checkpoint."""
+    if checkpoint is None:
         bundle = load_bundle(args.bundle)
-        return (
+        return Model(
             bundle.labels,
             bundle.crop,
             lambda pixels: predict_bundle(bundle, args.precision, pixels),
+            args.precision,
         )
-    from distill.checkpoint import load_checkpoint
-    from distill.course import predict
+    # A bundle is scored without torch.
+    from distill.checkpoint import load_checkpoint, load_teacher, read
+    from distill.course import predict, predict_faces
 
-    checkpoint = load_checkpoint(args.checkpoint)
-    student = checkpoint.student
-    return (
-        checkpoint.labels,
-        checkpoint.recipe.crop.spec(),
-        lambda pixels: softmax(predict(student, pixels)),
+    if read(checkpoint)[1].teacher is None:
+        trained = load_checkpoint(checkpoint)
+        return Model(
+            trained.labels,
+            trained.recipe.crop.spec(),
+            lambda pixels: softmax(predict(trained.student, pixels)),
+            "fp32",
+        )
+    teacher, frozen, recipe, labels = load_teacher(checkpoint, args.dinov2, args.face)
+    return Model(
+        labels,
+        recipe.crop.spec(),
+        lambda pixels: softmax(predict_faces(teacher, frozen, pixels)),
+        "fp32",
     )
+
+
+def last_epochs(args: argparse.Namespace, split: Split, best: float) -> tuple[str, dict[str, Any]]:
+    """Accuracy of the last epochs beside the chosen one's: a choice that was only luck shows."""
+    paths = sorted(args.checkpoint.parent.glob("epoch-*.pt"))
+    found = []
+    for path in paths:
+        p = open_model(args, path).predict(split.crops.pixels)
+        found.append(score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy)
+    entry = {"last_epochs": [path.stem for path in paths], "accuracies": found, "best": best}
+    cells = ", ".join(f"{100 * value:.2f}" for value in found)
+    mean = 100 * float(np.mean(found))
+    return f"last {len(paths)} epochs {cells} (mean {mean:.2f}), chosen {100 * best:.2f}", entry
 
 
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    labels, spec, predict_crops = _predict(args)
-    crops = open_crops(
-        args.data, args.layout, spec, args.weights, lambda line: print(line, file=sys.stderr)
-    )
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    model = open_model(args, args.checkpoint)
+    crops = open_crops(args.data, args.layout, model.crop, args.weights, say)
     if args.split not in crops:
         raise DataError(f"{args.data} has no split '{args.split}'; it has {', '.join(crops)}")
-    probabilities = predict_crops(crops[args.split].pixels)
+    probabilities = model.predict(crops[args.split].pixels)
     if args.predictions:
-        write_predictions(args.predictions, crops[args.split].names, labels, probabilities)
+        write_predictions(args.predictions, crops[args.split].names, model.labels, probabilities)
     split = join(args.data, args.layout, args.split, crops)
-    if split.labels != labels:
+    if split.labels != model.labels:
         raise DataError(
             f"{args.data} has the classes {', '.join(split.labels)}, the model "
-            f"{', '.join(labels)}; score it on data with its own classes"
+            f"{', '.join(model.labels)}; score it on data with its own classes"
         )
-    precision = args.precision if args.bundle else "fp32"
-    text, entries = evaluate(split, probabilities, args.layout, args.split, precision)
-    print(f"{args.bundle or args.checkpoint} {precision} on {args.data} {args.split}")
+    text, entries = evaluate(split, probabilities, args.layout, args.split, model.precision)
+    title = f"{args.bundle or args.checkpoint} {model.precision} on {args.data} {args.split}"
+    print(title)
     print(text)
+    scores = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0)
+    print(confusion_table(scores, split.labels))
+    if args.checkpoint and list(args.checkpoint.parent.glob("epoch-*.pt")):
+        line, entry = last_epochs(args, split, scores.accuracy)
+        print(line)
+        entries.append(entry)
+    rows = measure(args, model, split, say) if args.robustness else []
+    if rows:
+        entries.append({"robustness": rows})
     if args.json:
         write_atomically(args.json, (json.dumps(entries, indent=1) + "\n").encode())
+    if args.plots:
+        plot(
+            args.plots, f"{model.precision} {args.layout} {args.split}", split, probabilities, rows
+        )
+
+
+def measure(
+    args: argparse.Namespace, model: Model, split: Split, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    try:
+        from distill import robustness
+    except ImportError as error:
+        raise DataError("--robustness needs torch; install the 'train' extra") from error
+    rows = robustness.measure(split, model.predict, say)
+    print(robustness.table(rows))
+    return rows
+
+
+def plot(
+    folder: Path,
+    title: str,
+    split: Split,
+    probabilities: NDArray[np.float64],
+    rows: list[dict[str, Any]],
+) -> None:
+    """PNGs of the majority's protocol."""
+    from distill import plots
+
+    truth = majority(split.votes, len(split.labels))
+    kept = truth >= 0
+    answer = probabilities.argmax(axis=1)
+    matrix = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0).confusion
+    folder.mkdir(parents=True, exist_ok=True)
+    plots.confusion(folder / "confusion.png", matrix, split.labels, title)
+    confidence, hit = probabilities.max(axis=1)[kept], (answer == truth)[kept]
+    plots.reliability(folder / "reliability.png", confidence, hit, title)
+    if rows:
+        plots.robustness(folder / "robustness.png", rows, title)
+    print(f"plots written to {folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,9 @@ FERPLUS = (
 )
 FERPLUS_EXTRA = ("unknown", "not-a-face")
 
+# FER2013 (Goodfellow et al. 2013): the challenge's own labels, 0 to 6.
+FER2013 = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+
 # RAF-DB (Li, Deng and Du 2017): list_patition_label.txt numbers its basic classes from 1.
 RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 

@@ -30,7 +30,7 @@ from edge.errors import DataError
 from edge.records import Face
 from edge.weights import locked, resolve, write_atomically
 
-LAYOUTS = ("ferplus", "rafdb", "folders")
+LAYOUTS = ("ferplus", "fer2013", "rafdb", "folders")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 # Data sets hold faces that fill the picture; YuNet wants some room around one. On the first 600
@@ -53,14 +53,14 @@ class Crops:
 def list_pictures(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
     """Pictures by split ("train", "valid", "test"), each a name and a path, sorted by name.
 
-    ferplus: FER2013Train|Valid|Test/*.png. rafdb: Image/aligned/{train,test}_NNNNN_aligned.jpg,
-    a tenth of train kept apart as valid.
+    ferplus, fer2013: FER2013Train|Valid|Test/*.png. rafdb: a tenth of train kept apart as valid,
+    Image/aligned/{train,test}_NNNNN_aligned.jpg.
     folders: train|valid|test/CLASS/*, named CLASS/file. Raises DataError where the layout is not met.
     """
     if not data.is_dir():
         raise DataError(f"{data} is no folder; give the root of the data set")
     splits: dict[str, list[tuple[str, Path]]] = {}
-    if layout == "ferplus":
+    if layout in ("ferplus", "fer2013"):  # the same pictures under other labels
         for split in ("train", "valid", "test"):
             folder = data / f"FER2013{split.capitalize()}"
             splits[split] = [(p.name, p) for p in sorted(folder.glob("*.png"))]
@@ -230,7 +230,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-crops",
         "Crop a data set of single faces with the deployed detector and alignment.\n"
-        "ferplus: FER2013Train|Valid|Test/*.png; rafdb: Image/aligned/*_aligned.jpg (a tenth\n"
+        "ferplus, fer2013: FER2013Train|Valid|Test/*.png; rafdb: Image/aligned/*_aligned.jpg (a tenth\n"
         "of train becomes valid);\n"
         "folders: train|valid|test/CLASS/*. Writes SPLIT.npy and SPLIT.csv.",
         "edge-crops ferplus --layout ferplus --out crops",

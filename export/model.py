@@ -105,7 +105,8 @@ def _describe(
         "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
         "scores": [],
         "provenance": {
-            "teacher": "none: learned from the annotators' votes alone",
+            "teacher": checkpoint.facts["teacher"]
+            or "none: learned from the annotators' votes alone",
             "recipe": checkpoint.recipe.model_dump(),
             "data": DATA_NAMES[layout],
             "data_licence": facts.pop("data_licence"),
@@ -122,6 +123,7 @@ def _describe(
 
 LICENCES = {
     "ferplus": "votes MIT (Microsoft); pictures of the 2013 challenge, not redistributed",
+    "fer2013": "pictures and labels of the 2013 challenge, not redistributed",
     "rafdb": "RAF-DB: non-commercial research; pictures not redistributed",
     "folders": "as their owner says; pictures not redistributed",
 }

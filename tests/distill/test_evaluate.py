@@ -1,0 +1,206 @@
+"""Scores, plots and robustness, on a network that knows the answer and on files as users have them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from support import Done
+
+from distill import plots, robustness
+from distill.data import Split
+from distill.evaluate import confusion_table
+from distill.metrics import score
+from edge.bundle import SHIPPED
+from edge.crops import Crops
+from edge.errors import DataError
+
+
+def two_shades(count: int = 60) -> Split:
+    """Bright upper halves are class 0, bright lower ones class 1."""
+    label = np.arange(count) % 2
+    pixels = np.full((count, 1, 64, 64), 60, np.uint8)
+    for picture, k in zip(pixels, label, strict=True):
+        picture[:, 32 * k : 32 * k + 32] = 200
+    votes = np.eye(2, dtype=np.int64)[label] * 10
+    names = [f"{i}.png" for i in range(count)]
+    return Split(Crops(pixels, names, np.ones(count, dtype=bool)), votes, ("up", "down"))
+
+
+def halves(pixels: np.ndarray) -> np.ndarray:
+    """A classifier by mean brightness of the halves; it knows shape, not size or light."""
+    top, bottom = (pixels[:, :, rows].mean(axis=(1, 2, 3)) for rows in (slice(32), slice(32, 64)))
+    p = 1 / (1 + np.exp(np.clip((bottom - top) / 10, -30, 30)))
+    return np.stack([p, 1 - p], axis=1)
+
+
+def test_robustness_measures_every_change_at_every_strength() -> None:
+    rows = robustness.measure(two_shades(), halves, lambda line: None)
+    assert rows[0] == {"change": "none", "strength": None, "unit": "", "accuracy": 1.0}
+    assert len(rows) == 1 + sum(len(change.strengths) for change in robustness.CHANGES)
+    assert all(row["accuracy"] == 1.0 for row in rows if row["change"] in ("blur", "face size"))
+    text = robustness.table(rows)
+    assert "16: 100.0" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("change", robustness.CHANGES, ids=lambda change: change.name)
+def test_each_change_changes_more_with_its_strength(change: robustness.Change) -> None:
+    rng = np.random.default_rng(0)
+    smooth = [cv2.GaussianBlur(rng.normal(128, 400, (64, 64)), (0, 0), 3) for _ in range(6)]
+    pixels = np.stack(smooth)[:, None].clip(0, 255).astype(np.uint8)
+    before = pixels.copy()
+    moved = []
+    for strength in change.strengths:
+        worse = robustness.spoiled(pixels, change, strength)
+        assert worse.dtype == np.uint8
+        assert worse.shape == pixels.shape
+        assert np.array_equal(worse, robustness.spoiled(pixels, change, strength)), "repeats"
+        moved.append(np.abs(worse.astype(float) - pixels).mean())
+    assert moved == sorted(moved)
+    assert moved[0] > 0
+    assert np.array_equal(pixels, before)
+
+
+def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> None:
+    white = np.full((8, 1, 64, 64), 255, np.uint8)
+    by_name = {change.name: change for change in robustness.CHANGES}
+    covered = robustness.spoiled(white, by_name["occlusion"], 0.2)
+    assert (covered == 128).mean(axis=(1, 2, 3)) == pytest.approx(np.full(8, 0.2), abs=0.01)
+    line = np.zeros((2, 1, 64, 64), np.uint8)
+    line[:, :, 31:33] = 255
+    for picture, sign in zip(
+        robustness.spoiled(line, by_name["rotation"], 20), (1, -1), strict=True
+    ):
+        y, x = np.nonzero(picture[0] > 128)
+        slope = np.polyfit(x, y, 1)[0]
+        assert abs(np.degrees(np.arctan(slope))) == pytest.approx(20, abs=1)
+        assert np.sign(slope) in (sign, -sign)
+
+
+def test_plots_are_pictures(tmp_path: Path) -> None:
+    split = two_shades()
+    p = halves(split.crops.pixels)
+    rows = robustness.measure(split, halves, lambda line: None)
+    scores = score(p, split.votes, split.labels, "majority-8", rounds=0)
+    plots.confusion(tmp_path / "c.png", scores.confusion, split.labels, "t")
+    plots.reliability(tmp_path / "r.png", p.max(axis=1), np.ones(60, dtype=bool), "t")
+    plots.robustness(tmp_path / "b.png", rows, "t")
+    (tmp_path / "log.csv").write_text("epoch,loss,valid_accuracy\n0,1.5,0.5\n1,1.0,0.7\n")
+    plots.training(tmp_path / "t.png", tmp_path / "log.csv")
+    for name in "crbt":
+        picture = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert picture.shape[0] > 400
+        assert picture.std() > 5, "not an empty sheet"
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no log of distill-train"):
+        plots.training(tmp_path / "t.png", tmp_path / "log.csv")
+    text = confusion_table(scores, split.labels)
+    assert text.splitlines()[1].split() == ["up", "30", "0"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.fixture(scope="module")
+def eight_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FER+'s layout with noise for pictures: enough for a shipped bundle to be scored on."""
+    root = tmp_path_factory.mktemp("eight") / "ferplus"
+    rng = np.random.default_rng(0)
+    original = ["name,split,label"]
+    for split, count in (("Train", 8), ("Valid", 8), ("Test", 24)):
+        folder = root / f"FER2013{split}"
+        folder.mkdir(parents=True)
+        rows = []
+        for i in range(count):
+            name = f"{split.lower()}{i:03d}.png"
+            cv2.imwrite(str(folder / name), rng.integers(0, 256, (48, 48)).astype(np.uint8))
+            votes = [10 if k == i % 8 else 0 for k in range(10)]
+            rows.append(f'{name},"(0, 0, 48, 48)",{",".join(map(str, votes))}')
+            original.append(f"{name},{split},{('angry', 'happy', 'neutral')[i % 3]}")
+        (folder / "label.csv").write_text("\n".join(rows) + "\n")
+    (root / "fer2013_original_labels.csv").write_text("\n".join(original) + "\n")
+    return root
+
+
+def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
+    detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    options = ["--bundle", SHIPPED, "--data", eight_classes, "--layout", "ferplus"]
+    done = command(
+        "distill.evaluate",
+        *options,
+        *("--predictions", tmp_path / "p.csv", "--json", tmp_path / "s.json"),
+        *("--plots", tmp_path / "plots", "--robustness"),
+    )
+    assert done.code == 0, done.err
+    assert max(map(len, done.out.splitlines()[1:])) <= 104
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {
+        "confusion.png",
+        "reliability.png",
+        "robustness.png",
+    }
+    entries = json.loads((tmp_path / "s.json").read_text())
+    assert entries[0]["protocol"] == "majority-8"
+    assert entries[-1]["robustness"][0]["accuracy"] == entries[0]["accuracy"]
+
+    label = eight_classes / "FER2013Test" / "label.csv"
+    before = label.read_text()
+    try:
+        label.write_text(
+            "".join(
+                f'{row.split(",")[0]},"(0, 0, 48, 48)",{",".join("0" * 10)}\n'
+                for row in before.splitlines()
+            )
+        )
+        done = command("distill.evaluate", *options, "--predictions", tmp_path / "blank.csv")
+        assert done.code == 1
+        assert "has a label to score against" in done.last
+    finally:
+        label.write_text(before)
+    assert (tmp_path / "blank.csv").read_text() == (tmp_path / "p.csv").read_text()
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == 24
+    assert sum(float(v) for k, v in rows[0].items() if k != "name") == pytest.approx(1, abs=1e-6)
+
+
+def test_the_same_pictures_under_the_challenges_labels(
+    detector_file: Path, eight_classes: Path, command: Callable[..., Done]
+) -> None:
+    from distill.data import join, open_crops
+    from edge.bundle import load_bundle
+
+    crops = open_crops(eight_classes, "fer2013", load_bundle(SHIPPED).crop)
+    split = join(eight_classes, "fer2013", "test", crops)
+    assert split.labels == (
+        "anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral",
+    )  # fmt: skip
+    assert split.votes.sum(axis=0).tolist() == [8, 0, 0, 8, 0, 0, 8]
+    done = command(
+        "distill.evaluate", "--bundle", SHIPPED, "--data", eight_classes, "--layout", "fer2013"
+    )
+    assert done.code == 1
+    assert "score it on data with its own classes" in done.last
+    path = eight_classes / "fer2013_original_labels.csv"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("test001.png,Test,happy", "test001.png,Test,bored"))
+        with pytest.raises(DataError, match=r"labels\.csv line \d+: expected name"):
+            join(eight_classes, "fer2013", "test", crops)
+    finally:
+        path.write_text(before)
+
+
+def test_probabilities_do_not_depend_on_the_batch() -> None:
+    """The last, smaller batch of a split answers as a full one does."""
+    from distill.course import predict
+    from distill.student import Student, StudentConfig
+
+    torch.manual_seed(0)
+    student = Student(StudentConfig(classes=8)).eval()
+    faces = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64)).astype(np.uint8)
+    assert np.allclose(predict(student, faces, 2), predict(student, faces, 5), atol=1e-4)
