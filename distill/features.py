@@ -108,8 +108,9 @@ def cache_view(
 
     def compute(start: int) -> tuple[Tensor, Tensor]:
         block = torch.from_numpy(np.array(pixels[start : start + BLOCK])).float()
+        faces = changed(block, view, start // BLOCK, augmentation).to(device)
         with autocast(device, bf16):
-            scene, lower = frozen(changed(block, view, start // BLOCK, augmentation).to(device))
+            scene, lower = frozen(faces)
         return scene.cpu(), lower.cpu()
 
     try:

@@ -73,6 +73,16 @@ def test_a_cached_view_is_what_the_frozen_side_gives_and_is_computed_once(tmp_pa
     assert again.seen == 0
 
 
+def test_a_changed_view_is_cached_in_bf16_too(tmp_path: Path) -> None:
+    spoil = Augmentation(blur_share=1.0, jpeg_share=1.0)
+    views = [
+        cache_view(tmp_path / str(bf16), Counting(), pixels(8), 2, spoil, bf16, print)  # type: ignore[arg-type]
+        for bf16 in (False, True)
+    ]
+    one, other = (view.read(np.arange(8))[0] for view in views)
+    assert torch.allclose(one, other, atol=0.05)
+
+
 def test_a_killed_cache_goes_on_to_the_same_result(tmp_path: Path) -> None:
     whole = cache(tmp_path / "whole", Counting()).read(np.arange(2 * BLOCK + 9))
     cache(tmp_path / "cut", Counting())
