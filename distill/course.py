@@ -19,6 +19,7 @@ from distill.backbones import Frozen
 from distill.examples import Examples
 from distill.features import View
 from distill.lessons import Lessons
+from distill.precision import autocast
 from distill.recipe import Recipe
 from distill.student import Student
 from distill.task import on_grid
@@ -49,7 +50,7 @@ def mix(
     seed = int(torch.randint(2**31, (1,), generator=generator))
     part = float(np.random.default_rng(seed).beta(alpha, alpha))
     order = torch.randperm(len(targets), generator=generator)
-    return tuple(part * x + (1 - part) * x[order] for x in (targets, *inputs))
+    return tuple(part * x + (1 - part) * x[order.to(x.device)] for x in (targets, *inputs))
 
 
 @torch.no_grad()
@@ -102,6 +103,7 @@ class StudentCourse:
     device: torch.device
     lessons: Lessons | None = None
     live: tuple[Teacher, Frozen] | None = None
+    bf16: bool = False
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
         faces, targets = self.examples.read(rows)
@@ -115,7 +117,7 @@ class StudentCourse:
         side = self.recipe.crop.size // 8
         if self.live:
             teacher, frozen = self.live
-            with torch.no_grad():
+            with torch.no_grad(), autocast(self.device, self.bf16):
                 inputs += (on_grid(teacher.eval().think(*frozen(inputs[0])), side),)
         elif self.lessons:
             inputs += (self.lessons.read(rows, places, side).to(self.device),)
@@ -137,12 +139,15 @@ class TeacherCourse:
     device: torch.device
     views: tuple[View, ...] = ()
     frozen: Frozen | None = None
+    bf16: bool = False
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
         if self.frozen:
             faces, targets = self.examples.read(rows)
             faces = augment(faces, self.recipe.augmentation, generator)
-            scene, lower = self.frozen(faces.to(self.device))
+            with autocast(self.device, self.bf16):
+                scene, lower = self.frozen(faces.to(self.device))
+            targets = targets.to(self.device)
         else:
             targets = torch.from_numpy(self.examples.targets[rows])
             scene, lower = self.views[epoch % len(self.views)].read(rows)

@@ -106,6 +106,7 @@ class _Bench:
         assert recipe.teacher is not None
         teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
         frozen.to(self.device)
+        bf16 = use_bf16(recipe.training.precision, self.device)
         names = range(recipe.teacher.views)
         views = [self._view(frozen, recipe.augmentation, "train", view) for view in names]
         course = TeacherCourse(
@@ -116,6 +117,7 @@ class _Bench:
             self.device,
             tuple(views),
             None if views else frozen,
+            bf16,
         )
         task = TeacherTask(teacher).to(self.device, memory_format=torch.channels_last)
         return task, course, weights_digest(frozen), ""
@@ -136,12 +138,12 @@ class _Bench:
             raise UsageError(f"{args.teacher} was trained on another crop; make the recipes' equal")
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
+        bf16 = use_bf16(recipe.training.precision, self.device)
         if how.live:
             course = StudentCourse(
-                recipe, self.examples, pixels, self.device, live=(teacher, frozen)
+                recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=bf16
             )
         else:
-            bf16 = use_bf16(recipe.training.precision, self.device)
             features = features_folder(self.crops, frozen, theirs.augmentation, bf16) / "train"
             view = self._view(frozen, theirs.augmentation, "train", PLAIN)
             rows = len(self.train.votes)
