@@ -24,6 +24,7 @@ from distill.data import Split, crops_folder, join, majority, open_crops
 from distill.evaluate import DATA_NAMES, evaluate, predict_bundle
 from distill.examples import choosable
 from distill.metrics import fit_temperature
+from distill.robustness import measure
 from distill.student import multiply_adds
 from distill.twins import find_twins, names_of
 from edge import cli
@@ -36,6 +37,7 @@ from edge.errors import DataError, EdgeError, UsageError
 from edge.node import versions
 from edge.pattern import portrait
 from edge.weights import locked, sha256
+from export import card
 from export.agree import compare, logits_of, torch_equals_onnx
 from export.to_int8 import balanced, quantise_for_cpu
 from export.to_onnx import INPUT, deployed, export_onnx
@@ -164,7 +166,7 @@ def refuse_other_folders(out: Path) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
-    ours = {"bundle.json", KNOWN_INPUTS, *FILES.values()}
+    ours = {"bundle.json", card.NAME, KNOWN_INPUTS, *FILES.values()}
     if others := sorted(path.name for path in out.iterdir() if path.name not in ours):
         raise UsageError(
             f"--out {out} holds '{others[0]}', which is no part of a bundle and would be lost; give "
@@ -255,11 +257,12 @@ def _fill(
 
 
 def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
-    """Scores of what was written, into bundle.json; of the test split only when asked, since that
-    is for the one model that was chosen."""
+    """Scores of what was written, into bundle.json and the model card; of the test split only when
+    asked, since that is for the one model that was chosen."""
     bundle = load_bundle(folder)
     entries = []
-    for name in ("valid", "test") if args.test else ("valid",):
+    names = ("valid", "test") if args.test else ("valid",)
+    for name in names:
         for precision in ("int8", "fp32"):
             if name not in crops:
                 raise DataError(f"{args.data} has no test split; leave --test out")
@@ -271,6 +274,11 @@ def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
     path = folder / "bundle.json"
     description = json.loads(path.read_text(encoding="utf-8"))
     description["scores"] = entries
+    split = join(args.data, args.layout, names[-1], crops)
+    description["provenance"]["robustness"] = measure(
+        split, lambda pixels: predict_bundle(bundle, "int8", pixels), lambda line: None
+    )
+    (folder / card.NAME).write_text(card.write(description), encoding="utf-8")
     path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     load_bundle(folder)
 

@@ -204,3 +204,22 @@ def test_probabilities_do_not_depend_on_the_batch() -> None:
     student = Student(StudentConfig(classes=8)).eval()
     faces = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64)).astype(np.uint8)
     assert np.allclose(predict(student, faces, 2), predict(student, faces, 5), atol=1e-4)
+
+
+def test_thirty_faces_go_through_the_whole_node(
+    detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill.scenes import compose, measure
+    from edge.pattern import portrait
+
+    face = portrait()
+    height, width = face.shape[:2]
+    side = min(height, width)
+    square = face[(height - side) // 2 :, (width - side) // 2 :][:side, :side]
+    scene = compose([square] * 30, 60)
+    assert scene.shape == (480, 640, 3)
+    rows = measure([square] * 30, ["neutral"] * 30, SHIPPED, None, 1, (640, 480), (8, 90))
+    assert rows[0].found == 0.0, "eight pixels are no face to the detector"
+    assert rows[1].found > 0.9
+    assert 0.0 <= rows[1].counted <= rows[1].found
+    assert "90 px" in capsys.readouterr().out

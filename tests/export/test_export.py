@@ -189,6 +189,13 @@ def test_checkpoint_to_bundle_to_scores(
         bundle.self_test(backend, precision)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "c.pt"], "no draft left"
 
+    text = (out / "MODEL_CARD.md").read_text()
+    test = next(e for e in bundle.description.scores if e["split"] == "test")
+    assert f"{100 * test['accuracy']:.2f} %" in text
+    assert "must not be used" in text
+    assert "| disgust |" not in text, "a class that the data do not have has no recall"
+    assert text.count("| occlusion |") == 3
+
     # The same checkpoint again replaces the bundle; a folder with anything else in it is refused.
     (out / "thesis.txt").write_text("years of work")
     done = command("export.model", checkpoint, *options)

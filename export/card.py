@@ -1,0 +1,107 @@
+"""The bundle's model card, written from bundle.json so that the two cannot differ.
+
+The headings are those of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAME = "MODEL_CARD.md"
+WEAK = 0.5  # recall below which a class is named as one that the model misses
+
+USE = """\
+## Intended use
+
+Counting how many people in a room look happy, neutral, sad ... by a node that publishes counts over
+windows and never a picture or a person's record.
+
+It must not be used
+
+- on pupils, students or employees in the European Union: the AI Act, Article 5(1)(f), prohibits
+  inferring emotions in education and at work, except for medical or safety reasons;
+- to judge, grade, rank, discipline or select a person, or to infer what somebody feels: it reads how a
+  face looks to strangers, and strangers disagree;
+- on single people, to recognise who somebody is, or without the knowledge of those in view.
+"""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _scores(scores: list[dict[str, Any]]) -> str:
+    head = (
+        "| split | file | protocol | n | accuracy [95 %] | mean class | macro-F1 | ECE | NLL |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
+    rows = []
+    for entry in scores:
+        low, high = entry["accuracy_interval"]
+        rows.append(
+            f"| {entry['split']} | {entry['precision']} | {entry['protocol']} | {entry['n']} "
+            f"| {_percent(entry['accuracy'])} [{100 * low:.2f}, {100 * high:.2f}] "
+            f"| {_percent(entry['mean_class_accuracy'])} | {entry['macro_f1']:.3f} "
+            f"| {entry['ece']:.3f} | {entry['nll']:.3f} |\n"
+        )
+    return head + "".join(rows)
+
+
+def _classes(entry: dict[str, Any]) -> str:
+    rows = [f"| {label} | {value:.3f} |\n" for label, value in entry["recall"].items()]
+    return "| class | recall |\n|---|---|\n" + "".join(rows)
+
+
+def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]]) -> str:
+    weak = [f"{label} ({value:.2f})" for label, value in entry["recall"].items() if value < WEAK]
+    lines = []
+    if weak:
+        lines.append(f"- It misses most faces of these classes (recall): {', '.join(weak)}.\n")
+    unseen = entry["whole_picture_fallback"]
+    lines.append(
+        f"- In {_percent(unseen)} of the pictures the detector found no face and the whole picture was "
+        f"read; counted as errors, accuracy is {_percent(entry['accuracy_undetected_as_errors'])}.\n"
+    )
+    lines.append(
+        "- How it does by age, skin colour, sex, glasses, veil or culture is not measured: the data "
+        "carry no such marks. Treat any comparison of groups by its counts as unfounded.\n"
+    )
+    if not robustness:
+        return "".join([*lines, "- Blur, noise, darkness, small faces: not measured.\n"])
+    plain = robustness[0]["accuracy"]
+    lines.append(f"\nOne change at a time to the aligned crops (plain: {_percent(plain)}):\n\n")
+    lines.append("| change | strength | accuracy |\n|---|---|---|\n")
+    lines += [
+        f"| {row['change']} | {row['strength']:g} {row['unit']} | {_percent(row['accuracy'])} |\n"
+        for row in robustness[1:]
+    ]
+    return "".join(lines)
+
+
+def write(description: dict[str, Any]) -> str:
+    """Markdown from bundle.json's content, its scores included."""
+    provenance, scores = description["provenance"], description["scores"]
+    split = "test" if any(entry["split"] == "test" for entry in scores) else "valid"
+    entry = next(e for e in scores if e["split"] == split and e["precision"] == "int8")
+    inputs, measured = description["input"], provenance["measured_with"]
+    return (
+        f"# Model card: {provenance['recipe']['name']}\n\n"
+        f"A classifier of aligned faces ({inputs['size']}x{inputs['size']}, {inputs['colour']}) into "
+        f"{', '.join(description['labels'])}: {provenance['parameters'] / 1e6:.2f} M parameters, "
+        f"{provenance['multiply_adds'] / 1e6:.0f} M multiply-adds, float and INT8 ONNX. Its weights "
+        f"are {provenance['weights_licence']}.\n\n"
+        f"{USE}\n"
+        f"## Data\n\n"
+        f"Trained, calibrated and scored on {provenance['data']} ({provenance['data_licence']}). "
+        f"Pictures with an exact or near copy in a later split were left out: "
+        f"{provenance['twins_left_out'].get('train', 0)} of training, "
+        f"{provenance['twins_left_out'].get('valid', 0)} of validation. "
+        f"Teacher: {provenance['teacher']}.\n\n"
+        f"## Scores\n\n"
+        f"Onnxruntime {measured['onnxruntime']} on {measured['processor']}; intervals by bootstrap of "
+        f"pictures, 2,000 rounds. Logits are divided by {provenance['calibration_temperature']}, "
+        f"fitted on the validation split.\n\n"
+        f"{_scores(scores)}\n"
+        f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}\n"
+        f"## Where it fails\n\n{_failures(entry, provenance.get('robustness', []))}"
+    )
