@@ -41,7 +41,8 @@ def build_teacher(
     if face is None:
         what = {"sface": "SFace's ONNX file", "ir50": "an ArcFace IR-50 checkpoint"}[t.face]
         raise UsageError(f"the teacher reads a face backbone: give {what} by --face FILE")
-    backbone = SFace.from_onnx(face) if t.face == "sface" else IR50.from_checkpoint(face)
+    load = SFace.from_onnx if t.face == "sface" else IR50.from_checkpoint
+    backbone = load(face, t.face_grid)
     scene = Dinov2(dinov2, t.scene_grid)
     below, above = split(backbone, t.trained_units)
     config = TeacherConfig(

@@ -150,7 +150,8 @@ class TeacherCourse:
             targets = targets.to(self.device)
         else:
             targets = torch.from_numpy(self.examples.targets[rows])
-            scene, lower = self.views[epoch % len(self.views)].read(rows)
+            kind = torch.bfloat16 if self.bf16 else torch.float32
+            scene, lower = self.views[epoch % len(self.views)].read(rows, kind)
         targets, scene, lower = mix(self.recipe.training.mixup, generator, targets, scene, lower)
         lower = lower.to(self.device, memory_format=torch.channels_last)
         return scene.to(self.device), lower, targets.to(self.device)

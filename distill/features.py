@@ -62,10 +62,12 @@ def pack(grid: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     return codes.contiguous().numpy(), scale.numpy()
 
 
-def unpack(codes: NDArray[np.int8], scale: NDArray[np.float16]) -> Tensor:
-    """The other way: (B, D, G, G) float32."""
-    places = torch.from_numpy(scale.astype(np.float32))[:, :, None]
-    return to_grid(torch.from_numpy(codes).float() * places)
+def unpack(
+    codes: NDArray[np.int8], scale: NDArray[np.float16], kind: torch.dtype = torch.float32
+) -> Tensor:
+    """The other way: (B, D, G, G)."""
+    places = torch.from_numpy(scale.astype(np.float32))[:, :, None].to(kind)
+    return to_grid(torch.from_numpy(codes).to(kind) * places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,13 @@ class View:
 
     maps: dict[str, tuple[NDArray[np.int8], NDArray[np.float16]]]
 
-    def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """The scene's grid (B, Ds, G, G) and the lower face grid (B, C, G', G'), float32."""
-        scene, lower = (unpack(codes[rows], scale[rows]) for codes, scale in self.maps.values())
+    def read(
+        self, rows: NDArray[np.int64], kind: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """The scene's grid (B, Ds, G, G) and the lower face grid (B, C, G', G'). bfloat16 holds the
+        codes exactly and is read in half the time."""
+        pairs = self.maps.values()
+        scene, lower = (unpack(codes[rows], scale[rows], kind) for codes, scale in pairs)
         return scene, lower
 
 

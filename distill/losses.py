@@ -91,6 +91,7 @@ class RunningStandard(nn.Module):
 
     mean: Tensor
     variance: Tensor
+    seen: Tensor
 
     def __init__(self, width: int, momentum: float = 0.01) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class RunningStandard(nn.Module):
             flat = features.detach().reshape(-1, features.shape[-1]).float()
             # The first batches count in full: a slow start would standardise by nothing.
             self.seen += 1
-            step = max(self.momentum, 1.0 / int(self.seen))
+            step = (1.0 / self.seen.float()).clamp(min=self.momentum)
             self.mean.lerp_(flat.mean(dim=0), step)
             self.variance.lerp_(flat.var(dim=0, unbiased=False), step)
         return (features - self.mean) / (self.variance + 1e-6).sqrt()

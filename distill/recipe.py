@@ -52,6 +52,7 @@ class TeacherRecipe(Strict):
         default=3, ge=0, description="last units of the face backbone that learn; 0 freezes it all"
     )
     scene_grid: Literal[7, 14] = Field(default=7, description="DINOv2's grid: 98 or 196 pixels")
+    face_grid: Literal[7, 14] = Field(default=14, description="the face backbone's last one read")
     grid: Literal[7, 14] = Field(default=7, description="side of the fused grid")
     width: int = Field(default=256, ge=8, description="tokens' width D")
     heads: int = Field(default=8, ge=1)
@@ -73,8 +74,9 @@ class TeacherRecipe(Strict):
     def _fits(self) -> TeacherRecipe:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        if self.grid > self.scene_grid:
-            raise ValueError(f"grid {self.grid} is finer than scene_grid {self.scene_grid}")
+        for name, side in (("scene_grid", self.scene_grid), ("face_grid", self.face_grid)):
+            if self.grid > side:
+                raise ValueError(f"grid {self.grid} is finer than {name} {side}")
         if {"scene", "face"} <= set(self.without):
             raise ValueError("without both scene and face a teacher has nothing to read")
         return self

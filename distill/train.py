@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,13 @@ def train(
     resume: bool = False,
     frozen: str = "",
     teacher: str = "",
+    compiled: bool = False,
 ) -> Path:
     """Train task.network; returns the path of the best checkpoint by validation accuracy.
 
     task: see `distill.task`; course: where its batches come from; frozen, teacher: as in
-    `checkpoint.contents`. Raises DataError where nothing can be learned or --resume finds another run.
+    `checkpoint.contents`; compiled: by torch.compile. Raises DataError where nothing can be learned
+    or --resume finds another run.
     """
     if len(examples) < 2 * process.world:
         raise DataError("fewer than two usable training pictures; check --data and --layout")
@@ -100,6 +102,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     spread = process.spread(task)
     task = own_module(spread)
+    # A batch of another size than the rest, the last one, would be compiled for itself.
+    fast = torch.compile(spread) if compiled else spread
+    full = t.batch // process.world
     learning = [p for p in task.parameters() if p.requires_grad]
     steps_an_epoch = sum(1 for _ in batches(examples, t.batch, t.seed, 0))
     steps = steps_an_epoch * t.epochs
@@ -125,9 +130,13 @@ def train(
             set_rate(optimiser, learning_rate(t, step, steps))
             inputs = course.batch(rows, epoch, generator)
 
-            def losses(inputs: tuple[Any, ...] = inputs) -> dict[str, Tensor]:
+            step_of = fast if len(rows) == full else spread
+
+            def losses(
+                inputs: tuple[Any, ...] = inputs, step_of: Callable[..., Any] = step_of
+            ) -> dict[str, Tensor]:
                 with autocast(process.device, bf16):
-                    return dict(spread(*inputs))
+                    return dict(step_of(*inputs))
 
             named = losses()
             total = torch.stack(list(named.values())).sum()
@@ -231,6 +240,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints and log.csv")
     p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the step first (a minute, and a C++ compiler); a teacher's then takes half",
+    )
     p.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="its checkpoint, for distillation")
     p.add_argument(
@@ -265,6 +279,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             args.resume,
             ready.frozen,
             ready.teacher,
+            args.compile,
         )
         if process.first:
             print(f"best checkpoint: {best}")

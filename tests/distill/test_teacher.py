@@ -145,6 +145,20 @@ def test_the_face_backbone_learns_in_as_many_units_as_told(units: int, learning:
         split(face, 13)
 
 
+def test_a_stage_later_the_face_grid_is_7x7(tmp_path: Path) -> None:
+    sface, ir50 = random_state(SFace(7), 1), random_state(IR50(7), 2)
+    write_sface(tmp_path / "sface.onnx", sface)
+    torch.save(ir50, tmp_path / "ir50.pth")
+    faces = torch.rand(1, 1, 64, 64) * 255
+    late = SFace.from_onnx(tmp_path / "sface.onnx", 7)
+    assert torch.equal(late.units[12].conv2d.weight, sface["units.12.conv2d.weight"])
+    assert late(faces).shape == (1, 1024, 7, 7)
+    assert IR50.from_checkpoint(tmp_path / "ir50.pth", 7)(faces).shape == (1, 512, 7, 7)
+    early = SFace.from_onnx(tmp_path / "sface.onnx")
+    assert early.width == 512
+    assert torch.equal(early.units[10].conv2d.weight, late.units[10].conv2d.weight)
+
+
 def test_frozen_side_and_learning_units_are_the_whole_backbone(tiny_dinov2: Path) -> None:
     torch.manual_seed(5)
     face, scene = SFace().eval(), Dinov2(str(tiny_dinov2), 7)
