@@ -245,7 +245,7 @@ class IR50(nn.Module):
     @classmethod
     def from_checkpoint(cls, path: Path, grid: int = GRID) -> IR50:
         """grid: 14 or 7. A state dict, alone or under `state_dict` or `model`, with or without the
-        prefixes `module.` and `backbone.`; the later stages are left out. Raises DataError otherwise."""
+        prefixes `module.` and `backbone.`; later stages are left out. Raises DataError otherwise."""
         content = store.load(path)
         for key in ("state_dict", "model"):
             if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
