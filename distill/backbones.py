@@ -56,8 +56,10 @@ class Dinov2(nn.Module):
         super().__init__()
         try:
             from transformers import Dinov2Model
+            from transformers.utils import logging
         except ImportError as error:
             raise DataError("transformers is not installed; install the 'train' extra") from error
+        logging.disable_progress_bar()  # of a second's reading
         try:
             self.model: nn.Module = Dinov2Model.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -72,8 +74,7 @@ class Dinov2(nn.Module):
         self.register_buffer("deviation", torch.tensor(self.DEVIATION).reshape(1, 3, 1, 1))
 
     def train(self, mode: bool = True) -> Dinov2:
-        super().train(mode)
-        self.model.eval()  # frozen: no dropout, whatever the teacher does
+        super().train(False)  # frozen: no dropout
         return self
 
     @torch.no_grad()
@@ -283,6 +284,26 @@ def split(face: SFace | IR50, trained_units: int) -> tuple[nn.Sequential, nn.Seq
     return below, above
 
 
+class Lower(nn.Module):
+    """The face backbone below the units that learn: faces (B, C, S, S) of 0..255 to (B, C', G, G)."""
+
+    def __init__(self, face: SFace | IR50, below: nn.Sequential) -> None:
+        super().__init__()
+        self.prepare, self.side = face.prepare, face.side
+        self.below = below
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Lower:
+        super().train(False)  # frozen: no batch statistics
+        return self
+
+    @torch.no_grad()
+    def forward(self, faces: Tensor) -> Tensor:
+        pixels = self.prepare(faces).to(memory_format=torch.channels_last)
+        return self.below(pixels)  # type: ignore[no-any-return]
+
+
 class Frozen(nn.Module):
     """What does not learn: DINOv2, and the face backbone below the units that do.
 
@@ -290,19 +311,9 @@ class Frozen(nn.Module):
     learning units read, (B, C', G', G').
     """
 
-    def __init__(self, scene: Dinov2, face: SFace | IR50, below: nn.Sequential) -> None:
+    def __init__(self, scene: Dinov2, lower: Lower) -> None:
         super().__init__()
-        self.scene = scene
-        self.prepare = face.prepare
-        self.below = below
-        self.requires_grad_(False)
-        self.eval()
+        self.scene, self.lower = scene, lower
 
-    def train(self, mode: bool = True) -> Frozen:
-        super().train(False)  # frozen: no dropout, no batch statistics
-        return self
-
-    @torch.no_grad()
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = self.prepare(faces).to(memory_format=torch.channels_last)
-        return self.scene(faces), self.below(pixels)
+        return self.scene(faces), self.lower(faces)

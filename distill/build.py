@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill.backbones import IR50, Dinov2, Frozen, SFace, split
+from distill.backbones import IR50, Dinov2, Frozen, Lower, SFace, split
 from distill.recipe import Recipe
 from distill.student import Student, StudentConfig
 from distill.teacher import Teacher, TeacherConfig
@@ -58,4 +58,4 @@ def build_teacher(
         attend="attention" not in t.without,
         convolve="convolutions" not in t.without,
     )
-    return Teacher(config, above), Frozen(scene, backbone, below)
+    return Teacher(config, above), Frozen(scene, Lower(backbone, below))

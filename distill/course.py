@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.augment import augment, degrade, placement, warp
+from distill.augment import degrade, placement, warp
 from distill.backbones import Frozen
 from distill.examples import Examples
-from distill.features import View
+from distill.features import Features
 from distill.lessons import Lessons
 from distill.precision import autocast
 from distill.recipe import Recipe
@@ -67,15 +67,16 @@ def predict(student: Student, faces: NDArray[np.uint8], batch: int = 256) -> NDA
 
 @torch.no_grad()
 def predict_teacher(
-    teacher: Teacher, view: View, rows: int, batch: int = 256
+    teacher: Teacher, scene: Features, lower: Features, batch: int = 256
 ) -> NDArray[np.float32]:
     """Logits (N, K) from cached features, in evaluation mode and float32."""
     teacher.eval()
     device = next(teacher.parameters()).device
     parts = []
-    for start in range(0, rows, batch):
-        scene, lower = view.read(np.arange(start, min(start + batch, rows)))
-        parts.append(teacher(scene.to(device), lower.to(device)).float().cpu().numpy())
+    for start in range(0, len(scene), batch):
+        rows = np.arange(start, min(start + batch, len(scene)))
+        logits = teacher(scene.read(rows).to(device), lower.read(rows).to(device))
+        parts.append(logits.float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -130,32 +131,40 @@ class StudentCourse:
 
 @dataclass(frozen=True, slots=True)
 class TeacherCourse:
-    """views: cached, one an epoch in turn; frozen: computes anew for every batch. One of them."""
+    """scene, lower: cached grids of the plain crops, which are moved as the picture would be; None
+    computes them from the picture, moved and degraded. valid: both, cached."""
 
     recipe: Recipe
     examples: Examples
-    valid: View
-    valid_rows: int
+    valid: tuple[Features, Features]
+    frozen: Frozen
     device: torch.device
-    views: tuple[View, ...] = ()
-    frozen: Frozen | None = None
+    scene: Features | None = None
+    lower: Features | None = None
     bf16: bool = False
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
-        if self.frozen:
-            faces, targets = self.examples.read(rows)
-            faces = augment(faces, self.recipe.augmentation, generator)
-            with autocast(self.device, self.bf16):
-                scene, lower = self.frozen(faces.to(self.device))
-            targets = targets.to(self.device)
-        else:
-            targets = torch.from_numpy(self.examples.targets[rows])
-            kind = torch.bfloat16 if self.bf16 else torch.float32
-            scene, lower = self.views[epoch % len(self.views)].read(rows, kind)
+        faces, targets = self.examples.read(rows)
+        places = placement(len(faces), self.recipe.augmentation, generator)
+        if self.scene is None or self.lower is None:
+            faces = degrade(warp(faces, places), self.recipe.augmentation, generator)
+        with autocast(self.device, self.bf16):
+            scene, lower = (
+                network(faces.to(self.device))
+                if cached is None
+                else warp(cached.read(rows), places).to(self.device)
+                for network, cached in (
+                    (self.frozen.scene, self.scene),
+                    (self.frozen.lower, self.lower),
+                )
+            )
         targets, scene, lower = mix(self.recipe.training.mixup, generator, targets, scene, lower)
-        lower = lower.to(self.device, memory_format=torch.channels_last)
-        return scene.to(self.device), lower, targets.to(self.device)
+        return (
+            scene.to(self.device),
+            lower.to(self.device, memory_format=torch.channels_last),
+            targets.to(self.device),
+        )
 
     def validate(self, network: Teacher) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = predict_teacher(network, self.valid, self.valid_rows)
+        logits: NDArray[np.float32] = predict_teacher(network, *self.valid)
         return logits

@@ -1,6 +1,6 @@
 """What a trained teacher thinks of every training picture, on disk, for the student to learn from.
 
-The frozen side is read from its cache (view 0), the teacher's own part runs once a picture. A student
+The frozen side is read from its cache, the teacher's own part runs once a picture. A student
 sees a picture moved at random; the backbones' grids are moved with it, since tokens are places. Logits
 and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call this a fixed teacher).
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.augment import warp
-from distill.features import View, pack, unpack, weights_digest
+from distill.features import Features, pack, unpack, weights_digest
 from distill.precision import autocast
 from distill.teacher import Teacher, Thoughts
 from edge.errors import DataError
@@ -46,15 +46,17 @@ class Lessons:
 
 
 @torch.no_grad()
-def think(teacher: Teacher, view: View, rows: int, bf16: bool) -> dict[str, list[NDArray]]:  # type: ignore[type-arg]
-    """The teacher's thoughts of all rows of one view, packed, in blocks."""
+def think(
+    teacher: Teacher, scene: Features, lower: Features, bf16: bool
+) -> dict[str, list[NDArray]]:  # type: ignore[type-arg]
+    """The teacher's thoughts of all rows, packed, in blocks."""
     teacher.eval()
     device = next(teacher.parameters()).device
     parts: dict[str, list[NDArray]] = {name: [] for name in ARRAYS}  # type: ignore[type-arg]
-    for start in range(0, rows, BATCH):
-        scene, lower = view.read(np.arange(start, min(start + BATCH, rows)))
+    for start in range(0, len(scene), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(scene)))
         with autocast(device, bf16):
-            thoughts = teacher.think(scene.to(device), lower.to(device))
+            thoughts = teacher.think(scene.read(rows).to(device), lower.read(rows).to(device))
         parts["logits"].append(thoughts.logits.float().cpu().numpy())
         parts["embedding"].append(thoughts.embedding.half().cpu().numpy())
         for name, grid in (("scene", thoughts.scene), ("face", thoughts.face)):
@@ -67,24 +69,25 @@ def think(teacher: Teacher, view: View, rows: int, bf16: bool) -> dict[str, list
 def cache_lessons(
     features: Path,
     teacher: Teacher,
-    view: View,
-    rows: int,
+    scene: Features,
+    lower: Features,
     bf16: bool,
     progress: Callable[[str], None],
 ) -> Lessons:
-    """Open or make FEATURES/lessons-TEACHER/*.npy. Raises DataError where they are damaged."""
+    """Open or make FEATURES/lessons-TEACHER/*.npy; features: the lower side's folder, whose key
+    stands for the pictures. Raises DataError where they are damaged."""
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark = folder / "done"
     if not mark.is_file():
-        progress(f"the teacher thinks about {rows} pictures")
+        progress(f"the teacher thinks about {len(scene)} pictures")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, blocks in think(teacher, view, rows, bf16).items():
+        for name, blocks in think(teacher, scene, lower, bf16).items():
             np.save(folder / f"{name}.npy", np.concatenate(blocks))
         write_atomically(mark, b"")
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} cannot be used ({error}); delete it and start again") from error
-    if any(len(array) != rows for array in arrays.values()):
+    if any(len(array) != len(scene) for array in arrays.values()):
         raise DataError(f"{folder} holds other pictures; delete it and start again")
     return Lessons(arrays)

@@ -12,24 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distill.backbones import Frozen
+from distill.backbones import Dinov2, Lower
 from distill.build import build_student, build_teacher
 from distill.checkpoint import load_teacher
 from distill.course import Course, StudentCourse, TeacherCourse
 from distill.data import Split, crops_folder, join, open_crops
 from distill.examples import Examples, choosable, learnable
-from distill.features import View, cache_view, features_folder, weights_digest
+from distill.features import Features, cache_features, features_folder, weights_digest
 from distill.lessons import cache_lessons
 from distill.parallel import Process
 from distill.precision import use_bf16
-from distill.recipe import Augmentation, Recipe
+from distill.recipe import Recipe
 from distill.store import digest_of
 from distill.task import DistillationTask, StudentTask, TeacherTask
 from distill.twins import find_twins, names_of
 from edge.errors import UsageError
 
 Say = Callable[[str], None]
-PLAIN = 0  # the view that is the crop itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +94,30 @@ class _Bench:
     valid: Split
     say: Say
 
-    def _view(self, frozen: Frozen, augmentation: Augmentation, split: str, view: int) -> View:
-        bf16 = use_bf16(self.recipe.training.precision, self.device)
-        features = features_folder(self.crops, frozen, augmentation, bf16) / split
+    @property
+    def bf16(self) -> bool:
+        return use_bf16(self.recipe.training.precision, self.device)
+
+    def features(self, network: Dinov2 | Lower, split: str) -> Features:
         pixels = (self.train if split == "train" else self.valid).crops.pixels
-        return cache_view(features, frozen, pixels, view, augmentation, bf16, self.say)
+        place = features_folder(self.crops, network, self.bf16) / split
+        return cache_features(place, network, pixels, self.device, self.bf16, self.say)
 
     def teacher(self) -> tuple[nn.Module, Course, str, str]:
         recipe, args = self.recipe, self.args
         assert recipe.teacher is not None
         teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
         frozen.to(self.device)
-        bf16 = use_bf16(recipe.training.precision, self.device)
-        names = range(recipe.teacher.views)
-        views = [self._view(frozen, recipe.augmentation, "train", view) for view in names]
+        cached = recipe.teacher.cached
         course = TeacherCourse(
             recipe,
             self.examples,
-            self._view(frozen, recipe.augmentation, "valid", PLAIN),
-            len(self.valid.votes),
+            (self.features(frozen.scene, "valid"), self.features(frozen.lower, "valid")),
+            frozen,
             self.device,
-            tuple(views),
-            None if views else frozen,
-            bf16,
+            self.features(frozen.scene, "train") if "scene" in cached else None,
+            self.features(frozen.lower, "train") if "face" in cached else None,
+            self.bf16,
         )
         task = TeacherTask(teacher).to(self.device, memory_format=torch.channels_last)
         return task, course, weights_digest(frozen), ""
@@ -138,16 +138,14 @@ class _Bench:
             raise UsageError(f"{args.teacher} was trained on another crop; make the recipes' equal")
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
-        bf16 = use_bf16(recipe.training.precision, self.device)
         if how.live:
             course = StudentCourse(
-                recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=bf16
+                recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=self.bf16
             )
         else:
-            features = features_folder(self.crops, frozen, theirs.augmentation, bf16) / "train"
-            view = self._view(frozen, theirs.augmentation, "train", PLAIN)
-            rows = len(self.train.votes)
-            lessons = cache_lessons(features, teacher, view, rows, bf16, self.say)
+            scene, lower = (self.features(part, "train") for part in (frozen.scene, frozen.lower))
+            place = features_folder(self.crops, frozen.lower, self.bf16) / "train"
+            lessons = cache_lessons(place, teacher, scene, lower, self.bf16, self.say)
             course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
         task = DistillationTask(student, how, teacher)
         task = task.to(self.device, memory_format=torch.channels_last)

@@ -57,11 +57,10 @@ class TeacherRecipe(Strict):
     width: int = Field(default=256, ge=8, description="tokens' width D")
     heads: int = Field(default=8, ge=1)
     dropout: float = Field(default=0.3, ge=0, lt=1)
-    views: int = Field(
-        default=6,
-        ge=0,
-        description="augmented views whose frozen features are cached; 0 computes them anew for "
-        "every batch, which wants a GPU",
+    cached: list[Literal["scene", "face"]] = Field(
+        default=["scene"],
+        description="frozen sides that run once a picture, their grids moved with it; the others run "
+        "for every batch and see its light, noise ... too",
     )
     backbone_rate: float = Field(
         default=0.1, gt=0, le=1, description="of the learning rate, for pretrained units"

@@ -9,44 +9,40 @@ import torch
 from torch import nn
 
 from distill.augment import placement, warp
-from distill.features import BLOCK, View, cache_view, changed, pack, unpack
+from distill.backbones import Lower, SFace, split
+from distill.course import TeacherCourse
+from distill.examples import Examples
+from distill.features import BATCH, Features, cache_features, features_folder, pack, unpack
 from distill.lessons import cache_lessons
-from distill.recipe import Augmentation
+from distill.recipe import Augmentation, CropRecipe, Recipe, TeacherRecipe, Training
 from distill.teacher import Teacher, TeacherConfig
 from edge.errors import DataError
 
 CONFIG = TeacherConfig(classes=3, scene_width=5, face_width=4, width=8, heads=2)
+COUNT = 2 * BATCH + 9
+CPU = torch.device("cpu")
 
 
 class Counting(nn.Module):
-    """Stands for the frozen side: fixed random convolutions, and how many faces it has seen."""
+    """Stands for a frozen network: a fixed random convolution, and how many faces it has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 5, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.scene, self.below = nn.Conv2d(1, 5, 2, 2), nn.Conv2d(1, 4, 1)
+        torch.manual_seed(seed)
+        self.body = nn.Conv2d(1, width, 8, 8)
         self.seen = 0
 
-    def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
         self.seen += len(faces)
-        with torch.no_grad():
-            return self.scene(faces[:, :, ::4, ::4] / 255), self.below(faces[:, :, ::4, ::4] / 255)
+        return self.body(faces / 255)
 
 
-def pixels(count: int) -> np.ndarray:
+def pixels(count: int = COUNT) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 1, 56, 56)).astype(np.uint8)
 
 
-def cache(folder: Path, frozen: Counting, count: int = 2 * BLOCK + 9, view: int = 2) -> View:
-    return cache_view(
-        folder,
-        frozen,
-        pixels(count),
-        view,
-        Augmentation(),
-        False,
-        lambda line: None,  # type: ignore[arg-type]
-    )
+def cache(place: Path, network: Counting, count: int = COUNT, bf16: bool = False) -> Features:
+    return cache_features(place, network, pixels(count), CPU, bf16, lambda line: None)
 
 
 def test_packing_keeps_the_direction_of_every_token() -> None:
@@ -57,55 +53,31 @@ def test_packing_keeps_the_direction_of_every_token() -> None:
     assert torch.equal(unpack(*pack(torch.zeros(1, 3, 2, 2))), torch.zeros(1, 3, 2, 2))
 
 
-def test_a_cached_view_is_what_the_frozen_side_gives_and_is_computed_once(tmp_path: Path) -> None:
-    frozen = Counting()
-    view = cache(tmp_path, frozen)
-    count = 2 * BLOCK + 9
-    assert frozen.seen == count + BLOCK, "each once, and one block for the shapes"
-    rows = np.array([1, BLOCK + 3, count - 1])
-    scene, lower = view.read(rows)
-    last = torch.from_numpy(pixels(count)[2 * BLOCK :]).float()
-    expected = frozen(changed(last, 2, 2, Augmentation()))
-    assert torch.allclose(scene[2], expected[0][-1], atol=0.02)
-    assert torch.allclose(lower[2], expected[1][-1], atol=0.02)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cached_features_are_what_the_network_gives_and_are_computed_once(
+    tmp_path: Path, bf16: bool
+) -> None:
+    network = Counting()
+    features = cache(tmp_path, network, bf16=bf16)
+    assert network.seen == COUNT + BATCH, "each once, and one batch for the shapes"
+    rows = np.array([1, BATCH + 3, COUNT - 1])
+    expected = network(torch.from_numpy(pixels()[rows]).float())
+    assert torch.allclose(features.read(rows), expected, atol=0.02)
     again = Counting()
-    assert torch.equal(cache(tmp_path, again).read(rows)[0], scene)
+    assert torch.equal(cache(tmp_path, again, bf16=bf16).read(rows), features.read(rows))
     assert again.seen == 0
 
 
-def test_a_changed_view_is_cached_in_bf16_too(tmp_path: Path) -> None:
-    spoil = Augmentation(blur_share=1.0, jpeg_share=1.0)
-    views = [
-        cache_view(tmp_path / str(bf16), Counting(), pixels(8), 2, spoil, bf16, print)  # type: ignore[arg-type]
-        for bf16 in (False, True)
-    ]
-    one, other = (view.read(np.arange(8))[0] for view in views)
-    assert torch.allclose(one, other, atol=0.05)
-
-
 def test_a_killed_cache_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    whole = cache(tmp_path / "whole", Counting()).read(np.arange(2 * BLOCK + 9))
+    rows = np.arange(COUNT)
+    whole = cache(tmp_path / "whole", Counting()).read(rows)
     cache(tmp_path / "cut", Counting())
-    for name in (
-        "scene",
-        "lower",
-    ):  # what a kill leaves: rows beyond the mark are not to be trusted
-        np.load(tmp_path / "cut" / "2" / f"{name}.npy", mmap_mode="r+")[BLOCK:] = 99
-    (tmp_path / "cut" / "2" / "done").write_text(str(BLOCK))
-    frozen = Counting()
-    resumed = cache(tmp_path / "cut", frozen).read(np.arange(2 * BLOCK + 9))
-    assert frozen.seen == BLOCK + 9
-    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
-
-
-def test_views_differ_and_the_first_two_are_the_crop_and_its_mirror_image() -> None:
-    faces = torch.rand(3, 1, 56, 56) * 255
-    assert torch.equal(changed(faces, 0, 0, Augmentation()), faces)
-    assert torch.equal(changed(faces, 1, 0, Augmentation()), faces.flip(3))
-    two = changed(faces, 2, 0, Augmentation())
-    assert torch.equal(two, changed(faces, 2, 0, Augmentation()))
-    assert not torch.equal(two, changed(faces, 3, 0, Augmentation()))
-    assert not torch.equal(two, changed(faces, 2, 1, Augmentation()))
+    # What a kill leaves: rows beyond the mark are not to be trusted.
+    np.load(tmp_path / "cut" / "codes.npy", mmap_mode="r+")[BATCH:] = 99
+    (tmp_path / "cut" / "done").write_text(str(BATCH))
+    network = Counting()
+    assert torch.equal(cache(tmp_path / "cut", network).read(rows), whole)
+    assert network.seen == BATCH + 9
 
 
 def test_a_full_disk_and_other_pictures_are_one_line(
@@ -114,7 +86,7 @@ def test_a_full_disk_and_other_pictures_are_one_line(
     cache(tmp_path, Counting(), count=70)
     with pytest.raises(DataError, match="holds other pictures"):
         cache(tmp_path, Counting(), count=71)
-    (tmp_path / "2" / "scene.npy").write_bytes(b"half")
+    (tmp_path / "codes.npy").write_bytes(b"half")
     with pytest.raises(DataError, match="delete it and start again"):
         cache(tmp_path, Counting(), count=70)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -123,22 +95,67 @@ def test_a_full_disk_and_other_pictures_are_one_line(
         cache(tmp_path / "new", Counting())
 
 
+def test_other_weights_crops_or_precision_have_a_cache_of_their_own(tmp_path: Path) -> None:
+    crops = tmp_path / "data.crops" / "abc"
+    face = SFace()
+    names = [features_folder(crops, Lower(face, split(face, n)[0]), False) for n in (2, 3)]
+    names.append(features_folder(crops, Lower(face, split(face, 2)[0]), True))
+    names.append(features_folder(crops.with_name("def"), Lower(face, split(face, 2)[0]), False))
+    assert len(set(names)) == 4
+    assert {name.parent for name in names} == {tmp_path / "data.features"}
+
+
 def test_lessons_are_the_teachers_and_move_with_the_picture(tmp_path: Path) -> None:
     torch.manual_seed(1)
     teacher = Teacher(CONFIG).eval()
-    view = cache(tmp_path, Counting(), view=0)
-    count = 2 * BLOCK + 9
-    lessons = cache_lessons(tmp_path, teacher, view, count, False, lambda line: None)
+    scene = cache(tmp_path / "s", Counting())
+    lower = cache(tmp_path / "f", Counting(4, 1))
+    lessons = cache_lessons(tmp_path, teacher, scene, lower, False, lambda line: None)
     rows = np.array([0, 77])
     places = placement(2, Augmentation(), torch.Generator().manual_seed(0))
     thoughts = lessons.read(rows, places, 8)
-    expected = teacher.think(*view.read(rows))
+    expected = teacher.think(scene.read(rows), lower.read(rows))
     assert torch.allclose(thoughts.logits, expected.logits, atol=1e-4)
     assert torch.allclose(thoughts.embedding, expected.embedding, atol=1e-2)
     assert thoughts.scene.shape == (2, 5, 8, 8)
     assert torch.allclose(thoughts.face, warp(expected.face, places, 8), atol=0.02)
-    other = Teacher(CONFIG)
-    assert not torch.allclose(
-        cache_lessons(tmp_path, other, view, count, False, print).read(rows, places, 8).logits,
-        thoughts.logits,
-    ), "another teacher's lessons are its own"
+    other = cache_lessons(tmp_path, Teacher(CONFIG), scene, lower, False, lambda line: None)
+    assert not torch.allclose(other.read(rows, places, 8).logits, thoughts.logits)
+
+
+@pytest.mark.parametrize("cached", [(), ("scene",), ("face",), ("scene", "face")])
+def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
+    tmp_path: Path, cached: tuple[str, ...]
+) -> None:
+    recipe = Recipe(
+        name="t",
+        crop=CropRecipe(size=56, template=[[1.0, 1.0]] * 5),
+        teacher=TeacherRecipe(cached=list(cached)),
+        augmentation=Augmentation(noise=0.0, erase_share=0.0, shrink_share=0.0, blur_share=0.0),
+        training=Training(epochs=1),
+    )
+    frozen = nn.Module()
+    frozen.scene, frozen.lower = Counting(), Counting(4, 1)
+    grids = (cache(tmp_path / "s", Counting()), cache(tmp_path / "f", Counting(4, 1)))
+    examples = Examples(pixels(), np.full((COUNT, 3), 1 / 3, np.float32), np.arange(COUNT), "")
+    course = TeacherCourse(
+        recipe,
+        examples,
+        grids,
+        frozen,  # type: ignore[arg-type]
+        CPU,
+        grids[0] if "scene" in cached else None,
+        grids[1] if "face" in cached else None,
+    )
+    rows = np.array([3, 8])
+    scene, lower, targets = course.batch(rows, 0, torch.Generator().manual_seed(4))
+    assert scene.shape == (2, 5, 7, 7)
+    assert lower.shape == (2, 4, 7, 7)
+    assert targets.shape == (2, 3)
+    places = placement(2, recipe.augmentation, torch.Generator().manual_seed(4))
+    for part, name, grid, network in zip(
+        (scene, lower), ("scene", "face"), grids, (frozen.scene, frozen.lower), strict=True
+    ):
+        moved = warp(grid.read(rows), places)
+        assert torch.allclose(part, moved, atol=1e-6) is (name in cached)
+        assert network.seen == (0 if name in cached else 2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from backbone_files import random_state, write_dinov2, write_sface
 
-from distill.backbones import IR50, Dinov2, Frozen, SFace, as_rgb, split, to_grid, to_tokens
+from distill.backbones import IR50, Dinov2, Frozen, Lower, SFace, as_rgb, split, to_grid, to_tokens
 from distill.features import weights_digest
 from distill.teacher import Teacher, TeacherConfig
 from edge.errors import DataError
@@ -165,7 +165,7 @@ def test_frozen_side_and_learning_units_are_the_whole_backbone(tiny_dinov2: Path
     faces = torch.rand(2, 1, 64, 64) * 255
     whole = face(faces)
     below, above = split(face, 3)
-    frozen = Frozen(scene, face, below).train()
+    frozen = Frozen(scene, Lower(face, below)).train()
     before = weights_digest(frozen)
     for _ in range(2):
         seen, lower = frozen(faces)

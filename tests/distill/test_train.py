@@ -128,7 +128,7 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
 TEACHER = """
 name: tiny-teacher
 crop: {size: 32, template: [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]}
-teacher: {trained_units: 1, width: 16, heads: 2, dropout: 0.0, views: 2}
+teacher: {trained_units: 1, width: 16, heads: 2, dropout: 0.0, cached: [scene, face]}
 training: {epochs: 2, batch: 32, learning_rate: 0.003, warmup_epochs: 0.5, average: 0.8, mixup: 0.2}
 """
 
