@@ -6,6 +6,7 @@ TeacherCourse   the frozen side's outputs, from the cache or computed on the spo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from distill.task import on_grid
 from distill.teacher import Teacher
 
 Inputs = tuple[Any, ...]
+Network = Callable[[Tensor], Tensor]
 
 
 class Course(Protocol):
@@ -132,12 +134,13 @@ class StudentCourse:
 @dataclass(frozen=True, slots=True)
 class TeacherCourse:
     """scene, lower: cached grids of the plain crops, which are moved as the picture would be; None
-    computes them from the picture, moved and degraded. valid: both, cached."""
+    computes them from the picture, moved and degraded, by `frozen`, the two networks. valid: both,
+    cached."""
 
     recipe: Recipe
     examples: Examples
     valid: tuple[Features, Features]
-    frozen: Frozen
+    frozen: tuple[Network, Network]
     device: torch.device
     scene: Features | None = None
     lower: Features | None = None
@@ -153,10 +156,7 @@ class TeacherCourse:
                 network(faces.to(self.device))
                 if cached is None
                 else warp(cached.read(rows), places).to(self.device)
-                for network, cached in (
-                    (self.frozen.scene, self.scene),
-                    (self.frozen.lower, self.lower),
-                )
+                for network, cached in zip(self.frozen, (self.scene, self.lower), strict=True)
             )
         targets, scene, lower = mix(self.recipe.training.mixup, generator, targets, scene, lower)
         return (

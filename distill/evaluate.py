@@ -267,9 +267,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.json:
         write_atomically(args.json, (json.dumps(entries, indent=1) + "\n").encode())
     if args.plots:
-        plot(
-            args.plots, f"{model.precision} {args.layout} {args.split}", split, probabilities, rows
-        )
+        name = f"{model.precision} {args.layout} {args.split}"
+        log = args.checkpoint.parent / "log.csv" if args.checkpoint else None
+        plot(args.plots, name, split, probabilities, rows, log)
 
 
 def measure(
@@ -290,8 +290,9 @@ def plot(
     split: Split,
     probabilities: NDArray[np.float64],
     rows: list[dict[str, Any]],
+    log: Path | None,
 ) -> None:
-    """PNGs of the majority's protocol."""
+    """PNGs of the majority's protocol; log: distill-train's, for the training curves."""
     from distill import plots
 
     truth = majority(split.votes, len(split.labels))
@@ -304,6 +305,8 @@ def plot(
     plots.reliability(folder / "reliability.png", confidence, hit, title)
     if rows:
         plots.robustness(folder / "robustness.png", rows, title)
+    if log and log.is_file():
+        plots.training(folder / "training.png", log)
     print(f"plots written to {folder}")
 
 

@@ -109,11 +109,12 @@ class _Bench:
         teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
         frozen.to(self.device)
         cached = recipe.teacher.cached
+        networks = (frozen.scene, torch.compile(frozen.lower) if args.compile else frozen.lower)
         course = TeacherCourse(
             recipe,
             self.examples,
             (self.features(frozen.scene, "valid"), self.features(frozen.lower, "valid")),
-            frozen,
+            networks,
             self.device,
             self.features(frozen.scene, "train") if "scene" in cached else None,
             self.features(frozen.lower, "train") if "face" in cached else None,

@@ -134,15 +134,14 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
         augmentation=Augmentation(noise=0.0, erase_share=0.0, shrink_share=0.0, blur_share=0.0),
         training=Training(epochs=1),
     )
-    frozen = nn.Module()
-    frozen.scene, frozen.lower = Counting(), Counting(4, 1)
+    frozen = (Counting(), Counting(4, 1))
     grids = (cache(tmp_path / "s", Counting()), cache(tmp_path / "f", Counting(4, 1)))
     examples = Examples(pixels(), np.full((COUNT, 3), 1 / 3, np.float32), np.arange(COUNT), "")
     course = TeacherCourse(
         recipe,
         examples,
         grids,
-        frozen,  # type: ignore[arg-type]
+        frozen,
         CPU,
         grids[0] if "scene" in cached else None,
         grids[1] if "face" in cached else None,
@@ -154,7 +153,7 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
     assert targets.shape == (2, 3)
     places = placement(2, recipe.augmentation, torch.Generator().manual_seed(4))
     for part, name, grid, network in zip(
-        (scene, lower), ("scene", "face"), grids, (frozen.scene, frozen.lower), strict=True
+        (scene, lower), ("scene", "face"), grids, frozen, strict=True
     ):
         moved = warp(grid.read(rows), places)
         assert torch.allclose(part, moved, atol=1e-6) is (name in cached)
