@@ -27,7 +27,8 @@ def commands(language: str) -> list[str]:
     found = []
     for path in (ROOT / "README.md", *ROOT.glob("*/README.md")):
         for block in re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S):
-            found += [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.split("  #")[0].strip() for line in lines if line.strip()]
     return sorted(set(found))
 
 

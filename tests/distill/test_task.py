@@ -41,7 +41,7 @@ def test_every_lesson_has_its_name_and_its_weight() -> None:
     faces, targets, thoughts = lesson(6)
     named = task(relations=1.0, relation_heads=2)(faces, targets, thoughts)
     assert set(named) == {"votes", "logits", "tokens", "embedding", "relations"}
-    assert all(value.ndim == 0 and float(value) > 0 for value in named.values())
+    assert all(value.ndim == 0 and value.item() > 0 for value in named.values())
     double = task(logits=2.0, tokens=0.0)(faces, targets, thoughts)
     assert set(double) == {"votes", "logits", "embedding"}
     assert float(double["logits"]) == pytest.approx(2 * float(named["logits"]), rel=1e-4)
