@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.augment import degrade, placement, warp
 from distill.backbones import Frozen
 from distill.examples import Examples
-from distill.features import Features
+from distill.features import Computed, Features
 from distill.lessons import Lessons
 from distill.precision import autocast
 from distill.recipe import Recipe
@@ -69,7 +69,7 @@ def predict(student: Student, faces: NDArray[np.uint8], batch: int = 256) -> NDA
 
 @torch.no_grad()
 def predict_teacher(
-    teacher: Teacher, scene: Features, lower: Features, batch: int = 256
+    teacher: Teacher, scene: Features, lower: Features | Computed, batch: int = 256
 ) -> NDArray[np.float32]:
     """Logits (N, K) from cached features, in evaluation mode and float32."""
     teacher.eval()
@@ -139,7 +139,7 @@ class TeacherCourse:
 
     recipe: Recipe
     examples: Examples
-    valid: tuple[Features, Features]
+    valid: tuple[Features, Features | Computed]
     frozen: tuple[Network, Network]
     device: torch.device
     scene: Features | None = None

@@ -79,6 +79,27 @@ class Features:
         return unpack(self.codes[rows], self.scale[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """As Features, from the crops each time: for what is read once an epoch or once at all, and
+    would fill a disk. pixels: (N, C, S, S) uint8."""
+
+    network: nn.Module
+    pixels: NDArray[np.uint8]
+    device: torch.device
+    bf16: bool
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B, D, G, G) float32."""
+        faces = torch.from_numpy(self.pixels[rows]).float().to(self.device)
+        with torch.no_grad(), autocast(self.device, self.bf16):
+            grid: Tensor = self.network(faces)
+        return grid.float()
+
+
 def cache_features(
     place: Path,
     network: nn.Module,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.augment import warp
-from distill.features import Features, pack, unpack, weights_digest
+from distill.features import Computed, Features, pack, unpack, weights_digest
 from distill.precision import autocast
 from distill.teacher import Teacher, Thoughts
 from edge.errors import DataError
@@ -47,7 +47,7 @@ class Lessons:
 
 @torch.no_grad()
 def think(
-    teacher: Teacher, scene: Features, lower: Features, bf16: bool
+    teacher: Teacher, scene: Features, lower: Features | Computed, bf16: bool
 ) -> dict[str, list[NDArray]]:  # type: ignore[type-arg]
     """The teacher's thoughts of all rows, packed, in blocks."""
     teacher.eval()
@@ -70,7 +70,7 @@ def cache_lessons(
     features: Path,
     teacher: Teacher,
     scene: Features,
-    lower: Features,
+    lower: Features | Computed,
     bf16: bool,
     progress: Callable[[str], None],
 ) -> Lessons:

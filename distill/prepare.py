@@ -18,7 +18,13 @@ from distill.checkpoint import load_teacher
 from distill.course import Course, StudentCourse, TeacherCourse
 from distill.data import Split, crops_folder, join, open_crops
 from distill.examples import Examples, choosable, learnable
-from distill.features import Features, cache_features, features_folder, weights_digest
+from distill.features import (
+    Computed,
+    Features,
+    cache_features,
+    features_folder,
+    weights_digest,
+)
 from distill.lessons import cache_lessons
 from distill.parallel import Process
 from distill.precision import use_bf16
@@ -103,6 +109,13 @@ class _Bench:
         place = features_folder(self.crops, network, self.bf16) / split
         return cache_features(place, network, pixels, self.device, self.bf16, self.say)
 
+    def lower(self, network: Lower, split: str, cached: bool) -> Features | Computed:
+        """The face side's, which a recipe that does not cache it keeps off the disk altogether."""
+        if cached:
+            return self.features(network, split)
+        pixels = (self.train if split == "train" else self.valid).crops.pixels
+        return Computed(network, pixels, self.device, self.bf16)
+
     def teacher(self) -> tuple[nn.Module, Course, str, str]:
         recipe, args = self.recipe, self.args
         assert recipe.teacher is not None
@@ -113,7 +126,10 @@ class _Bench:
         course = TeacherCourse(
             recipe,
             self.examples,
-            (self.features(frozen.scene, "valid"), self.features(frozen.lower, "valid")),
+            (
+                self.features(frozen.scene, "valid"),
+                self.lower(frozen.lower, "valid", "face" in cached),
+            ),
             networks,
             self.device,
             self.features(frozen.scene, "train") if "scene" in cached else None,
@@ -144,7 +160,9 @@ class _Bench:
                 recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=self.bf16
             )
         else:
-            scene, lower = (self.features(part, "train") for part in (frozen.scene, frozen.lower))
+            assert theirs.teacher is not None
+            scene = self.features(frozen.scene, "train")
+            lower = self.lower(frozen.lower, "train", "face" in theirs.teacher.cached)
             place = features_folder(self.crops, frozen.lower, self.bf16) / "train"
             lessons = cache_lessons(place, teacher, scene, lower, self.bf16, self.say)
             course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
