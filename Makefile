@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clip schemas clean
+.PHONY: demo test lint clip schemas tensorrt clean
 
 demo: .venv-node/ready
 	.venv-node/bin/python demo/run.py
@@ -30,6 +30,15 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# NVIDIA's own code that needs no GPU, for two of the tests: 100 MB, x86-64.
+TENSORRT = 10.3.0 10.13.0.35 10.16.1.11 11.4.0.106
+tensorrt: .venv/ready
+	.venv/bin/python $(PIP) --editable '.[tensorrt]'
+	for version in $(TENSORRT); do \
+		test -d .tensorrt/$$version || .venv/bin/python $(PIP) --no-deps --target .tensorrt/$$version \
+			tensorrt-cu12-bindings==$$version || exit 1; \
+	done
+
 clip: .venv-node/ready
 	.venv-node/bin/python demo/make_clip.py
 
@@ -52,4 +61,4 @@ schemas: .venv-node/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-node .venv-310 *.egg-info build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-node .venv-310 .tensorrt *.egg-info build .pytest_cache .mypy_cache .ruff_cache

@@ -18,9 +18,10 @@ from edge import cli
 from edge.camera import open_source
 from edge.errors import SourceError, UsageError
 from edge.health import Stages
-from edge.node import PRECISION, open_pipeline, open_student, versions
+from edge.node import open_pipeline, versions
 from edge.pattern import scene
 from edge.records import Frame, Tick
+from edge.runtime import open_detector, open_student
 from edge.settings import Settings
 from edge.strict import validate
 
@@ -70,7 +71,8 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
     """
     cv2.setNumThreads(settings.runtime.threads)
     bundle, student = open_student(settings)
-    pipeline = open_pipeline(settings, bundle, student, file_start=0.0)
+    detector, opened = open_detector(settings)
+    pipeline = open_pipeline(settings, bundle, student, detector, file_start=0.0)
     stages = Stages(keep=1_000_000)
     people: list[int] = []
     sizes: set[str] = set()
@@ -108,8 +110,8 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "power_mode": power_mode(),
             "threads": settings.runtime.threads,
-            "student": f"{student.name} {PRECISION}",
-            "detector": f"{pipeline.detector.backend.name} fp32 "
+            "student": f"{student.backend.name} {student.precision}",
+            "detector": f"{opened.backend.name} {opened.precision} "
             f"{settings.detector.width}x{settings.detector.height}",
             "source": f"{'test pattern' if settings.camera.source == 'test' else 'file'} "
             f"{', '.join(sorted(sizes))}",

@@ -19,8 +19,9 @@ from edge.weights import sha256
 
 SCHEMA = "edge.bundle/1"
 SHIPPED = Path(__file__).with_name("models")
-# Precisions a runtime can ask for, best first; the file's role in bundle.json.
+# The precisions of each runtime, best first, and the file's role in bundle.json.
 ROLES = {"int8": "int8-cpu", "fp32": "fp32"}
+TENSORRT_ROLES = {"int8": "int8-trt", "fp16": "fp16-trt"}
 ANSWER_TOLERANCE = 0.25
 
 
@@ -89,8 +90,10 @@ class Bundle:
         return CropSpec(size=entry.size, channels=entry.channels, template=points)
 
     def model(self, precision: str = "int8") -> Path:
-        """The ONNX file of a precision; raises BundleError where the bundle has none."""
-        role = ROLES[precision]
+        """ONNX Runtime's file of a precision; raises BundleError where the bundle has none."""
+        return self.file(ROLES[precision])
+
+    def file(self, role: str) -> Path:
         entry = self.description.files.get(role)
         if entry is None:
             raise BundleError(f"{self.folder} has no file for the role '{role}'; export it again")
@@ -104,7 +107,8 @@ class Bundle:
     def answer_error(self, backend: Backend, precision: str = "int8") -> float:
         """Largest difference between the backend's logits and the stored ones; raises BundleError
         where there are not as many logits as labels."""
-        rows = self.description.known_answers.logits.get(ROLES[precision], [])
+        roles = TENSORRT_ROLES if backend.name == "tensorrt" else ROLES
+        rows = self.description.known_answers.logits.get(roles[precision], [])
         stored = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
         logits = backend.run(self.known_inputs().astype(np.float32))["logits"]
         if logits.shape != stored.shape or stored.shape[1] != len(self.labels):

@@ -16,9 +16,9 @@ from edge.broker import probe
 from edge.camera import open_source
 from edge.detect import Detector
 from edge.errors import EdgeError, SourceError
-from edge.node import open_detector, open_student
 from edge.pattern import portrait
 from edge.records import Face, Frame
+from edge.runtime import Opened, open_detector, open_student
 from edge.settings import Settings
 
 REPORT_SECONDS = 1.0
@@ -108,6 +108,11 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
         raise SourceError(f"no picture within {seconds:.0f} s; check the cable and the source")
 
 
+def _where(opened: Opened) -> str:
+    why = f" (no TensorRT: {opened.fallback})" if opened.fallback else ""
+    return f"{opened.backend.name} {opened.precision}{why}"
+
+
 def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
     """Print a line a part: bundle, detector, broker, camera. Raises EdgeError when one failed."""
     failed: list[str] = []
@@ -121,18 +126,18 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
 
     try:
         bundle, student = open_student(settings)
-        part("student", f"{student.name}, {len(bundle.labels)} labels, known answers right")
-        student.close()
+        part("student", f"{_where(student)}, {len(bundle.labels)} labels, known answers right")
+        student.backend.close()
     except EdgeError as error:
         fault("student", error)
     detector = None
     try:
-        detector = open_detector(settings)
+        detector, opened = open_detector(settings)
         detector.score = settings.detector.score
         found = len(detector.find(portrait()))
         if found != 1:
             raise EdgeError(f"found {found} faces in the test portrait instead of 1; reinstall")
-        part("detector", f"{detector.backend.name}, {detector.width}x{detector.height}")
+        part("detector", f"{_where(opened)}, {detector.width}x{detector.height}")
     except EdgeError as error:
         fault("detector", error)
     if settings.broker.url == "-":

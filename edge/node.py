@@ -13,8 +13,7 @@ import cv2
 
 import edge
 from edge.aggregate import Window
-from edge.backends import Backend, open_backend
-from edge.bundle import Bundle, load_bundle
+from edge.bundle import Bundle
 from edge.camera import Source, open_source
 from edge.classify import Classifier
 from edge.detect import Detector
@@ -37,48 +36,32 @@ from edge.payload import (
 from edge.pipeline import Pipeline
 from edge.publish import Publisher, open_publisher
 from edge.records import Frame, Tick
+from edge.runtime import Opened, open_detector, open_student
 from edge.settings import Settings, default_state
 from edge.track import Tracker
-from edge.weights import locked, resolve
+from edge.weights import locked
 
 log = logging.getLogger(__name__)
 
-PRECISION = "int8"
 FILE_WAIT_SECONDS = 30.0
 CAMERA_WAIT_SECONDS = 5.0
 
 
-def open_detector(settings: Settings) -> Detector:
-    """The detector on its backend; raises WeightsError or BackendError."""
-    d = settings.detector
-    # The fake has no detector: people without the hardware still want faces found.
-    choice = "ort" if settings.runtime.backend == "fake" else settings.runtime.backend
-    backend = open_backend(choice, resolve("yunet", d.weights), settings.runtime.threads)
-    return Detector(backend, d.width, d.height, d.weak_score, d.overlap)
-
-
-def open_student(settings: Settings) -> tuple[Bundle, Backend]:
-    """The bundle and its student, which has passed the bundle's known answers."""
-    bundle = load_bundle(settings.runtime.bundle)
-    backend = open_backend(
-        settings.runtime.backend, bundle.model(PRECISION), settings.runtime.threads
-    )
-    if settings.runtime.backend != "fake":
-        bundle.self_test(backend, PRECISION)
-    return bundle, backend
-
-
 def open_pipeline(
-    settings: Settings, bundle: Bundle, student: Backend, file_start: float | None
+    settings: Settings,
+    bundle: Bundle,
+    student: Opened,
+    detector: Detector,
+    file_start: float | None,
 ) -> Pipeline:
     """All stages, as node.yaml sets them."""
     t, c, w, p = settings.tracker, settings.classifier, settings.window, settings.privacy
     return Pipeline(
-        detector=open_detector(settings),
+        detector=detector,
         tracker=Tracker(
             settings.detector.score, t.confirm_frames, t.hold_seconds, t.forget_seconds
         ),
-        classifier=Classifier(student, bundle, c.min_face_px, c.smooth_seconds),
+        classifier=Classifier(student.backend, bundle, c.min_face_px, c.smooth_seconds),
         window=Window(
             bundle.labels,
             w.seconds,
@@ -128,9 +111,13 @@ class Node:
         self.session, self._n = str(uuid.uuid4()), 0
         self.path = settings.node.path
         self.bundle, self._student = open_student(settings)
+        detector, self._detector = open_detector(settings)
+        for network, opened in (("student", self._student), ("detector", self._detector)):
+            if opened.fallback:
+                log.info("%s on %s: %s", network, opened.backend.name, opened.fallback)
         self.source: Source = open_source(settings.camera, max_seconds, stop)
         file_start = None if self.source.live else float(int(time.time()))
-        self.pipeline = open_pipeline(settings, self.bundle, self._student, file_start)
+        self.pipeline = open_pipeline(settings, self.bundle, self._student, detector, file_start)
         self.outbox = open_outbox(settings, self.source.live)
         will = Outgoing(
             "status",
@@ -190,15 +177,16 @@ class Node:
             model=Model(
                 bundle_sha256=self.bundle.sha256,
                 labels=list(self.bundle.labels),
-                backend=self._student.name,
-                precision="none" if self._student.name == "fake" else PRECISION,
-                engine=None,
+                backend=self._student.backend.name,
+                precision=self._student.precision,
+                engine=self._student.engine,
+                fallback=self._student.fallback,
             ),
             detector={
                 "name": "yunet",
                 "sha256": locked()["yunet"]["sha256"],
                 "backend": detector.backend.name,
-                "precision": "fp32",
+                "precision": self._detector.precision,
                 "size": f"{detector.width}x{detector.height}",
             },
             camera=self.source.kind,
@@ -226,7 +214,8 @@ class Node:
             camera=self._camera,
             frames_per_second=rate,
             stages=stages,
-            backend=self._student.name,
+            backend=self._student.backend.name,
+            fallback=self._student.fallback,
             temperature_celsius=temperature_celsius(),
             memory_mib=memory_mib(),
             outbox_pending=self.outbox.depth(),
@@ -309,7 +298,7 @@ class Node:
         try:
             left = self.publisher.finish(self._status("stopped"), wait, self.hurry)
         finally:
-            self._student.close()
+            self._student.backend.close()
             self.pipeline.detector.backend.close()
             self._close_outbox()
         if left and not live:

@@ -92,6 +92,9 @@ class Model(_Message):
     backend: str
     precision: str
     engine: str | None = Field(description="TensorRT engine in use")
+    fallback: str | None = Field(
+        default=None, description="why backend auto took ONNX Runtime and not TensorRT"
+    )
 
 
 class PrivacyPolicy(_Message):
@@ -137,6 +140,9 @@ class Health(_Message):
     frames_per_second: int | None = Field(description="delivered by the camera; null for a file")
     stages: dict[str, Latency]
     backend: str
+    fallback: str | None = Field(
+        default=None, description="why backend auto took ONNX Runtime and not TensorRT"
+    )
     temperature_celsius: float | None
     memory_mib: int | None
     outbox_pending: int

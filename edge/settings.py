@@ -198,6 +198,9 @@ class Runtime(Strict):
     threads: int = Field(default=2, ge=1, le=64, description="cores for one network")
     bundle: FilePath | None = Field(default=None, description="default: the shipped one")
     state: FilePath | None = Field(default=None, description="folder of the outbox")
+    engines: FilePath | None = Field(
+        default=None, description="folder of TensorRT's engines; default: engines in state"
+    )
     health_seconds: float = Field(default=30.0, ge=1, le=3600)
 
 

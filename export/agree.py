@@ -24,7 +24,8 @@ CHANGED_TOLERANCE = 0.03
 class Agreement:
     """INT8 against float on one split. Shares are 0..1; kl in nats, mean over the pictures.
 
-    accuracy_change: INT8 minus float, with its paired 95 % interval.
+    accuracy_change: INT8 minus float, with its paired 95 % interval; recall_change: the same by class
+    (None where a class has no picture); changed_by_class: of the pictures that float put there.
     """
 
     pictures: int
@@ -35,13 +36,24 @@ class Agreement:
     interval: tuple[float, float]
     changed: float
     kl: float
+    recall_change: dict[str, float | None]
+    changed_by_class: dict[str, float | None]
 
     @property
     def within(self) -> bool:
         return self.accuracy_change >= -ACCURACY_TOLERANCE and self.changed <= CHANGED_TOLERANCE
 
     def as_dict(self) -> dict[str, Any]:
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return _rounded(asdict(self))
+
+
+def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
+    def one(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _rounded(value)
+        return round(value, 6) if isinstance(value, float) else value
+
+    return {key: one(value) for key, value in facts.items()}
 
 
 def logits_of(model: Path, crops: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
@@ -67,22 +79,41 @@ def torch_equals_onnx(student: Student, model: Path, crops: NDArray[np.uint8]) -
     return difference
 
 
+def divergence(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> tuple[float, float]:
+    """Of logits (N, K): mean KL divergence in nats, and the share of changed decisions."""
+    p, q = softmax(exact), softmax(rounded)
+    kl = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=1).mean()
+    return float(kl), float((exact.argmax(axis=1) != rounded.argmax(axis=1)).mean())
+
+
 def compare(
-    exact: NDArray[np.float32], rounded: NDArray[np.float32], labels: NDArray[np.int64]
+    exact: NDArray[np.float32],
+    rounded: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    labels: tuple[str, ...],
 ) -> Agreement:
-    """exact, rounded: logits (N, K) of float and INT8; labels: (N,), -1 for none.
+    """exact, rounded: logits (N, K) of float and INT8; truth: (N,), -1 for none; labels: K names.
 
     The interval is that of a difference of paired proportions (McNemar's table): with b pictures
     that only float and c that only INT8 gets right, variance ((b + c) - (b - c)^2 / n) / n^2.
     """
-    p, q = softmax(exact), softmax(rounded)
     one, other = exact.argmax(axis=1), rounded.argmax(axis=1)
-    known = labels >= 0
+    known = truth >= 0
     n = int(known.sum())
-    right, right_int8 = (one == labels)[known], (other == labels)[known]
+    right, right_int8 = (one == truth)[known], (other == truth)[known]
     b, c = int((right & ~right_int8).sum()), int((~right & right_int8).sum())
     change = (c - b) / n
     half = 1.96 * np.sqrt(max((b + c) - (b - c) ** 2 / n, 0.0)) / n
+    kl, changed = divergence(exact, rounded)
+
+    def by_class(
+        values: NDArray[np.float64], classes: NDArray[np.int64]
+    ) -> dict[str, float | None]:
+        return {
+            label: float(values[classes == k].mean()) if (classes == k).any() else None
+            for k, label in enumerate(labels)
+        }
+
     return Agreement(
         pictures=len(exact),
         labelled=n,
@@ -90,6 +121,8 @@ def compare(
         accuracy_int8=float(right_int8.mean()),
         accuracy_change=change,
         interval=(float(change - half), float(change + half)),
-        changed=float((one != other).mean()),
-        kl=float((p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=1).mean()),
+        changed=changed,
+        kl=kl,
+        recall_change=by_class(right_int8.astype(float) - right, truth[known]),
+        changed_by_class=by_class((one != other).astype(float), one),
     )

@@ -3,132 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.checkpoint import Checkpoint, load_checkpoint
 from distill.course import predict
 from distill.data import Split, crops_folder, join, majority, open_crops
-from distill.evaluate import DATA_NAMES, evaluate, predict_bundle
+from distill.evaluate import evaluate, predict_bundle
 from distill.examples import choosable
 from distill.metrics import fit_temperature
 from distill.robustness import measure
-from distill.student import multiply_adds
 from distill.twins import find_twins, names_of
 from edge import cli
 from edge.bench import processor
-from edge.bundle import SCHEMA, load_bundle
-from edge.crop import CropSpec, crop_faces
+from edge.bundle import load_bundle
 from edge.crops import LAYOUTS, crop_detector
-from edge.detect import Detector
 from edge.errors import DataError, EdgeError, UsageError
 from edge.node import versions
-from edge.pattern import portrait
 from edge.weights import locked, sha256
 from export import card
-from export.agree import compare, logits_of, torch_equals_onnx
-from export.to_int8 import balanced, quantise_for_cpu
-from export.to_onnx import INPUT, deployed, export_onnx
+from export.agree import torch_equals_onnx
+from export.calibrate import balanced
+from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
+from export.precisions import agree_all, refuse_strays, row, write_all
+from export.to_int8 import Quantiser, attentions
+from export.to_onnx import deployed, export_onnx
 
-FILES = {"fp32": "fp32.onnx", "int8-cpu": "int8-cpu.onnx"}
-KNOWN_INPUTS = "known-inputs.npy"
 CALIBRATION_CROPS = 1024
-
-
-def known_inputs(detector: Detector, spec: CropSpec) -> NDArray[np.uint8]:
-    """Eight inputs that may be shipped: the public-domain portrait, changed as a room would."""
-    picture = portrait()
-    faces = detector.find(picture)[:1]
-    if not faces:
-        raise EdgeError("the detector finds no face in the shipped portrait; reinstall the kit")
-    face = crop_faces(picture, faces, spec)[0]
-    plain = face.astype(np.float32)
-    small = cv2.resize(face.transpose(1, 2, 0), (20, 20), interpolation=cv2.INTER_AREA)
-    far = cv2.resize(small, (spec.size, spec.size)).reshape(spec.size, spec.size, -1)
-    noise = np.random.default_rng(0).normal(0, 20, plain.shape)
-    variants = [
-        plain,
-        plain[:, :, ::-1],
-        plain * 0.4,
-        np.clip(plain * 1.6 + 20, 0, 255),
-        far.transpose(2, 0, 1),
-        np.clip(plain + noise, 0, 255),
-        255 - plain,
-        np.roll(plain, 8, axis=1),
-    ]
-    return np.stack([np.round(v).astype(np.uint8) for v in variants])
-
-
-def _commit() -> str:
-    """The commit of this code, with `-dirty` where it was changed since; or "unknown"."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def _entry(path: Path) -> dict[str, str]:
-    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _describe(
-    folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
-) -> dict[str, Any]:
-    spec = checkpoint.recipe.crop.spec()
-    inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
-    answers = {
-        role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()
-        for role, name in FILES.items()
-    }
-    return {
-        "schema": SCHEMA,
-        "labels": list(checkpoint.labels),
-        "input": {
-            "name": INPUT,
-            "size": spec.size,
-            "channels": spec.channels,
-            "range": [0.0, 255.0],
-            "layout": "NCHW",
-            "colour": "grey" if spec.channels == 1 else "bgr",
-        },
-        "crop": spec.as_dict(),
-        "files": {role: _entry(folder / name) for role, name in FILES.items()},
-        "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
-        "scores": [],
-        "provenance": {
-            "teacher": checkpoint.facts["teacher"]
-            or "none: learned from the annotators' votes alone",
-            "recipe": checkpoint.recipe.model_dump(),
-            "data": DATA_NAMES[layout],
-            "data_licence": facts.pop("data_licence"),
-            "weights_licence": "Apache-2.0",
-            "commit": _commit(),
-            "checkpoint_epoch": checkpoint.facts["epoch"],
-            "calibration_temperature": round(temperature, 5),
-            "parameters": sum(p.numel() for p in deployed(checkpoint.student, 1.0).parameters()),
-            "multiply_adds": multiply_adds(checkpoint.student),
-            **facts,
-        },
-    }
-
-
-LICENCES = {
-    "ferplus": "votes MIT (Microsoft); pictures of the 2013 challenge, not redistributed",
-    "fer2013": "pictures and labels of the 2013 challenge, not redistributed",
-    "rafdb": "RAF-DB: non-commercial research; pictures not redistributed",
-    "folders": "as their owner says; pictures not redistributed",
-}
 
 
 def export(args: argparse.Namespace) -> None:
@@ -220,39 +129,29 @@ def _fill(
     labels = majority(train.votes, classes)
     labels[[name in names_of(twins["train"]) for name in train.crops.names]] = -1
     places = balanced(labels, classes, CALIBRATION_CROPS)
-    kept = quantise_for_cpu(
-        folder / FILES["fp32"], folder / FILES["int8-cpu"], train.crops.pixels[places]
-    )
-    say(f"int8-cpu calibrated on {len(places)} crops; {len(kept)} attention products in float")
-    agreement = compare(
-        logits_of(folder / FILES["fp32"], valid.crops.pixels),
-        logits_of(folder / FILES["int8-cpu"], valid.crops.pixels),
-        choosable(valid, unchosen),
-    )
-    low, high = agreement.interval
-    print(
-        f"int8 - float on valid: {100 * agreement.accuracy_change:+.2f} points "
-        f"[{100 * low:+.2f}, {100 * high:+.2f}], {100 * agreement.changed:.2f} % of decisions "
-        f"changed, KL {agreement.kl:.5f}"
-    )
-    if not agreement.within and not args.force:
-        raise EdgeError(
-            "the INT8 file strays too far (0.5 points, 3 % of decisions allowed); calibrate on more "
-            "data, or --force"
-        )
+    quantiser = Quantiser(folder / FILES["fp32"], train.crops.pixels[places], folder.parent)
+    sensitivity = write_all(quantiser, folder, train.crops.pixels[places[::2]], say)
+    truth = choosable(valid, unchosen)
+    agreement = agree_all(folder, valid.crops.pixels, truth, checkpoint.labels)
+    for role, found in agreement.items():
+        print(row(role, "valid", found))
+    if not args.force:
+        refuse_strays(agreement)
     inputs = known_inputs(crop_detector(args.weights), checkpoint.recipe.crop.spec())
     np.save(folder / KNOWN_INPUTS, inputs)
     facts = {
-        "data_licence": LICENCES[args.layout],
-        "float_nodes": kept,
         "calibration_crops": len(places),
-        "int8_agreement": agreement.as_dict(),
+        "sensitivity": {
+            role: [error.as_dict() for error in errors] for role, errors in sensitivity.items()
+        },
+        "attention": [list(a.nodes) for a in attentions(quantiser.model)],
+        "agreement": {role: row.as_dict() for role, row in agreement.items()},
         "detector_sha256": locked()["yunet"]["sha256"],
         "checkpoint_sha256": sha256(args.checkpoint.read_bytes()),
         "twins_left_out": {split: len(rows) for split, rows in twins.items()},
         "measured_with": {"processor": processor(), **versions()},
     }
-    description = _describe(folder, checkpoint, args.layout, temperature, facts)
+    description = describe(folder, checkpoint, args.layout, temperature, facts)
     (folder / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
@@ -275,6 +174,12 @@ def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
     description = json.loads(path.read_text(encoding="utf-8"))
     description["scores"] = entries
     split = join(args.data, args.layout, names[-1], crops)
+    if args.test:
+        truth = majority(split.votes, len(split.labels))
+        found = agree_all(folder, split.crops.pixels, truth, split.labels)
+        for role, agreement in found.items():
+            print(row(role, "test", agreement))
+        description["provenance"]["agreement_test"] = {r: a.as_dict() for r, a in found.items()}
     description["provenance"]["robustness"] = measure(
         split, lambda pixels: predict_bundle(bundle, "int8", pixels), lambda line: None
     )

@@ -1,108 +1,132 @@
-"""Float ONNX > INT8 ONNX for ONNX Runtime's CPU kernels, calibrated on real crops."""
+"""Float ONNX > INT8 ONNX, one file a runtime: they want different codes in different places.
+
+CPU        ONNX Runtime's kernels: uint8 activations with a zero point, Relu folded into the range,
+           weights by channel with reduced range (AVX2's u8 x s8 products saturate without it)
+TENSORRT   explicit Q/DQ as TensorRT reads it: int8, symmetric, before each convolution and linear
+           layer and nowhere else, so that its Relu and bias fuse; biases in float
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from export.attention import Attention
+from export.calibrate import Crops
+
+COMPUTING = ("Conv", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """role: of the file in bundle.json; the rest as `quantize_static` takes it."""
+
+    role: str
+    kinds: tuple[str, ...]
+    activations: QuantType
+    reduce_range: bool
+    options: dict[str, Any]
+
+
+CPU = Scheme("int8-cpu", (*COMPUTING, "Relu"), QuantType.QUInt8, True, {})
+TENSORRT = Scheme(
+    "int8-trt",
+    COMPUTING,
+    QuantType.QInt8,
+    False,
+    {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": list(COMPUTING),
+    },
 )
 
-from edge.errors import DataError
-from export.to_onnx import INPUT
 
-LEAST_CROPS = 512
-CALIBRATION_BATCH = 32
-
-
-class _Crops(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self._batches: Iterator[NDArray[np.uint8]] = iter(
-            [pixels[i : i + CALIBRATION_BATCH] for i in range(0, len(pixels), CALIBRATION_BATCH)]
-        )
-
-    def get_next(self) -> dict[str, Any] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch.astype(np.float32)}
-
-
-def balanced(
-    labels: NDArray[np.int64], classes: int, wanted: int, seed: int = 0
-) -> NDArray[np.int64]:
-    """Places of about `wanted` pictures, equally many a class where a class has that many.
-
-    labels: (N,), -1 for none. Raises DataError where fewer than LEAST_CROPS can be had.
-    """
-    rng = np.random.default_rng(seed)
-    pools = [rng.permutation(np.flatnonzero(labels == k)) for k in range(classes)]
-    chosen: list[int] = []
-    # Round robin: a rare class gives all it has, the others share the rest.
-    for turn in range(max((len(pool) for pool in pools), default=0)):
-        for pool in pools:
-            if turn < len(pool) and len(chosen) < wanted:
-                chosen.append(int(pool[turn]))
-    if len(chosen) < LEAST_CROPS:
-        raise DataError(
-            f"{len(chosen)} labelled crops to calibrate on, at least {LEAST_CROPS} are needed; "
-            f"give more data"
-        )
-    return np.array(sorted(chosen), dtype=np.int64)
-
-
-def float_nodes(model: onnx.ModelProto) -> list[str]:
-    """Nodes that stay in float: both products of the attention (their inputs are both activations),
-    which INT8 kernels serve badly and which cost under 2 % of the multiply-adds."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+def attentions(model: onnx.ModelProto) -> list[Attention]:
+    """Product, softmax and product of each attention of the float file."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    read_by = {name: node for node in model.graph.node for name in node.input}
     return [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "MatMul" and not constants & set(node.input)
+        Attention(made_by[n.input[0]].name, n.name, read_by[n.output[0]].name)
+        for n in model.graph.node
+        if n.op_type == "Softmax"
     ]
 
 
-def quantise_for_cpu(source: Path, target: Path, crops: NDArray[np.uint8]) -> list[str]:
-    """Write the INT8 file for ONNX Runtime on a CPU; returns the nodes left in float.
+def computing_nodes(model: onnx.ModelProto) -> list[str]:
+    """All that can be quantised, in the order of the graph."""
+    return [node.name for node in model.graph.node if node.op_type in COMPUTING]
 
-    crops: (N, C, S, S) uint8, real ones, N at least LEAST_CROPS. Activations uint8 asymmetric,
-    weights int8 by channel with reduced range (AVX2's u8 x s8 products saturate without it).
-    """
-    if len(crops) < LEAST_CROPS:
-        raise DataError(f"{len(crops)} crops to calibrate on, at least {LEAST_CROPS} are needed")
-    left = float_nodes(onnx.load(str(source)))
-    logging.getLogger().setLevel(logging.ERROR)  # the quantiser suggests steps that were taken
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "draft.onnx"
-        quantize_static(
-            str(source),
-            str(draft),
-            _Crops(crops),
-            quant_format=QuantFormat.QDQ,
-            # Relu among them: without it a convolution's range is spent on what Relu throws away.
-            op_types_to_quantize=["Conv", "Relu", "MatMul", "Gemm"],
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=left,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        model = onnx.load(str(draft))
-    # The quantiser leaves opsets of other makers behind, which TensorRT's parser refuses.
+
+class Quantiser:
+    """Makes INT8 files of one float file; the crops are run through it once."""
+
+    def __init__(self, source: Path, crops: NDArray[np.uint8], folder: Path) -> None:
+        """crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises DataError for too few."""
+        self.source, self._crops, self._folder = source, crops, folder
+        self.model = onnx.load(str(source))
+        self._relu_of = {
+            node.input[0]: node.name for node in self.model.graph.node if node.op_type == "Relu"
+        }
+        self._ranges = folder / f"{source.stem}.ranges.json"
+        Crops(crops)
+        # The CPU's kinds are the wider ones, so that its ranges serve both.
+        self._quantise(CPU, folder / "ranges.onnx", computing_nodes(self.model))
+
+    def write(self, scheme: Scheme, target: Path, left: Sequence[str]) -> None:
+        """`target`: everything in INT8 but `left` (names of nodes)."""
+        self._quantise(scheme, target, [n for n in computing_nodes(self.model) if n not in left])
+
+    def write_alone(self, scheme: Scheme, target: Path, node: str) -> None:
+        """`target`: everything in float but one node."""
+        self._quantise(scheme, target, [node])
+
+    def _quantise(self, scheme: Scheme, target: Path, nodes: Sequence[str]) -> None:
+        outputs = {node.name: node.output[0] for node in self.model.graph.node}
+        wanted = list(nodes)
+        if "Relu" in scheme.kinds:
+            wanted += [self._relu_of[outputs[n]] for n in nodes if outputs[n] in self._relu_of]
+        root, level = logging.getLogger(), logging.getLogger().level
+        root.setLevel(logging.ERROR)  # it suggests steps that were taken
+        try:
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+                draft = Path(folder) / "draft.onnx"
+                quantize_static(
+                    str(self.source),
+                    str(draft),
+                    Crops(self._crops),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=list(scheme.kinds),
+                    nodes_to_quantize=wanted,
+                    per_channel=True,
+                    reduce_range=scheme.reduce_range,
+                    activation_type=scheme.activations,
+                    weight_type=QuantType.QInt8,
+                    calibrate_method=CalibrationMethod.MinMax,
+                    calibration_cache_path=str(self._ranges),
+                    extra_options=scheme.options,
+                )
+                model = onnx.load(str(draft))
+        finally:
+            root.setLevel(level)
+        drop_foreign_opsets(model)
+        onnx.checker.check_model(model)
+        onnx.save(model, str(target))
+
+
+def drop_foreign_opsets(model: onnx.ModelProto) -> None:
+    """The quantiser leaves opsets of other makers behind, which TensorRT's parser refuses."""
     used = {node.domain for node in model.graph.node}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(target))
-    return left

@@ -46,7 +46,8 @@ def test_edge_knows_neither_distill_nor_export_nor_torch() -> None:
 def test_each_library_of_the_node_has_its_files() -> None:
     assert users("edge", "paho") == {"edge/broker.py"}
     assert users("edge", "onnxruntime") == {"edge/backends/ort.py"}
-    assert users("edge", "tensorrt", "pycuda", "cuda") == set()
+    assert users("edge", "tensorrt") == {"edge/backends/trt.py"}
+    assert users("edge", "pycuda", "cuda") == {"edge/backends/cuda.py"}
     assert users("edge", "sqlite3") == {"edge/outbox.py"}
     assert users("edge", "scipy") == {"edge/track.py"}
     # Pixels are touched where they come in, are looked at, and are cut; nowhere near the publisher.
@@ -81,13 +82,29 @@ def test_export_touches_torch_in_two_files_only() -> None:
     assert users("export", "torch") == {"export/agree.py", "export/to_onnx.py"}
 
 
+def test_engines_are_built_on_a_node_that_has_neither_torch_nor_onnx() -> None:
+    blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "cuda")
+    script = (
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nimport export.to_engine"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+
+
 def test_libraries_are_imported_where_they_are_used() -> None:
     """At the top of these files nothing heavy is loaded, so a missing one is our own error."""
-    for name in ("edge/backends/ort.py", "edge/broker.py"):
+    for name in (
+        "edge/backends/ort.py",
+        "edge/backends/trt.py",
+        "edge/backends/cuda.py",
+        "edge/broker.py",
+    ):
         tree = ast.parse((ROOT / name).read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         text = "\n".join(ast.unparse(node) for node in top)
         assert "onnxruntime" not in text
+        assert "tensorrt" not in text
+        assert "pycuda" not in text
         assert "paho" not in text
 
 
@@ -106,7 +123,7 @@ def walk(package: str, blocked: tuple[str, ...]) -> str:
 
 
 def test_the_node_imports_with_torch_and_the_runtimes_blocked() -> None:
-    blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "onnxruntime", "paho")
+    blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "cuda", "onnxruntime", "paho")
     assert walk("edge", blocked) == ""
 
 

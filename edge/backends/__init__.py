@@ -9,9 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.errors import BackendError, UsageError
-
-BACKENDS = ("auto", "ort", "trt", "fake")
+from edge.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +34,17 @@ class Backend(Protocol):
 
 
 def open_backend(choice: str, model: Path, threads: int = 2) -> Backend:
-    """Open `model` (an ONNX file) with the runtime named by `choice` (one of BACKENDS).
+    """Open `model` (an ONNX file) with ONNX Runtime ("ort") or the fake ("fake"); TensorRT runs
+    engines, see `edge.runtime`.
 
-    `auto` takes ONNX Runtime, and never the fake. Raises BackendError where the runtime is missing
-    or refuses the file, UsageError for an unknown choice.
+    Raises BackendError where the runtime is missing or refuses the file.
     """
-    if choice in ("auto", "ort"):
-        from edge.backends.ort import OnnxRuntime
-
-        return OnnxRuntime(model, threads)
     if choice == "fake":
         from edge.backends.fake import Fake
 
         return Fake(model)
-    if choice == "trt":
-        raise BackendError(
-            "this version builds no TensorRT engine yet; run with --backend ort (or auto)"
-        )
-    raise UsageError(f"unknown backend '{choice}'; choose one of {', '.join(BACKENDS)}")
+    if choice == "ort":
+        from edge.backends.ort import OnnxRuntime
+
+        return OnnxRuntime(model, threads)
+    raise UsageError(f"no backend '{choice}' runs an ONNX file; choose ort or fake")

@@ -1,0 +1,113 @@
+"""What bundle.json says of a bundle: files, known answers, provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.checkpoint import Checkpoint
+from distill.evaluate import DATA_NAMES
+from distill.student import multiply_adds
+from edge.bundle import SCHEMA
+from edge.crop import CropSpec, crop_faces
+from edge.detect import Detector
+from edge.errors import EdgeError
+from edge.pattern import portrait
+from export.agree import logits_of
+from export.to_onnx import INPUT, deployed
+
+FILES = {
+    "fp32": "fp32.onnx",
+    "int8-cpu": "int8-cpu.onnx",
+    "int8-trt": "int8-trt.onnx",
+    "fp16-trt": "fp16-trt.onnx",
+}
+KNOWN_INPUTS = "known-inputs.npy"
+LICENCES = {
+    "ferplus": "votes MIT (Microsoft); pictures of the 2013 challenge, not redistributed",
+    "fer2013": "pictures and labels of the 2013 challenge, not redistributed",
+    "rafdb": "RAF-DB: non-commercial research; pictures not redistributed",
+    "folders": "as their owner says; pictures not redistributed",
+}
+
+
+def known_inputs(detector: Detector, spec: CropSpec) -> NDArray[np.uint8]:
+    """Eight inputs that may be shipped: the public-domain portrait, changed as a room would."""
+    picture = portrait()
+    faces = detector.find(picture)[:1]
+    if not faces:
+        raise EdgeError("the detector finds no face in the shipped portrait; reinstall the kit")
+    face = crop_faces(picture, faces, spec)[0]
+    plain = face.astype(np.float32)
+    small = cv2.resize(face.transpose(1, 2, 0), (20, 20), interpolation=cv2.INTER_AREA)
+    far = cv2.resize(small, (spec.size, spec.size)).reshape(spec.size, spec.size, -1)
+    noise = np.random.default_rng(0).normal(0, 20, plain.shape)
+    variants = [
+        plain,
+        plain[:, :, ::-1],
+        plain * 0.4,
+        np.clip(plain * 1.6 + 20, 0, 255),
+        far.transpose(2, 0, 1),
+        np.clip(plain + noise, 0, 255),
+        255 - plain,
+        np.roll(plain, 8, axis=1),
+    ]
+    return np.stack([np.round(v).astype(np.uint8) for v in variants])
+
+
+def _commit() -> str:
+    """The commit of this code, with `-dirty` where it was changed since; or "unknown"."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _entry(path: Path) -> dict[str, str]:
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def describe(
+    folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
+) -> dict[str, Any]:
+    spec = checkpoint.recipe.crop.spec()
+    inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
+    answers = {
+        role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()
+        for role, name in FILES.items()
+    }
+    return {
+        "schema": SCHEMA,
+        "labels": list(checkpoint.labels),
+        "input": {
+            "name": INPUT,
+            "size": spec.size,
+            "channels": spec.channels,
+            "range": [0.0, 255.0],
+            "layout": "NCHW",
+            "colour": "grey" if spec.channels == 1 else "bgr",
+        },
+        "crop": spec.as_dict(),
+        "files": {role: _entry(folder / name) for role, name in FILES.items()},
+        "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
+        "scores": [],
+        "provenance": {
+            "teacher": checkpoint.facts["teacher"]
+            or "none: learned from the annotators' votes alone",
+            "recipe": checkpoint.recipe.model_dump(),
+            "data": DATA_NAMES[layout],
+            "data_licence": LICENCES[layout],
+            "weights_licence": "Apache-2.0",
+            "commit": _commit(),
+            "checkpoint_epoch": checkpoint.facts["epoch"],
+            "calibration_temperature": round(temperature, 5),
+            "parameters": sum(p.numel() for p in deployed(checkpoint.student, 1.0).parameters()),
+            "multiply_adds": multiply_adds(checkpoint.student),
+            **facts,
+        },
+    }

@@ -1,0 +1,86 @@
+"""fp32.onnx > the bundle's other files, and proof that each says what float says."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edge.errors import EdgeError
+from export.agree import Agreement, compare, logits_of
+from export.describe import FILES
+from export.sensitivity import NodeError, float_nodes, measure
+from export.to_fp16 import halve, halve_rest
+from export.to_int8 import CPU, TENSORRT, Quantiser
+
+Say = Callable[[str], None]
+
+
+def write_all(
+    quantiser: Quantiser, folder: Path, crops: NDArray[np.uint8], say: Say
+) -> dict[str, list[NodeError]]:
+    """int8-cpu, int8-trt and fp16-trt beside fp32; returns the sensitivity by node for each role of
+    INT8. crops: (N, C, S, S) uint8, which it is measured on."""
+    source = folder / FILES["fp32"]
+    errors = {}
+    for scheme in (CPU, TENSORRT):
+        say(f"{scheme.role}: each node quantised alone, {len(crops)} calibration crops")
+        errors[scheme.role] = measure(quantiser, scheme, crops, say)
+        left = float_nodes(errors[scheme.role])
+        say(f"{scheme.role}: {len(left)} of {len(errors[scheme.role])} nodes stay in float")
+        with tempfile.TemporaryDirectory() as drafts:
+            draft = Path(drafts) / "int8.onnx"
+            quantiser.write(scheme, draft, left)
+            if scheme is TENSORRT:
+                halve_rest(draft, folder / FILES[scheme.role])
+            else:
+                (folder / FILES[scheme.role]).write_bytes(draft.read_bytes())
+    halve(source, folder / FILES["fp16-trt"])
+    same_convolutions(folder)
+    return errors
+
+
+def same_convolutions(folder: Path) -> None:
+    """Raises EdgeError unless all files hold as many convolutions as float, so that a speed compares
+    precisions and nothing else."""
+    counts = {
+        role: sum(node.op_type == "Conv" for node in onnx.load(str(folder / name)).graph.node)
+        for role, name in FILES.items()
+    }
+    if len(set(counts.values())) != 1:
+        raise EdgeError(f"the files differ in convolutions: {counts}; merge the branches in all")
+
+
+def agree_all(
+    folder: Path, crops: NDArray[np.uint8], truth: NDArray[np.int64], labels: tuple[str, ...]
+) -> dict[str, Agreement]:
+    """Every other file against fp32, by ONNX Runtime. crops: (N, C, S, S) uint8; truth: (N,) labels,
+    -1 for none."""
+    exact = logits_of(folder / FILES["fp32"], crops)
+    return {
+        role: compare(exact, logits_of(folder / name, crops), truth, labels)
+        for role, name in FILES.items()
+        if role != "fp32"
+    }
+
+
+def row(role: str, split: str, agreement: Agreement) -> str:
+    low, high = agreement.interval
+    return (
+        f"{role} - float on {split}: {100 * agreement.accuracy_change:+.2f} points "
+        f"[{100 * low:+.2f}, {100 * high:+.2f}], {100 * agreement.changed:.2f} % of decisions "
+        f"changed, KL {agreement.kl:.5f}"
+    )
+
+
+def refuse_strays(agreements: dict[str, Agreement]) -> None:
+    """Raises EdgeError where a file is out of tolerance."""
+    if strays := [role for role, agreement in agreements.items() if not agreement.within]:
+        raise EdgeError(
+            f"{', '.join(strays)} strays too far from float (0.5 points, 3 % of decisions allowed); "
+            f"calibrate on more data, or --force"
+        )

@@ -1,0 +1,73 @@
+"""What each node costs when it alone is quantised; what stays in float follows from that."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.agree import divergence, logits_of
+from export.to_int8 import Quantiser, Scheme, attentions, computing_nodes
+
+# Mean KL divergence, nats, that a single node may cost: half of what INT8 of the whole network is
+# allowed to in practice (0.002 on FER+, 2 % of decisions).
+LIMIT = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class NodeError:
+    """kl: nats, mean over the crops; changed: share of decisions, 0..1; stays: why it stays in float,
+    None where it is quantised."""
+
+    node: str
+    kind: str
+    kl: float
+    changed: float
+    stays: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def measure(
+    quantiser: Quantiser,
+    scheme: Scheme,
+    crops: NDArray[np.uint8],
+    progress: Callable[[str], None],
+) -> list[NodeError]:
+    """Every node that could be quantised, in the graph's order. crops: (N, C, S, S) uint8."""
+    model = quantiser.model
+    kinds = {node.name: node.op_type for node in model.graph.node}
+    products = {name for a in attentions(model) for name in (a.scores, a.values)}
+    exact = logits_of(quantiser.source, crops)
+    errors = []
+    with tempfile.TemporaryDirectory() as folder:
+        for node in computing_nodes(model):
+            file = Path(folder) / "alone.onnx"
+            quantiser.write_alone(scheme, file, node)
+            kl, changed = divergence(exact, logits_of(file, crops))
+            stays = None
+            if node in products:
+                stays = "attention product"
+            elif not kl <= LIMIT:
+                stays = f"KL above {LIMIT}"
+            errors.append(NodeError(node, kinds[node], kl, changed, stays))
+            progress(row(errors[-1]))
+    return errors
+
+
+def row(error: NodeError) -> str:
+    where = "float: " + error.stays if error.stays else "int8"
+    return (
+        f"  {error.node:<20} {error.kind:<7} KL {error.kl:.6f}  changed "
+        f"{100 * error.changed:5.2f} %  {where}"
+    )
+
+
+def float_nodes(errors: list[NodeError]) -> list[str]:
+    return [error.node for error in errors if error.stays]

@@ -1,0 +1,17 @@
+"""Fixtures of the export tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_student import student
+
+from export.to_onnx import deployed, export_onnx
+
+
+@pytest.fixture(scope="session")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "fp32.onnx"
+    export_onnx(deployed(student(), 1.7), path)
+    return path
