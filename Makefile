@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clip schemas tensorrt clean
+.PHONY: demo test lint clip schemas tensorrt gpu clean
 
 demo: .venv-node/ready
 	.venv-node/bin/python demo/run.py
@@ -29,6 +29,10 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# All that needs an NVIDIA device with TensorRT, with its tables.
+gpu: .venv/ready
+	.venv/bin/python -m pytest -m gpu -s tests/gpu
 
 # NVIDIA's own code that needs no GPU, for two of the tests: 100 MB, x86-64.
 TENSORRT = 10.3.0 10.13.0.35 10.16.1.11 11.4.0.106

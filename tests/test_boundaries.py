@@ -78,8 +78,10 @@ def test_distill_uses_only_what_crops_and_runs_what_is_deployed() -> None:
     assert users("distill", *(f"edge.{name}" for name in forbidden), "export") == set()
 
 
-def test_export_touches_torch_in_two_files_only() -> None:
-    assert users("export", "torch") == {"export/agree.py", "export/to_onnx.py"}
+def test_export_touches_torch_in_three_files_only() -> None:
+    """Those that no node loads: exporting, proving it, and the networks that a bench compares with."""
+    files = {"export/agree.py", "export/to_onnx.py", "export/rivals.py"}
+    assert users("export", "torch") == files
 
 
 def test_engines_are_built_on_a_node_that_has_neither_torch_nor_onnx() -> None:

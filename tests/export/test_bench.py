@@ -1,0 +1,50 @@
+"""export-bench: ratios of the same run, shares of the peak, and what was not measured said so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from support import Done
+
+from edge.bundle import SHIPPED
+from export.bench import ratios
+
+
+def test_ratios_are_of_the_same_batch() -> None:
+    rows = [
+        {"network": name, "batch": batch, "p50_ms": ms}
+        for name, batch, ms in (
+            ("student int8, ONNX Runtime", 16, 10.0),
+            ("student fp32, ONNX Runtime", 16, 25.0),
+            ("student int8, ONNX Runtime", 1, 1.0),
+            ("student fp32, ONNX Runtime", 1, 9.0),
+        )
+    ]
+    assert ratios(rows, 16) == {"student fp32, ONNX Runtime": 2.5}
+    assert ratios(rows, 1) == {"student fp32, ONNX Runtime": 9.0}
+
+
+def test_the_bundle_alone_is_timed_with_its_conditions(command: Callable[..., Done]) -> None:
+    done = command("export.bench", SHIPPED, "--rounds", 1, "--without-rivals", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    batches = {row["batch"] for row in result["rows"]}
+    assert batches == {1, 8, 16, 32}
+    assert set(result["int8_faster_by"]) == {"student fp32, ONNX Runtime"}
+    assert set(result["share_of_peak"]) == {"int8", "fp32"}
+    # Far above 1 would be an error of units; a busy machine can spoil the peak, so no tighter.
+    assert all(0 < share < 3 for share in result["share_of_peak"].values())
+    assert "no CUDA device" in result["not_measured"]["student int8, TensorRT"]
+    assert {"processor", "threads", "rounds", "bundle"} <= set(result["conditions"])
+
+
+def test_the_other_networks_are_what_their_papers_say() -> None:
+    from export.rivals import MobileFaceNet, _efficientnet
+
+    # Chen et al. give 0.99 M with an embedding of 128; Tan and Le 5.3 M with 1,000 classes.
+    mobile = sum(p.numel() for p in MobileFaceNet(8).parameters())
+    assert mobile == pytest.approx(0.99e6, rel=0.03)
+    efficient = sum(p.numel() for p in _efficientnet(1000).parameters())
+    assert efficient == pytest.approx(5.29e6, rel=0.01)
