@@ -76,6 +76,11 @@ def _monitor(trt: Any, say: Callable[[str], None]) -> Any:
     return Progress()
 
 
+def _line(faults: list[str]) -> str:
+    """The first of TensorRT's messages, which run over several lines, as a part of one."""
+    return " ".join(faults[0].split())[:200] if faults else "it gives no reason"
+
+
 def strongly_typed(trt: Any) -> bool:
     """Whether this TensorRT knows nothing else."""
     return not hasattr(trt.BuilderFlag, "FP16")
@@ -103,7 +108,7 @@ def build(
     if not parser.parse(model.read_bytes()):
         faults = [parser.get_error(i).desc() for i in range(parser.num_errors)] or logger.errors
         raise BundleError(
-            f"TensorRT {trt.__version__} refuses {model.name}: {(faults or ['no reason'])[0][:200]}; "
+            f"TensorRT {trt.__version__} refuses {model.name}: {_line(faults)}; "
             f"export the bundle again with this version of the kit"
         )
     config = builder.create_builder_config()
@@ -124,9 +129,9 @@ def build(
     started = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reason = logger.errors[-1][:200] if logger.errors else "no reason given"
         raise BackendError(
-            f"TensorRT {trt.__version__} built no {precision} engine of {model.name}: {reason}; free "
+            f"TensorRT {trt.__version__} built no {precision} engine of {model.name}: "
+            f"{_line(logger.errors[-1:])}; free "
             f"memory (close the desktop) and start again"
         )
     return Plan(
