@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from edge.errors import DataError
 from export.attention import Attention
 from export.calibrate import Crops
 
@@ -72,7 +73,7 @@ class Quantiser:
     """Makes INT8 files of one float file; the crops are run through it once."""
 
     def __init__(self, source: Path, crops: NDArray[np.uint8], folder: Path) -> None:
-        """crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises DataError for too few."""
+        """crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises DataError for too few or others."""
         self.source, self._crops, self._folder = source, crops, folder
         self.model = onnx.load(str(source))
         self._relu_of = {
@@ -80,6 +81,12 @@ class Quantiser:
         }
         self._ranges = folder / f"{source.stem}.ranges.json"
         Crops(crops)
+        wanted = [side.dim_value for side in self.model.graph.input[0].type.tensor_type.shape.dim]
+        if list(crops.shape[1:]) != wanted[1:]:
+            raise DataError(
+                f"crops of {crops.shape[1:]} to calibrate on, {source.name} takes {wanted[1:]}; make "
+                f"them with the checkpoint's own crop"
+            )
         # The CPU's kinds are the wider ones, so that its ranges serve both.
         self._quantise(CPU, folder / "ranges.onnx", computing_nodes(self.model))
 

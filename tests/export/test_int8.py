@@ -196,6 +196,8 @@ def test_calibration_is_balanced_and_refuses_too_little_data(fp32: Path, tmp_pat
     for few in (0, 10, 511):
         with pytest.raises(DataError, match=f"{few} crops to calibrate on"):
             Quantiser(fp32, crops(few), tmp_path)
+    with pytest.raises(DataError, match=r"crops of \(1, 16, 16\).*takes \[1, 32, 32\]"):
+        Quantiser(fp32, crops(512)[:, :, :16, :16], tmp_path)
 
 
 def test_a_file_out_of_tolerance_is_refused_by_name(fp32: Path, tmp_path: Path) -> None:
