@@ -73,7 +73,8 @@ class Quantiser:
     """Makes INT8 files of one float file; the crops are run through it once."""
 
     def __init__(self, source: Path, crops: NDArray[np.uint8], folder: Path) -> None:
-        """crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises DataError for too few or others."""
+        """crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises DataError where they are
+        too few or of another size."""
         self.source, self._crops, self._folder = source, crops, folder
         self.model = onnx.load(str(source))
         self._relu_of = {
