@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edge.errors import BackendError, BrokerError, SettingsError
+from edge.replay import IN_FLIGHT
 from edge.settings import Broker, Tls
 
-IN_FLIGHT = 20
 CONNECT_SECONDS = 10.0
 
 

@@ -19,7 +19,7 @@ from edge.classify import Classifier
 from edge.detect import Detector
 from edge.errors import BrokerError, EdgeError, OutboxError
 from edge.health import memory_mib, temperature_celsius
-from edge.outbox import Outbox
+from edge.outbox import Limits, Outbox
 from edge.payload import (
     Health,
     Info,
@@ -77,9 +77,11 @@ def open_pipeline(
 def open_outbox(settings: Settings, live: bool) -> Outbox:
     """The node's outbox; a file gets one of its own, that goes when everything was acknowledged."""
     folder = settings.runtime.state or default_state()
+    o = settings.outbox
+    limits = Limits(o.max_mib, o.max_days, o.keep_hours)
     if live:
-        return Outbox(folder / "outbox.sqlite")
-    return Outbox(folder / f"outbox-file-{uuid.uuid4().hex[:12]}.sqlite")
+        return Outbox(folder / "outbox.sqlite", limits)
+    return Outbox(folder / f"outbox-file-{uuid.uuid4().hex[:12]}.sqlite", limits)
 
 
 def versions() -> dict[str, str]:
@@ -220,6 +222,8 @@ class Node:
             memory_mib=memory_mib(),
             outbox_pending=self.outbox.depth(),
             outbox_dropped=self.outbox.dropped + self._unwritten,
+            outbox_first=self.outbox.span()[0],
+            outbox_damaged=int(self.outbox.set_aside is not None),
         )
         return Outgoing("health", as_dict(message), retain=False)
 

@@ -146,10 +146,21 @@ class Health(_Message):
     temperature_celsius: float | None
     memory_mib: int | None
     outbox_pending: int
-    outbox_dropped: int
+    outbox_dropped: int = Field(description="readings lost: too old, too many, or not written")
+    outbox_first: int = Field(description="seq below which nothing will come any more")
+    outbox_damaged: int = Field(description="files set aside since the start, with what they held")
 
 
-MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health)
+class Ack(_Message):
+    """Retained, written by a recorder: everything up to seq of this log is stored, without a gap."""
+
+    schema_: Literal["edge.ack/1"] = Field(default="edge.ack/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    log: str = Field(description="UUID of the node's outbox")
+    seq: int = Field(ge=0)
+
+
+MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health, Ack)
 
 
 def rfc3339(utc: float) -> str:

@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Protocol, TextIO
 
+from pydantic import ValidationError
+
 from edge.broker import (
     CONNECT_SECONDS,
-    IN_FLIGHT,
     Address,
     mqtt_library,
     new_client,
@@ -30,13 +32,13 @@ from edge.broker import (
 )
 from edge.errors import OutboxError
 from edge.outbox import Outbox
-from edge.payload import Outgoing, dumps
+from edge.payload import PREFIX, Ack, Outgoing, dumps
+from edge.replay import Replay
 from edge.settings import Broker
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
-REFUSED_PAUSE_SECONDS = 30.0
 FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 2.0, 32.0
 
 
@@ -137,12 +139,12 @@ class Mqtt:
         self._last: Outgoing | None = None
         self._deadline = 0.0
         self.state = "connecting"
-        self._sent: dict[int, tuple[str, int]] = {}  # message id > kind, and a reading's seq
-        self._offered = 0
+        self._sent: dict[int, tuple[str, int, str]] = {}  # message id > kind; a reading's seq, log
+        self._replay = Replay(outbox)
+        self._strange_acks = 0
         self._connack: str | None = None
         self._refusals: dict[str, str] = {}  # kind > the broker's reason
         self._last_mid: int | None = None
-        self._offer_after = 0.0
         self._patience = FIRST_ANSWER_SECONDS
 
     def start(self) -> None:
@@ -204,6 +206,7 @@ class Mqtt:
         client.will_set(self._will.topic, dumps(self._will.payload), qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
+        client.on_message = self._on_message
         return client
 
     def _on_connect(
@@ -214,23 +217,37 @@ class Mqtt:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any
     ) -> None:
-        kind, seq = self._sent.pop(mid, ("", 0))
+        kind, seq, log_id = self._sent.pop(mid, ("", 0, ""))
         if reason.is_failure:
             # The broker took the connection but not the topic: stay, say so, offer again later.
             self._refusals[kind] = str(reason)
             if seq:
-                self._offered, self._offer_after = 0, time.monotonic() + REFUSED_PAUSE_SECONDS
+                self._replay.refused(seq, log_id)
         else:
             self._refusals.pop(kind, None)
             if seq:
-                self._acknowledge(seq)
+                self._note(lambda: self._replay.acknowledged(seq, log_id))
         if mid == self._last_mid:
             self._last, self._last_mid = None, None
         self._change(self._standing())
 
-    def _acknowledge(self, seq: int) -> None:
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        """A recorder's ack, the only topic that is listened to here."""
         try:
-            self._outbox.acknowledge(seq)
+            ack = Ack.model_validate_json(message.payload)
+        except ValidationError:
+            ack = None
+        if ack is None or ack.node != self._will.payload["node"]:
+            self._strange_acks += 1
+            if self._strange_acks == 1:
+                log.warning("an ack that is none of ours, or malformed, was ignored")
+            return
+        self._note(lambda: self._replay.recorder_has(ack.seq, ack.log))
+
+    @staticmethod
+    def _note(mark: Callable[[], None]) -> None:
+        try:
+            mark()
         except OutboxError as error:
             log.error("%s; it will be offered again", error)
 
@@ -243,8 +260,9 @@ class Mqtt:
     def _connect_once(self) -> bool | None:
         """One connection from start to end. True: it was up; False: it never was; None: all done."""
         client = self._client()
-        self._sent, self._offered, self._connack = {}, 0, None
-        self._refusals, self._last_mid, self._offer_after = {}, None, 0.0
+        self._sent, self._connack = {}, None
+        self._refusals, self._last_mid = {}, None
+        self._replay.connected()
         try:
             client.connect(
                 self._address.host,
@@ -294,6 +312,7 @@ class Mqtt:
                 [m for m in self._queue if not m.retain and m.kind != "health"], maxlen=100
             )
             self._queue.extend(self._retained.values())
+        client.subscribe(f"{PREFIX}/{self._will.payload['node']}/ack", qos=1)
         self._change(self._standing())
         while True:
             self._offer(client)
@@ -309,16 +328,12 @@ class Mqtt:
             self._queue.clear()
         for message in messages:
             self._publish(client, message)
-        free = IN_FLIGHT - sum(kind == "counts" for kind, _ in self._sent.values())
-        if free <= 0 or time.monotonic() < self._offer_after:
-            return
-        for seq, payload in self._outbox.pending(above=self._offered, limit=free):
-            self._publish(client, as_sent(payload), seq)
-            self._offered = seq
+        for seq, payload in self._replay.next():
+            self._publish(client, as_sent(payload), seq, payload["log"])
 
-    def _publish(self, client: Any, message: Outgoing, seq: int = 0) -> int:
+    def _publish(self, client: Any, message: Outgoing, seq: int = 0, log_id: str = "") -> int:
         info = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
-        self._sent[info.mid] = (message.kind, seq)
+        self._sent[info.mid] = (message.kind, seq, log_id)
         return int(info.mid)
 
     def _end(self, client: Any) -> bool:

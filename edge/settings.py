@@ -193,6 +193,14 @@ class Broker(Strict):
         return self
 
 
+class Outbox(Strict):
+    max_mib: float = Field(default=64.0, ge=1, le=4096, description="of readings; oldest go first")
+    max_days: float = Field(default=30.0, gt=0, le=3650, description="of running time, unsent")
+    keep_hours: float = Field(
+        default=24.0, ge=0, le=8760, description="of running time, after the broker took it"
+    )
+
+
 class Runtime(Strict):
     backend: Literal["auto", "ort", "trt", "fake"] = "auto"
     threads: int = Field(default=2, ge=1, le=64, description="cores for one network")
@@ -215,4 +223,5 @@ class Settings(Strict):
     window: Window = Window()
     privacy: Privacy = Privacy()
     broker: Broker = Broker()
+    outbox: Outbox = Outbox()
     runtime: Runtime = Runtime()

@@ -427,3 +427,39 @@ def test_a_second_signal_ends_the_wait_for_a_broker_that_is_away(tmp_path: Path)
     assert node.returncode == 1
     assert "1 readings were not acknowledged" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_a_recorder_that_lacks_readings_gets_them_again(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.replay.RECORDER_SECONDS", 0.5)
+    box = Outbox(tmp_path / "box.sqlite")
+    for _ in range(4):
+        box.append(example())
+    made = publisher(mosquitto.url, box)
+    made.start()
+    subscriber.wait_for(lambda: len(subscriber.of("counts")) == 4)
+    recorder = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    recorder.connect("127.0.0.1", mosquitto.port)
+    recorder.loop_start()
+
+    def ack(**content: Any) -> None:
+        message = {"schema": "edge.ack/1", "node": NODE, "log": box.log, "seq": 2, **content}
+        topic = f"edge/v1/{NODE}/ack"
+        recorder.publish(topic, json.dumps(message), qos=1, retain=True).wait_for_publish(10)
+
+    # None of these is this node's, and none costs it anything.
+    ack(seq=-1)
+    ack(node="school/room-2/node-1")
+    ack(log="another")
+    recorder.publish(f"edge/v1/{NODE}/ack", b"\xff{" * 1000, qos=1).wait_for_publish(10)
+    time.sleep(1.5)
+    assert len(subscriber.of("counts")) == 4
+    ack()
+    subscriber.wait_for(lambda: [m["seq"] for m in subscriber.of("counts")][4:6] == [3, 4])
+    ack(seq=4)
+    recorder.disconnect()
+    recorder.loop_stop()
+    assert made.finish(stopped(), 10, NOT_HURRIED) == 0
+    assert {m["seq"] for m in subscriber.of("counts")} == {1, 2, 3, 4}
+    box.close()
