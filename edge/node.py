@@ -271,8 +271,8 @@ class Node:
             raise BrokerError("the publisher stopped; its error stands above")
         if self._unwritten:
             self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
-        elif self._camera == "away":
-            self._tell("degraded", "camera: away")
+        elif self._camera not in ("live", "file"):
+            self._tell("degraded", f"camera: {self._camera}")
         elif self.publisher.state.startswith("refused: "):
             self._tell("degraded", self.publisher.state)
         elif self._frames:

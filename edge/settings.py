@@ -63,7 +63,7 @@ class Camera(Strict):
     source: str = Field(
         default="0",
         min_length=1,
-        description="0 | /dev/v4l/by-id/... | FILE | FOLDER | rtsp://... | csi:0 | test",
+        description="0 | /dev/v4l/by-id/... | FILE | FOLDER | rtsp://... | csi:0 | test[:FAULT]",
     )
     width: int = Field(default=1280, ge=160, le=7680, description="asked of the camera, pixels")
     height: int = Field(default=720, ge=120, le=4320, description="asked of the camera, pixels")
@@ -73,6 +73,21 @@ class Camera(Strict):
     )
     timeout_seconds: float = Field(
         default=2.0, ge=0.2, le=60, description="without a picture for so long, the camera is away"
+    )
+    hang_seconds: float = Field(
+        default=15.0,
+        ge=1,
+        le=600,
+        description="a driver that takes longer is left alone, opened anew",
+    )
+    freeze_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="the very same picture for so long is none; 0 is off",
+    )
+    give_up_after: int = Field(
+        default=30, ge=0, le=10000, description="attempts without a picture, then exit; 0 is never"
     )
 
     @model_validator(mode="before")

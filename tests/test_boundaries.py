@@ -58,8 +58,11 @@ def test_each_library_of_the_node_has_its_files() -> None:
         "edge/crop.py",
         "edge/crops.py",
         "edge/detect.py",
+        "edge/files.py",
+        "edge/live.py",
         "edge/node.py",
         "edge/pattern.py",
+        "edge/pictures.py",
     }
 
 

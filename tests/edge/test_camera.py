@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from support import CLIP, PICTURES
 
-from edge.camera import Live, as_bgr, csi_pipeline, open_source, redact
+from edge.camera import csi_pipeline, open_source, redact
 from edge.errors import SourceError
+from edge.faults import Faulty, Kind
+from edge.live import Limits, Live
+from edge.pictures import as_bgr
 from edge.records import Frame, Tick
 from edge.settings import Camera
 
@@ -162,8 +165,8 @@ def test_the_newest_picture_wins_and_the_skipped_ones_are_counted() -> None:
 
 
 def test_a_camera_that_goes_away_gives_ticks_and_comes_back(monkeypatch: Any) -> None:
-    monkeypatch.setattr("edge.camera.FIRST_RETRY_SECONDS", 0.4)
-    monkeypatch.setattr("edge.camera.TICK_SECONDS", 0.05)
+    monkeypatch.setattr("edge.live.FIRST_RETRY_SECONDS", 0.4)
+    monkeypatch.setattr("edge.live.TICK_SECONDS", 0.05)
     captures = iter([Script(1, 2, 3, None), None, Script(*([7] * 200))])
     opened: list[Script] = []
 
@@ -174,7 +177,7 @@ def test_a_camera_that_goes_away_gives_ticks_and_comes_back(monkeypatch: Any) ->
         opened.append(capture)
         return capture
 
-    source = Live("fake", opener, timeout=0.1)
+    source = Live("fake", opener, Limits(timeout=0.1))
     kinds: list[str] = []
     deadline = time.monotonic() + 10
     for item in source:
@@ -229,7 +232,7 @@ def test_a_device_that_opens_and_gives_nothing_is_not_opened_in_a_rush() -> None
 
 
 def test_an_error_inside_a_read_is_a_lost_picture_not_a_lost_thread(monkeypatch: Any) -> None:
-    monkeypatch.setattr("edge.camera.FIRST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("edge.live.FIRST_RETRY_SECONDS", 0.1)
 
     def fail() -> int:
         raise cv2.error("driver")
@@ -238,4 +241,78 @@ def test_an_error_inside_a_read_is_a_lost_picture_not_a_lost_thread(monkeypatch:
     source = Live("fake", lambda: next(captures))
     values = (int(i.pixels[0, 0, 0]) for i in source if isinstance(i, Frame))
     assert 7 in itertools.islice(values, 50)
+    source.close()
+
+
+def states(kind: Kind, limits: Limits, seconds: float, good: float, bad: float) -> list[str]:
+    """What a faulty camera was said to be, in order, each once."""
+    from edge.pattern import Pattern
+
+    faulty = Faulty(kind, Pattern(fps=60), good, bad)
+    source = Live("test", faulty.open, limits, max_seconds=seconds)
+    seen = [item.camera if isinstance(item, Tick) else "picture" for item in source]
+    source.close()
+    return [state for state, _ in itertools.groupby(s for s in seen if s != "live")]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.live.FIRST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("edge.live.LAST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("edge.live.TICK_SECONDS", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("die", "away"), ("lie", "away"), ("freeze", "frozen"), ("hang", "hanging")],
+)
+def test_each_fault_is_noticed_named_and_survived(hasty: None, kind: Kind, said: str) -> None:
+    limits = Limits(timeout=0.2, hang=0.6, freeze=0.3)
+    seen = states(kind, limits, 3.0, good=0.5, bad=1.5)
+    assert seen[:3] == ["picture", said, "picture"], seen
+
+
+def test_a_reader_that_is_stuck_is_left_and_another_takes_over(hasty: None) -> None:
+    """Also where the driver never answers: the process does not wait for it, not even at the end."""
+    stuck = threading.Event()
+    captures = iter([Script(1, 2, lambda: stuck.wait(60)), Script(*([7] * 500))])
+    source = Live("fake", lambda: next(captures), Limits(timeout=0.1, hang=0.4))
+    began = time.monotonic()
+    for item in source:
+        if isinstance(item, Frame) and item.pixels[0, 0, 0] == 7:
+            break
+        assert time.monotonic() - began < 10
+    source.close()
+    assert time.monotonic() - began < 10
+    stuck.set()
+
+
+def test_a_camera_that_stays_away_ends_the_run_after_the_stated_attempts(hasty: None) -> None:
+    captures = iter([Script(1)])
+
+    def opener() -> Script:
+        found = next(captures, None)
+        if found is None:
+            raise SourceError("gone")
+        return found
+
+    source = Live("fake", opener, Limits(timeout=0.1, give_up=5))
+    with pytest.raises(
+        SourceError, match=r"the camera is away: no picture in \d+ s and 5 attempts"
+    ):
+        for _ in source:
+            pass
+    source.close()
+
+
+def test_a_still_room_is_no_frozen_camera() -> None:
+    """One pixel of a sensor's noise in sixty-four is enough."""
+    values = itertools.cycle([7, 8])
+    source = Live(
+        "fake",
+        lambda: Script(*itertools.islice(values, 200)),
+        Limits(timeout=0.1, freeze=0.2),
+        max_seconds=0.8,
+    )
+    assert all(isinstance(item, Frame) for item in itertools.islice(source, 1, None))
     source.close()
