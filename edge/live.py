@@ -179,7 +179,7 @@ class Live:
                 last, self._left_behind = now, 0
             elif now - last > self._limits.timeout:
                 hung = reader.called and now - reader.called > self._limits.timeout
-                state = "hanging" if hung else reader.fault or "away"
+                state = "hanging" if hung or self._left_behind else reader.fault or "away"
             if state != said:
                 said = state
                 level = logging.INFO if state == "live" else logging.WARNING
