@@ -18,9 +18,10 @@ from edge import cli
 from edge.camera import open_source
 from edge.errors import SourceError, UsageError
 from edge.health import Stages
-from edge.node import open_pipeline, versions
+from edge.node import open_pipeline
 from edge.pattern import scene
 from edge.records import Frame, Tick
+from edge.report import versions
 from edge.runtime import open_detector, open_student
 from edge.settings import Settings
 from edge.strict import validate

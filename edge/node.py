@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import logging
-import platform
 import threading
 import time
 import uuid
-from importlib import metadata
 
-import cv2
-
-import edge
 from edge.aggregate import Window
 from edge.bundle import Bundle
 from edge.camera import Source, open_source
 from edge.classify import Classifier
 from edge.detect import Detector
 from edge.errors import BrokerError, EdgeError, OutboxError
-from edge.health import memory_mib, temperature_celsius
+from edge.notify import Systemd
 from edge.outbox import Limits, Outbox
-from edge.payload import (
-    Health,
-    Info,
-    Latency,
-    Model,
-    Outgoing,
-    PrivacyPolicy,
-    Status,
-    as_dict,
-    clock_synced,
-    counts_message,
-    rfc3339,
-)
+from edge.pace import HALVED, Pace
+from edge.payload import counts_message
 from edge.pipeline import Pipeline
 from edge.publish import Publisher, open_publisher
 from edge.records import Frame, Tick
+from edge.report import Reports, Vitals
 from edge.runtime import Opened, open_detector, open_student
 from edge.settings import Settings, default_state
 from edge.track import Tracker
-from edge.weights import locked
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +68,6 @@ def open_outbox(settings: Settings, live: bool) -> Outbox:
     return Outbox(folder / f"outbox-file-{uuid.uuid4().hex[:12]}.sqlite", limits)
 
 
-def versions() -> dict[str, str]:
-    found = {
-        "edge": edge.__version__,
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-    }
-    for package in ("onnxruntime", "paho-mqtt"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # said only of what is there
-    return found
-
-
 class Node:
     """Opens everything in an order in which the first fault is the one reported, then runs."""
 
@@ -110,9 +80,9 @@ class Node:
     ) -> None:
         """stop: ends the source, then what waits is delivered; hurry: ends that waiting too."""
         self.settings, self.stop, self.hurry = settings, stop, hurry
-        self.session, self._n = str(uuid.uuid4()), 0
         self.path = settings.node.path
         self.bundle, self._student = open_student(settings)
+        self.reports = Reports(settings, self.bundle, self._student)
         detector, self._detector = open_detector(settings)
         for network, opened in (("student", self._student), ("detector", self._detector)):
             if opened.fallback:
@@ -121,111 +91,31 @@ class Node:
         file_start = None if self.source.live else float(int(time.time()))
         self.pipeline = open_pipeline(settings, self.bundle, self._student, detector, file_start)
         self.outbox = open_outbox(settings, self.source.live)
-        will = Outgoing(
-            "status",
-            as_dict(Status(node=self.path, session=self.session, state="lost")),
-            retain=True,
-        )
         # A file run beside the camera's must not take its connection over.
-        own = self.path if self.source.live else f"{self.path}/{self.session[:8]}"
+        own = self.path if self.source.live else f"{self.path}/{self.reports.session[:8]}"
         try:
             self.publisher: Publisher = open_publisher(
-                settings.broker, f"edge/{own}", will, self.outbox
+                settings.broker, f"edge/{own}", self.reports.will(), self.outbox
             )
         except EdgeError:
             self._close_outbox()
             raise
+        self.systemd = Systemd()
+        # A TensorRT engine takes one size; ONNX Runtime's detector any.
+        any_size = detector.backend.name == "onnxruntime"
+        self.pace = Pace(HALVED if any_size else HALVED - 1)
         self._state = ("", "")
-        self._started = time.monotonic()
         self._frames = self._unwritten = 0
         self._camera = "live" if self.source.live else "file"
         self._health_at: float | None = None
         self._health_frames = 0
 
-    def _next(self) -> int:
-        self._n += 1
-        return self._n
-
-    def _status(self, state: str, reason: str | None = None) -> Outgoing:
-        message = Status.model_validate(
-            {
-                "node": self.path,
-                "session": self.session,
-                "state": state,
-                "reason": reason,
-                "n": self._next(),
-                "time": rfc3339(time.time()),
-                "clock_synced": clock_synced(),
-            }
-        )
-        return Outgoing("status", as_dict(message), retain=True)
-
     def _tell(self, state: str, reason: str = "") -> None:
-        """Publish a change of state, once."""
+        """Publish a change of state, once; systemd hears it too."""
         if (state, reason) != self._state:
             self._state = (state, reason)
-            self.publisher.send(self._status(state, reason or None))
-
-    def _info(self) -> Outgoing:
-        p = self.settings.privacy
-        detector = self.pipeline.detector
-        message = Info(
-            node=self.path,
-            session=self.session,
-            n=self._next(),
-            time=rfc3339(time.time()),
-            clock_synced=clock_synced(),
-            versions=versions(),
-            model=Model(
-                bundle_sha256=self.bundle.sha256,
-                labels=list(self.bundle.labels),
-                backend=self._student.backend.name,
-                precision=self._student.precision,
-                engine=self._student.engine,
-                fallback=self._student.fallback,
-            ),
-            detector={
-                "name": "yunet",
-                "sha256": locked()["yunet"]["sha256"],
-                "backend": detector.backend.name,
-                "precision": self._detector.precision,
-                "size": f"{detector.width}x{detector.height}",
-            },
-            camera=self.source.kind,
-            window_seconds=self.settings.window.seconds,
-            privacy=PrivacyPolicy(
-                min_group=p.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
-            ),
-        )
-        return Outgoing("info", as_dict(message), retain=True)
-
-    def _health(self, span: float) -> Outgoing:
-        rate = None
-        if self.source.live:
-            rate = round((self._frames - self._health_frames) / span)
-        self._health_frames = self._frames
-        latency = self.pipeline.stages.milliseconds("detect")
-        stages = {"detect": Latency(p50_ms=latency[0], p95_ms=latency[1])} if latency else {}
-        message = Health(
-            node=self.path,
-            session=self.session,
-            n=self._next(),
-            time=rfc3339(time.time()),
-            clock_synced=clock_synced(),
-            uptime_seconds=int(time.monotonic() - self._started),
-            camera=self._camera,
-            frames_per_second=rate,
-            stages=stages,
-            backend=self._student.backend.name,
-            fallback=self._student.fallback,
-            temperature_celsius=temperature_celsius(),
-            memory_mib=memory_mib(),
-            outbox_pending=self.outbox.depth(),
-            outbox_dropped=self.outbox.dropped + self._unwritten,
-            outbox_first=self.outbox.span()[0],
-            outbox_damaged=int(self.outbox.set_aside is not None),
-        )
-        return Outgoing("health", as_dict(message), retain=False)
+            self.publisher.send(self.reports.status(state, reason or None))
+            self.systemd.status(f"{state} {reason}")
 
     def run(self) -> None:
         """Until the source ends or `stop` is set; then everything counted is delivered or named.
@@ -235,7 +125,8 @@ class Node:
         """
         self.publisher.start()
         self._tell("starting")
-        self.publisher.send(self._info())
+        info = self.reports.info(self.pipeline.detector, self._detector, self.source.kind)
+        self.publisher.send(info)
         try:
             for item in self.source:
                 self._step(item)
@@ -246,6 +137,8 @@ class Node:
             self._finish()
 
     def _step(self, item: Frame | Tick) -> None:
+        if isinstance(item, Frame) and self.source.live and not self._takes(item):
+            item = Tick(time=item.time, utc=item.utc, camera="live")
         p = self.settings.privacy
         for reading in self.pipeline.step(item):
             message = counts_message(
@@ -264,6 +157,21 @@ class Node:
         elif self.source.live:
             self._camera = item.camera
         self._report(item.time)
+        self.systemd.progress()
+
+    def _takes(self, frame: Frame) -> bool:
+        """Whether this picture is worked on, at the pace that the board's heat allows."""
+        detector, level = self.pipeline.detector, self.pace.level
+        wanted = self.pace.look(frame.time)
+        if self.pace.level != level:
+            d, part = self.settings.detector, 2 if self.pace.level == HALVED else 1
+            detector.width, detector.height = (
+                max(32, side // part // 32 * 32) for side in (d.width, d.height)
+            )
+            log.warning("pace %d of %d: throttled=%s", self.pace.level, HALVED, self.pace.throttled)
+        if not wanted:
+            self._frames += 1 + frame.dropped
+        return wanted
 
     def _report(self, now: float) -> None:
         """Status when it changed, health when it is due (in source time, so that a file repeats)."""
@@ -282,7 +190,16 @@ class Node:
         span = now - self._health_at
         if span >= self.settings.runtime.health_seconds:
             self._health_at = now
-            self.publisher.send(self._health(span))
+            vitals = Vitals(
+                seconds=span,
+                frames=self._frames - self._health_frames if self.source.live else None,
+                camera=self._camera,
+                unwritten=self._unwritten,
+                throttled=self.pace.throttled,
+                level=self.pace.level,
+            )
+            self._health_frames = self._frames
+            self.publisher.send(self.reports.health(vitals, self.pipeline.stages, self.outbox))
 
     def _close_outbox(self) -> None:
         """A file's outbox goes when nothing waits in it, or when its lines were for a reader who is
@@ -294,13 +211,14 @@ class Node:
             self.outbox.close()
 
     def _finish(self) -> None:
+        self.systemd.stopping()
         live = self.source.live
         wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
         self.stop.set()  # from here on, a signal means: do not wait
         if not self.publisher.state.startswith("connected") and self.outbox.depth():
             log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)
         try:
-            left = self.publisher.finish(self._status("stopped"), wait, self.hurry)
+            left = self.publisher.finish(self.reports.status("stopped"), wait, self.hurry)
         finally:
             self._student.backend.close()
             self.pipeline.detector.backend.close()

@@ -144,6 +144,8 @@ class Health(_Message):
         default=None, description="why backend auto took ONNX Runtime and not TensorRT"
     )
     temperature_celsius: float | None
+    throttled: bool = Field(description="the kernel slows the board down for heat or power")
+    pace: int = Field(description="work taken on: 0 every picture ... 3 every third, at half size")
     memory_mib: int | None
     outbox_pending: int
     outbox_dropped: int = Field(description="readings lost: too old, too many, or not written")

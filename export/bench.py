@@ -23,7 +23,7 @@ from edge.bench import power_mode, processor
 from edge.bundle import ROLES, TENSORRT_ROLES, Bundle, load_bundle
 from edge.engines import facts_of, find
 from edge.errors import BackendError, UsageError
-from edge.node import versions
+from edge.report import versions
 from edge.runtime import engines_folder, student_profile
 from edge.settings import Settings
 from edge.strict import validate

@@ -27,7 +27,7 @@ from edge.bench import processor
 from edge.bundle import load_bundle
 from edge.crops import LAYOUTS, crop_detector
 from edge.errors import DataError, EdgeError, UsageError
-from edge.node import versions
+from edge.report import versions
 from edge.weights import locked, sha256
 from export import card
 from export.agree import torch_equals_onnx

@@ -60,9 +60,9 @@ def test_each_library_of_the_node_has_its_files() -> None:
         "edge/detect.py",
         "edge/files.py",
         "edge/live.py",
-        "edge/node.py",
         "edge/pattern.py",
         "edge/pictures.py",
+        "edge/report.py",
     }
 
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden") / "classroom.jsonl"
 OPTIONS = ["--camera", "demo/classroom.mp4", "--broker", "-", "--window", "2", "--min-group", "1"]
 # What changes from run to run, or with the versions on the machine.
-VARIES = {"session", "log", "time", "start", "end", "clock_synced", "versions", "node"}
-MEASURED = {"stages", "uptime_seconds", "temperature_celsius", "memory_mib"}
+VARIES = {"session", "log", "time", "start", "end", "clock_synced", "versions", "node", "fallback"}
+MEASURED = {"stages", "uptime_seconds", "temperature_celsius", "memory_mib", "throttled"}
 # Changes with every export of the bundle, and says nothing about the pipe.
 VARIES |= {"bundle_sha256"}
 

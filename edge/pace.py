@@ -1,0 +1,56 @@
+"""How much work the node takes on: less while the board throttles itself, more when it is cool.
+
+Level 0 looks at every picture, 1 at every second, 2 at every third, 3 also scales the detector's
+picture to half (faces under about 40 pixels are then missed; only where its backend takes any size).
+One level up after HOT_SECONDS of throttling, one down after COOL_SECONDS without.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HOT_SECONDS, COOL_SECONDS = 10.0, 60.0
+READ_SECONDS = 2.0
+STRIDES = (1, 2, 3, 3)
+HALVED = 3
+
+
+def throttled(devices: Path = Path("/sys/class/thermal")) -> bool:
+    """Whether the kernel slows something down for heat or power: any cooling device but a fan is in
+    use. Read from sysfs, which every release has."""
+    for device in devices.glob("cooling_device*"):
+        try:
+            kind = (device / "type").read_text().strip().lower()
+            state = int((device / "cur_state").read_text())
+        except (OSError, ValueError):
+            continue
+        if state > 0 and "fan" not in kind:
+            return True
+    return False
+
+
+class Pace:
+    """Fed with the time of every picture; `level` is what it decided."""
+
+    def __init__(self, highest: int = HALVED, devices: Path = Path("/sys/class/thermal")) -> None:
+        """highest: level that is never passed."""
+        self.level, self._highest, self._devices = 0, highest, devices
+        self.throttled = False
+        self._read_at = self._since = float("-inf")
+        self._count = 0
+
+    def look(self, now: float) -> bool:
+        """Whether this picture is worked on; the others only count."""
+        if now - self._read_at >= READ_SECONDS:
+            self._read_at = now
+            self._decide(now, throttled(self._devices))
+        self._count += 1
+        return self._count % STRIDES[self.level] == 0
+
+    def _decide(self, now: float, hot: bool) -> None:
+        if hot != self.throttled or self._since == float("-inf"):
+            self.throttled, self._since = hot, now
+        elif hot and now - self._since >= HOT_SECONDS and self.level < self._highest:
+            self.level, self._since = self.level + 1, now
+        elif not hot and now - self._since >= COOL_SECONDS and self.level > 0:
+            self.level, self._since = self.level - 1, now

@@ -1,0 +1,153 @@
+"""What a node says about itself: status, info and health, each with the session and a running n."""
+
+from __future__ import annotations
+
+import platform
+import time
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+
+import cv2
+
+import edge
+from edge.bundle import Bundle
+from edge.detect import Detector
+from edge.health import Stages, memory_mib, temperature_celsius
+from edge.outbox import Outbox
+from edge.payload import (
+    Health,
+    Info,
+    Latency,
+    Model,
+    Outgoing,
+    PrivacyPolicy,
+    Status,
+    as_dict,
+    clock_synced,
+    rfc3339,
+)
+from edge.runtime import Opened
+from edge.settings import Settings
+from edge.weights import locked
+
+
+def versions() -> dict[str, str]:
+    found = {
+        "edge": edge.__version__,
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+    }
+    for package in ("onnxruntime", "paho-mqtt"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # said only of what is there
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What `health` says beyond what can be read off the parts. seconds: since the last one;
+    frames: delivered by the camera in that time, None for a file; unwritten: readings that no disk
+    took; level: of the work the node takes on (`pace.py`)."""
+
+    seconds: float
+    frames: int | None
+    camera: str
+    unwritten: int
+    throttled: bool
+    level: int
+
+
+class Reports:
+    """The messages of one session."""
+
+    def __init__(self, settings: Settings, bundle: Bundle, student: Opened) -> None:
+        self.session, self._n = str(uuid.uuid4()), 0
+        self._settings, self._bundle, self._student = settings, bundle, student
+        self._path = settings.node.path
+        self._started = time.monotonic()
+
+    def _next(self) -> int:
+        self._n += 1
+        return self._n
+
+    def will(self) -> Outgoing:
+        """What the broker says for a node that vanished; it has neither n nor time."""
+        message = Status(node=self._path, session=self.session, state="lost")
+        return Outgoing("status", as_dict(message), retain=True)
+
+    def status(self, state: str, reason: str | None = None) -> Outgoing:
+        message = Status.model_validate(
+            {
+                "node": self._path,
+                "session": self.session,
+                "state": state,
+                "reason": reason,
+                "n": self._next(),
+                "time": rfc3339(time.time()),
+                "clock_synced": clock_synced(),
+            }
+        )
+        return Outgoing("status", as_dict(message), retain=True)
+
+    def info(self, detector: Detector, opened: Opened, camera: str) -> Outgoing:
+        """opened: the detector's runtime; camera: kind of source."""
+        p = self._settings.privacy
+        message = Info(
+            node=self._path,
+            session=self.session,
+            n=self._next(),
+            time=rfc3339(time.time()),
+            clock_synced=clock_synced(),
+            versions=versions(),
+            model=Model(
+                bundle_sha256=self._bundle.sha256,
+                labels=list(self._bundle.labels),
+                backend=self._student.backend.name,
+                precision=self._student.precision,
+                engine=self._student.engine,
+                fallback=self._student.fallback,
+            ),
+            detector={
+                "name": "yunet",
+                "sha256": locked()["yunet"]["sha256"],
+                "backend": detector.backend.name,
+                "precision": opened.precision,
+                "size": f"{detector.width}x{detector.height}",
+            },
+            camera=camera,
+            window_seconds=self._settings.window.seconds,
+            privacy=PrivacyPolicy(
+                min_group=p.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
+            ),
+        )
+        return Outgoing("info", as_dict(message), retain=True)
+
+    def health(self, vitals: Vitals, stages: Stages, outbox: Outbox) -> Outgoing:
+        # Stages whose time grows with the number of faces would tell it.
+        latency = stages.milliseconds("detect")
+        rate = None if vitals.frames is None else round(vitals.frames / vitals.seconds)
+        message = Health(
+            node=self._path,
+            session=self.session,
+            n=self._next(),
+            time=rfc3339(time.time()),
+            clock_synced=clock_synced(),
+            uptime_seconds=int(time.monotonic() - self._started),
+            camera=vitals.camera,
+            frames_per_second=rate,
+            stages={"detect": Latency(p50_ms=latency[0], p95_ms=latency[1])} if latency else {},
+            backend=self._student.backend.name,
+            fallback=self._student.fallback,
+            temperature_celsius=temperature_celsius(),
+            throttled=vitals.throttled,
+            pace=vitals.level,
+            memory_mib=memory_mib(),
+            outbox_pending=outbox.depth(),
+            outbox_dropped=outbox.dropped + vitals.unwritten,
+            outbox_first=outbox.span()[0],
+            outbox_damaged=int(outbox.set_aside is not None),
+        )
+        return Outgoing("health", as_dict(message), retain=False)
