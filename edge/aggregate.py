@@ -74,6 +74,7 @@ class _Open:
     start: float
     end: float
     label_start: float
+    seconds: float
     cells: list[float]
     covered: float = 0.0
     unsure: float = 0.0
@@ -82,6 +83,7 @@ class _Open:
     frames: int = 0
     dropped: int = 0
     cameras: set[str] = field(default_factory=set)
+    void: bool = False  # a command fell into it: it counts nobody
 
 
 class Window:
@@ -100,7 +102,7 @@ class Window:
         """file_start: None for a camera, whose windows follow UTC; for a file the UTC at which its
         time 0 is placed, and windows follow file time. Other arguments as in node.yaml."""
         self.cells = [*labels, UNCLASSIFIED]
-        self.seconds = seconds
+        self.seconds = seconds  # of the windows that open from now on
         self.min_group, self.min_cell = min_group, min_cell
         self.low_confidence, self.max_gap = low_confidence, max_gap_seconds
         self.file_start = file_start
@@ -121,7 +123,7 @@ class Window:
             unsure += bool(p.max() < self.low_confidence)
         camera = "live" if self.file_start is None else "file"
         self._held = _Sample(frame.time, frame.time, cells, unsure, camera)
-        if self._open is not None and frame.time >= self._open.start:
+        if self._open is not None and frame.time >= self._open.start and not self._open.void:
             self._open.frames += 1
             self._open.dropped += frame.dropped
             self._open.most = max(self._open.most, sum(cells))
@@ -133,6 +135,16 @@ class Window:
         if self._open is not None:
             self._open.cameras.add(tick.camera)
         return closed
+
+    def void(self) -> None:
+        """The window in progress shall say nothing of anybody: a command that cuts into it could
+        otherwise carve out a moment."""
+        self._held = None
+        if self._open is not None:
+            self._open.void, self._open.fewest = True, None
+            self._open.covered, self._open.most, self._open.unsure = 0.0, 0, 0.0
+            self._open.frames = self._open.dropped = 0
+            self._open.cells = [0.0] * len(self.cells)
 
     def people_now(self) -> int:
         """People in the last frame."""
@@ -161,12 +173,12 @@ class Window:
             label = math.ceil((time + offset) / self.seconds - 1e-9) * self.seconds
             start = label - offset
         end = label + self.seconds - offset
-        return _Open(start, end, label, [0.0] * len(self.cells))
+        return _Open(start, end, label, self.seconds, [0.0] * len(self.cells))
 
     def _hold_until(self, time: float) -> None:
         """Credit the last picture with the time up to `time`, as far as it lies in the window."""
         held, window = self._held, self._open
-        if held is None or window is None:
+        if held is None or window is None or window.void:
             return
         until = min(time, held.time + self.max_gap)
         span = until - max(held.since, window.start)
@@ -207,7 +219,7 @@ class Window:
             unsure = round(window.unsure / total, 2) if total else 0.0
         return Reading(
             start=start,
-            end=start + self.seconds,
+            end=start + window.seconds,
             faces_mean=mean,
             faces_max=window.most if mean is not None else None,
             counts=counts,

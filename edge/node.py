@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 import uuid
+from typing import Literal
 
 from edge.aggregate import Window
 from edge.bundle import Bundle
 from edge.camera import Source, open_source
 from edge.classify import Classifier
+from edge.commands import Commands
 from edge.detect import Detector
 from edge.errors import BrokerError, EdgeError, OutboxError
 from edge.notify import Systemd
@@ -100,6 +102,12 @@ class Node:
         except EdgeError:
             self._close_outbox()
             raise
+        self._paused = self._asked = False
+        self.commands: Commands | None = None
+        if self.source.live:
+            file = (settings.runtime.state or default_state()) / "commands.json"
+            self.commands = Commands(file, self.path, settings.privacy.min_group, self._say_all)
+            self._obey(self.commands)
         self.systemd = Systemd()
         # A TensorRT engine takes one size; ONNX Runtime's detector any.
         any_size = detector.backend.name == "onnxruntime"
@@ -137,13 +145,16 @@ class Node:
             self._finish()
 
     def _step(self, item: Frame | Tick) -> None:
-        if isinstance(item, Frame) and self.source.live and not self._takes(item):
+        if self.commands is not None:
+            self._listen(self.commands)
+        if self._paused:
+            item = Tick(time=item.time, utc=item.utc, camera="paused")
+        elif isinstance(item, Frame) and self.source.live and not self._takes(item):
             item = Tick(time=item.time, utc=item.utc, camera="live")
-        p = self.settings.privacy
+        base: Literal["utc", "file"] = "utc" if self.source.live else "file"
+        window = self.pipeline.window
         for reading in self.pipeline.step(item):
-            message = counts_message(
-                reading, self.path, p.min_group, p.min_cell, "utc" if self.source.live else "file"
-            )
+            message = counts_message(reading, self.path, window.min_group, window.min_cell, base)
             try:
                 self.outbox.append(message)
             except OutboxError as error:
@@ -158,6 +169,30 @@ class Node:
             self._camera = item.camera
         self._report(item.time)
         self.systemd.progress()
+
+    def _listen(self, commands: Commands) -> None:
+        """Do what was asked for since the last picture, and what that changes."""
+        while self.publisher.commands:
+            name, content = self.publisher.commands.popleft()
+            if done := commands.take(name, content):
+                self.publisher.send(self.reports.result(done))
+        self._obey(commands)
+
+    def _obey(self, commands: Commands) -> None:
+        paused, window, wishes = commands.paused(), self.pipeline.window, commands.wishes
+        if paused != self._paused:
+            self._paused = paused
+            window.void()
+        window.seconds = wishes.window_seconds or self.settings.window.seconds
+        group = max(wishes.min_group or 0, self.settings.privacy.min_group)
+        if group != window.min_group:
+            window.min_group = group
+            window.void()
+
+    def _say_all(self) -> None:
+        """For `report`: the present status again, and health at once."""
+        self.publisher.send(self.reports.status(self._state[0], self._state[1] or None))
+        self._asked = True
 
     def _takes(self, frame: Frame) -> bool:
         """Whether this picture is worked on, at the pace that the board's heat allows."""
@@ -179,6 +214,8 @@ class Node:
             raise BrokerError("the publisher stopped; its error stands above")
         if self._unwritten:
             self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
+        elif self._paused:
+            self._tell("degraded", "paused by command")
         elif self._camera not in ("live", "file"):
             self._tell("degraded", f"camera: {self._camera}")
         elif self.publisher.state.startswith("refused: "):
@@ -188,8 +225,8 @@ class Node:
         if self._health_at is None:
             self._health_at = now
         span = now - self._health_at
-        if span >= self.settings.runtime.health_seconds:
-            self._health_at = now
+        if span >= (1.0 if self._asked else self.settings.runtime.health_seconds):
+            self._health_at, self._asked = now, False
             vitals = Vitals(
                 seconds=span,
                 frames=self._frames - self._health_frames if self.source.live else None,

@@ -162,7 +162,32 @@ class Ack(_Message):
     seq: int = Field(ge=0)
 
 
-MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health, Ack)
+class Command(_Message):
+    """Written by the school to `cmd/{name}`; see `commands.py` for the names. Done once an id."""
+
+    schema_: Literal["edge.cmd/1"] = Field(default="edge.cmd/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+    expires: str = Field(pattern=TIME_PATTERN, description="after that it is not done any more")
+    arguments: dict[str, float] = {}
+
+
+class Result(_Message):
+    """On `cmd/{name}/result`: what became of a command."""
+
+    schema_: Literal["edge.cmd-result/1"] = Field(default="edge.cmd-result/1", alias="schema")
+    node: str = Field(pattern=NODE_PATTERN)
+    session: str
+    n: int
+    time: str = Field(pattern=TIME_PATTERN)
+    clock_synced: bool | None
+    id: str
+    name: str
+    ok: bool
+    text: str
+
+
+MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health, Ack, Command, Result)
 
 
 def rfc3339(utc: float) -> str:

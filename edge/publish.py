@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol, TextIO
 
@@ -39,6 +39,7 @@ from edge.settings import Broker
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
+COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldest
 FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 2.0, 32.0
 
 
@@ -46,6 +47,8 @@ class Publisher(Protocol):
     """Where messages go. `state` says how that stands, in words."""
 
     state: str
+    # Name and content of the commands that came, for the node's own loop to do.
+    commands: deque[tuple[str, bytes]]
 
     def alive(self) -> bool: ...
 
@@ -78,6 +81,7 @@ class Lines:
     outbox: Outbox
     out: TextIO
     state: str = "connected: stdout"
+    commands: deque[tuple[str, bytes]] = field(default_factory=deque)
 
     def alive(self) -> bool:
         return True
@@ -141,6 +145,7 @@ class Mqtt:
         self.state = "connecting"
         self._sent: dict[int, tuple[str, int, str]] = {}  # message id > kind; a reading's seq, log
         self._replay = Replay(outbox)
+        self.commands: deque[tuple[str, bytes]] = deque(maxlen=COMMANDS)
         self._strange_acks = 0
         self._connack: str | None = None
         self._refusals: dict[str, str] = {}  # kind > the broker's reason
@@ -232,7 +237,11 @@ class Mqtt:
         self._change(self._standing())
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
-        """A recorder's ack, the only topic that is listened to here."""
+        """A command, for the node's loop; or a recorder's ack."""
+        kind = message.topic.removeprefix(f"{PREFIX}/{self._will.payload['node']}/")
+        if kind.startswith("cmd/"):
+            self.commands.append((kind.removeprefix("cmd/"), bytes(message.payload)))
+            return
         try:
             ack = Ack.model_validate_json(message.payload)
         except ValidationError:
@@ -312,7 +321,8 @@ class Mqtt:
                 [m for m in self._queue if not m.retain and m.kind != "health"], maxlen=100
             )
             self._queue.extend(self._retained.values())
-        client.subscribe(f"{PREFIX}/{self._will.payload['node']}/ack", qos=1)
+        own = f"{PREFIX}/{self._will.payload['node']}"
+        client.subscribe([(f"{own}/ack", 1), (f"{own}/cmd/+", 1)])
         self._change(self._standing())
         while True:
             self._offer(client)

@@ -12,6 +12,7 @@ import cv2
 
 import edge
 from edge.bundle import Bundle
+from edge.commands import Done
 from edge.detect import Detector
 from edge.health import Stages, memory_mib, temperature_celsius
 from edge.outbox import Outbox
@@ -22,6 +23,7 @@ from edge.payload import (
     Model,
     Outgoing,
     PrivacyPolicy,
+    Result,
     Status,
     as_dict,
     clock_synced,
@@ -124,6 +126,17 @@ class Reports:
             ),
         )
         return Outgoing("info", as_dict(message), retain=True)
+
+    def result(self, done: Done) -> Outgoing:
+        message = Result(
+            node=self._path,
+            session=self.session,
+            n=self._next(),
+            time=rfc3339(time.time()),
+            clock_synced=clock_synced(),
+            **done.model_dump(),
+        )
+        return Outgoing(f"cmd/{done.name}/result", as_dict(message), retain=False)
 
     def health(self, vitals: Vitals, stages: Stages, outbox: Outbox) -> Outgoing:
         # Stages whose time grows with the number of faces would tell it.
