@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clip schemas tensorrt gpu clean
+.PHONY: demo test test-faults lint clip schemas tensorrt gpu clean
 
 demo: .venv-node/ready
 	.venv-node/bin/python demo/run.py
@@ -13,6 +13,10 @@ demo: .venv-node/ready
 test: .venv/ready
 	.venv/bin/python -m pytest
 	@$(MAKE) --no-print-directory test-310
+
+# A real broker behind a proxy that misbehaves, cameras that fail, and hundreds of SIGKILLs.
+test-faults: .venv/ready
+	.venv/bin/python -m pytest -m faults -s tests/faults
 
 # The node must run on Python 3.10 (JetPack 6); where there is one, its tests run under it too.
 .PHONY: test-310

@@ -41,11 +41,17 @@ def free_port() -> int:
 class Mosquitto:
     """A real broker on a free port, with a configuration of the test's."""
 
-    def __init__(self, folder: Path, extra: str = "allow_anonymous true\n", tls: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        extra: str = "allow_anonymous true\n",
+        tls: str = "",
+        port: int | None = None,
+    ) -> None:
         program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
         if program is None:
             pytest.skip("needs mosquitto (Debian: apt-get install mosquitto)")
-        self.port = free_port()
+        self.port = port or free_port()
         config = folder / "mosquitto.conf"
         config.write_text(f"listener {self.port} 127.0.0.1\n{tls}{extra}")
         if os.getuid() == 0:

@@ -20,7 +20,7 @@ SCRIPTS = {
     if entry.group == "console_scripts"
 }
 # Hardware, another machine or data that a clone does not have.
-NEEDS_MORE = ("--camera 0", "192.0.2.", "ferplus", "runs/")
+NEEDS_MORE = ("--camera 0", "192.0.2.", "export-engine", "ferplus", "runs/")
 
 
 def commands(language: str) -> list[str]:

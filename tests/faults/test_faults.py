@@ -1,0 +1,314 @@
+"""Named faults, each with what must hold: nothing committed is lost or doubled, the node keeps
+counting, and what it says of itself is true.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import NodeProcess, Receiver, tally, wait_for
+from proxy import Proxy
+from support import Mosquitto, free_port
+
+from edge.outbox import Outbox
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    made = Mosquitto(tmp_path, "allow_anonymous true\nmax_queued_messages 0\n")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def receiver(broker: Mosquitto) -> Iterator[Receiver]:
+    made = Receiver(broker.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def proxy(broker: Mosquitto) -> Iterator[Proxy]:
+    made = Proxy(broker.port)
+    yield made
+    made.close()
+
+
+Started = Callable[..., NodeProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Started]:
+    """Starts nodes, and ends those that a failed test left."""
+    running: list[NodeProcess] = []
+
+    def made(url: str, **options: str) -> NodeProcess:
+        running.append(NodeProcess(tmp_path, url, **options).start())
+        return running[-1]
+
+    yield made
+    for node in running:
+        if node.process is not None and node.process.poll() is None:
+            node.kill()
+
+
+def through(proxy: Proxy) -> str:
+    return f"mqtt://127.0.0.1:{proxy.port}"
+
+
+def counted(node: NodeProcess, receiver: Receiver) -> int:
+    return sum(key[0] == node.name for key in receiver.readings)
+
+
+def more(node: NodeProcess, receiver: Receiver, count: int = 2, seconds: float = 30) -> None:
+    """So many readings more than now arrive in time."""
+    now = counted(node, receiver)
+    wait_for(lambda: counted(node, receiver) >= now + count, seconds, f"{count} readings more")
+
+
+def ends_well(node: NodeProcess, receiver: Receiver, least: int = 3) -> None:
+    """Stopped, with everything that was committed received once."""
+    assert node.stop() == 0, node.log.read_text()[-2000:]
+    wait_for(lambda: tally(node, receiver)[1] == 0, 15, "all committed readings")
+    committed, lost, doubled = tally(node, receiver)
+    assert (lost, doubled) == (0, 0)
+    assert committed >= least
+    assert ("stopped", "") in receiver.said(node.name)
+
+
+def has_said(node: NodeProcess, receiver: Receiver, state: str, reason: str) -> bool:
+    return any(s == state and reason in r for s, r in receiver.said(node.name))
+
+
+def test_broker_away_at_start(tmp_path: Path, start: Started) -> None:
+    port = free_port()
+    node = start(f"mqtt://127.0.0.1:{port}")
+    wait_for(lambda: "nothing listens there" in node.log.read_text(), 30, "the reason")
+    time.sleep(4)
+    broker = Mosquitto(tmp_path, port=port)
+    receiver = Receiver(port)
+    more(node, receiver, 3)
+    ends_well(node, receiver)
+    receiver.close()
+    broker.stop()
+
+
+def test_broker_away_for_a_while(broker: Mosquitto, receiver: Receiver, start: Started) -> None:
+    node = start(broker.url)
+    more(node, receiver)
+    broker.stop()
+    time.sleep(6)
+    broker.start()
+    more(node, receiver, 6)
+    late = [k[2] for k in receiver.order]
+    assert late == sorted(late), "in order, also what waited"
+    ends_well(node, receiver, 8)
+
+
+def test_half_open_connection(proxy: Proxy, receiver: Receiver, start: Started) -> None:
+    node = start(through(proxy))
+    more(node, receiver)
+    proxy.mode = "swallow"
+    # Keepalive is 5 s here: noticed within two of them.
+    wait_for(lambda: "the connection was lost" in node.log.read_text(), 30, "it is noticed")
+    proxy.mode = "pass"
+    more(node, receiver, 3)
+    ends_well(node, receiver, 8)
+
+
+def test_connection_cut_again_and_again(proxy: Proxy, receiver: Receiver, start: Started) -> None:
+    proxy.mode = "cut"
+    node = start(through(proxy))
+    wait_for(lambda: proxy.connections >= 8, 60, "eight connections")
+    proxy.mode = "pass"
+    more(node, receiver, 3)
+    ends_well(node, receiver)
+
+
+def test_corrupted_bytes_from_the_broker(proxy: Proxy, receiver: Receiver, start: Started) -> None:
+    node = start(through(proxy))
+    more(node, receiver)
+    proxy.mode = "corrupt"
+    time.sleep(8)
+    proxy.mode = "pass"
+    more(node, receiver, 3)
+    ends_well(node, receiver)
+
+
+def test_slow_broker(proxy: Proxy, receiver: Receiver, start: Started) -> None:
+    """A second for each piece: readings come late, none is missing, and counting goes on."""
+    node = start(through(proxy))
+    more(node, receiver)
+    proxy.mode = "slow"
+    more(node, receiver, 5, 60)
+    proxy.mode = "pass"
+    more(node, receiver, 3)
+    seen = [r["quality"]["seen"] for k, r in receiver.readings.items() if k[0] == node.name]
+    assert min(seen) > 0.5, "no window was lost to waiting"
+    ends_well(node, receiver)
+
+
+def test_broker_refuses_connections(proxy: Proxy, receiver: Receiver, start: Started) -> None:
+    proxy.mode = "refuse"
+    node = start(through(proxy))
+    wait_for(lambda: proxy.connections >= 3, 60, "three attempts")
+    assert "broker connected" not in node.log.read_text()
+    proxy.mode = "pass"
+    more(node, receiver, 3)
+    ends_well(node, receiver)
+
+
+def test_credentials_refused_then_mended(tmp_path: Path, start: Started) -> None:
+    passwords = tmp_path / "passwords"
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "room", "right"], check=True)
+    passwords.chmod(0o644)
+    broker = Mosquitto(tmp_path, f"allow_anonymous true\npassword_file {passwords}\n")
+    receiver = Receiver(broker.port)
+    secret = tmp_path / "secret"
+    secret.write_text("wrong\n")
+    node = start(broker.url, broker=f', username: room, password_file: "{secret}"')
+    wait_for(lambda: "broker refused" in node.log.read_text(), 30, "the refusal")
+    assert "broker connected" not in node.log.read_text()
+    assert "wrong" not in node.log.read_text()
+    node.kill()
+    secret.write_text("right\n")
+    node.start()
+    more(node, receiver, 3)
+    ends_well(node, receiver)
+    receiver.close()
+    broker.stop()
+
+
+def test_a_thousand_readings_wait(
+    broker: Mosquitto, receiver: Receiver, tmp_path: Path, start: Started
+) -> None:
+    """Replayed in order and paced, and a new reading does not stand behind them."""
+    name = "school/room/node"
+    box = Outbox(tmp_path / "state-room" / "outbox.sqlite")
+    for second in range(1000):
+        box.append(
+            {
+                "node": name,
+                "start": f"2026-01-01T00:{second // 60:02}:{second % 60:02}.000Z",
+                "end": "2026-01-01T00:30:00.000Z",
+                "window_seconds": 1.0,
+                "historical": False,
+            }
+        )
+    box.close()
+    node = start(broker.url)
+    wait_for(lambda: any(k[2] > 1000 for k in receiver.order), 30, "a new reading")
+    before = [k[2] for k in receiver.order]
+    assert len(before) < 500, "it did not wait for the thousand"
+    wait_for(lambda: counted(node, receiver) >= 1003, 60, "all of them")
+    old = [k[2] for k in receiver.order if k[2] <= 1000]
+    assert list(dict.fromkeys(old)) == list(range(1, 1001))
+    ends_well(node, receiver, 1003)
+
+
+def test_outbox_damaged(
+    broker: Mosquitto, receiver: Receiver, tmp_path: Path, start: Started
+) -> None:
+    state = tmp_path / "state-room"
+    state.mkdir()
+    (state / "outbox.sqlite").write_bytes(b"no database" * 1000)
+    node = start(broker.url)
+    more(node, receiver, 3)
+    assert "is damaged" in node.log.read_text()
+    assert (state / "outbox.damaged-0.sqlite").read_bytes().startswith(b"no database")
+    ends_well(node, receiver)
+
+
+FULL = """
+import threading, signal, resource
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def full():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+def free():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+threading.Timer(6, full).start()
+threading.Timer(12, free).start()
+"""
+
+
+def test_disk_full_for_a_while(broker: Mosquitto, receiver: Receiver, start: Started) -> None:
+    """Only what could not be written is lost, it is counted, and the node goes on."""
+    node = start(broker.url, more=FULL)
+    wait_for(lambda: has_said(node, receiver, "degraded", "could not be written"), 40, "degraded")
+    time.sleep(7)
+    more(node, receiver, 3)
+    ends_well(node, receiver, 5)
+    assert "reading lost" in node.log.read_text()
+
+
+CLOCK = """
+import threading, time
+real, offset = time.time, [0.0]
+time.time = lambda: real() + offset[0]
+def jump(years):
+    offset[0] = years * 365.25 * 86400.0
+threading.Timer(5, jump, (50,)).start()
+threading.Timer(9, jump, (-50,)).start()
+threading.Timer(13, jump, (0,)).start()
+"""
+
+
+def test_clock_jumps_fifty_years_and_back(
+    broker: Mosquitto, receiver: Receiver, start: Started
+) -> None:
+    node = start(broker.url, more=CLOCK)
+    wait_for(lambda: counted(node, receiver) >= 14, 60, "fourteen readings")
+    years = {r["start"][:2] for k, r in receiver.readings.items() if k[0] == node.name}
+    assert {"19", "20"} <= years, "the jumps were seen"
+    seqs = [k[2] for k in receiver.order if k[0] == node.name]
+    assert list(dict.fromkeys(seqs)) == sorted(set(seqs)), "nothing is reordered"
+    ends_well(node, receiver, 14)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("die", "away"), ("lie", "away"), ("freeze", "frozen"), ("hang", "hanging")],
+)
+def test_camera_fails_and_comes_back(
+    broker: Mosquitto, receiver: Receiver, start: Started, fault: str, said: str
+) -> None:
+    node = start(broker.url, camera=f"test:{fault}")
+    wait_for(lambda: has_said(node, receiver, "degraded", f"camera: {said}"), 40, said)
+    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), 40, "online again")
+    more(node, receiver)
+    states = [s for s in receiver.said(node.name) if s[0] == "degraded"]
+    assert len(states) <= 3, f"said once a change, not once a second: {states}"
+    ends_well(node, receiver)
+
+
+def test_camera_gone_for_good_ends_the_service(
+    broker: Mosquitto, receiver: Receiver, tmp_path: Path, start: Started
+) -> None:
+    node = NodeProcess(
+        tmp_path, broker.url, camera="test:die", more="edge.faults.BAD_SECONDS = 1000.0"
+    )
+    text = node._config.read_text().replace("fps: 10,", "fps: 10, give_up_after: 5,")
+    node._config.write_text(text)
+    node.start()
+    assert node.process is not None
+    assert node.process.wait(60) == 1
+    assert "5 attempts" in node.log.read_text().splitlines()[-1]
+    wait_for(lambda: ("stopped", "") in receiver.said(node.name), 10, "stopped")
+
+
+def test_silent_port(tmp_path: Path, start: Started) -> None:
+    """Something takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        node = start(f"mqtt://127.0.0.1:{silent.getsockname()[1]}")
+        wait_for(lambda: "silent for" in node.log.read_text(), 60, "the reason")
+        assert "broker connected" not in node.log.read_text()
+        began = time.monotonic()
+        assert node.stop() == 0
+        assert time.monotonic() - began < 25

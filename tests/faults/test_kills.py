@@ -1,0 +1,67 @@
+"""SIGKILL at random moments: every committed reading arrives, none twice. Prints its figures."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from harness import NodeProcess, Receiver, tally
+from support import Mosquitto
+
+pytestmark = pytest.mark.faults
+
+NODES, KILLS_EACH, BROKER_KILLS = 5, 40, 20
+
+
+def test_two_hundred_kills_of_nodes_and_twenty_of_the_broker(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    broker = Mosquitto(
+        tmp_path,
+        "allow_anonymous true\nmax_queued_messages 0\npersistence true\n"
+        f"persistence_location {tmp_path}/\n",
+    )
+    receiver = Receiver(broker.port)
+    nodes = [NodeProcess(tmp_path, broker.url, f"room-{i}").start() for i in range(NODES)]
+    due = [(time.monotonic() + rng.uniform(3, 9), i) for i in range(NODES)]
+    kills, broker_kills = [0] * NODES, 0
+    broker_at = time.monotonic() + 5
+    while min(kills) < KILLS_EACH or broker_kills < BROKER_KILLS:
+        now = time.monotonic()
+        if now >= broker_at and broker_kills < BROKER_KILLS:
+            broker.stop(signal.SIGKILL)
+            time.sleep(rng.uniform(0, 0.5))
+            broker.start()
+            broker_kills, broker_at = broker_kills + 1, time.monotonic() + rng.uniform(5, 12)
+        for place, (at, i) in enumerate(due):
+            if now >= at and kills[i] < KILLS_EACH:
+                nodes[i].kill()
+                nodes[i].start()
+                kills[i] += 1
+                due[place] = (time.monotonic() + rng.uniform(1, 8), i)
+        time.sleep(0.02)
+
+    # Left in peace, everything that was ever committed arrives: what a broker acknowledged and then
+    # lost is asked for by the receiver's acks.
+    for _ in range(4):
+        time.sleep(8)
+        for node in nodes:
+            assert node.stop() == 0, node.log.read_text()[-2000:]
+        tallies = [tally(node, receiver) for node in nodes]
+        if not any(lost for _, lost, _ in tallies):
+            break
+        for node in nodes:
+            node.start()
+    committed, lost, doubled = (sum(t[k] for t in tallies) for k in range(3))
+    print(
+        f"\nkills {sum(kills)} (and {broker_kills} of the broker) committed {committed} lost {lost} "
+        f"doubled {doubled}"
+    )
+    receiver.close()
+    broker.stop()
+    assert sum(kills) >= 200
+    assert broker_kills >= 20
+    assert committed > 100
+    assert (lost, doubled) == (0, 0)
