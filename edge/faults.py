@@ -33,10 +33,12 @@ class Faulty:
     """A capture around a good one; `open` is its opener."""
 
     def __init__(
-        self, kind: Kind, capture: Capture, good: float = GOOD_SECONDS, bad: float = BAD_SECONDS
+        self, kind: Kind, capture: Capture, good: float | None = None, bad: float | None = None
     ) -> None:
+        """good, bad: seconds of each, in turn; default GOOD_SECONDS and BAD_SECONDS."""
         self._kind, self._capture = kind, capture
-        self._good, self._bad = good, bad
+        self._good = GOOD_SECONDS if good is None else good
+        self._bad = BAD_SECONDS if bad is None else bad
         self._began = time.monotonic()
         self._last: Any = None
         self._never = threading.Event()

@@ -321,6 +321,7 @@ class Mqtt:
                 [m for m in self._queue if not m.retain and m.kind != "health"], maxlen=100
             )
             self._queue.extend(self._retained.values())
+        self._patience = FIRST_ANSWER_SECONDS
         own = f"{PREFIX}/{self._will.payload['node']}"
         client.subscribe([(f"{own}/ack", 1), (f"{own}/cmd/+", 1)])
         self._change(self._standing())

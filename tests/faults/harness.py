@@ -46,6 +46,7 @@ class Receiver:
     def __init__(self, port: int, acks: bool = True) -> None:
         self.readings: dict[tuple[str, str, int], dict[str, Any]] = {}
         self.order: list[tuple[str, str, int]] = []
+        self.late: list[tuple[str, str, int]] = []
         self.conflicts = 0
         self.statuses: dict[str, list[tuple[str, str]]] = {}
         self._acks, self._lock = acks, threading.Lock()
@@ -71,6 +72,8 @@ class Receiver:
             content = {k: v for k, v in payload.items() if k != "historical"}
             self.conflicts += self.readings.setdefault(key, content) != content
             self.order.append(key)
+            if payload["historical"]:
+                self.late.append(key)
         if self._acks:
             ack = {"schema": "edge.ack/1", "node": key[0], "log": key[1], "seq": self.whole(key)}
             client.publish(f"edge/v1/{key[0]}/ack", json.dumps(ack), qos=1, retain=True)

@@ -107,8 +107,9 @@ def test_broker_away_for_a_while(broker: Mosquitto, receiver: Receiver, start: S
     time.sleep(6)
     broker.start()
     more(node, receiver, 6)
-    late = [k[2] for k in receiver.order]
-    assert late == sorted(late), "in order, also what waited"
+    late = [k[2] for k in receiver.late]
+    assert len(late) >= 4
+    assert late == sorted(late), "what waited comes in order, and is marked"
     ends_well(node, receiver, 8)
 
 
@@ -138,7 +139,8 @@ def test_corrupted_bytes_from_the_broker(proxy: Proxy, receiver: Receiver, start
     proxy.mode = "corrupt"
     time.sleep(8)
     proxy.mode = "pass"
-    more(node, receiver, 3)
+    # A broken packet can leave the node waiting for the rest of it, or for an answer: at most 32 s.
+    more(node, receiver, 3, 75)
     ends_well(node, receiver)
 
 
@@ -207,7 +209,7 @@ def test_a_thousand_readings_wait(
     wait_for(lambda: any(k[2] > 1000 for k in receiver.order), 30, "a new reading")
     before = [k[2] for k in receiver.order]
     assert len(before) < 500, "it did not wait for the thousand"
-    wait_for(lambda: counted(node, receiver) >= 1003, 60, "all of them")
+    wait_for(lambda: sum(k[2] <= 1000 for k in receiver.readings) == 1000, 60, "all of them")
     old = [k[2] for k in receiver.order if k[2] <= 1000]
     assert list(dict.fromkeys(old)) == list(range(1, 1001))
     ends_well(node, receiver, 1003)
@@ -245,7 +247,6 @@ def test_disk_full_for_a_while(broker: Mosquitto, receiver: Receiver, start: Sta
     time.sleep(7)
     more(node, receiver, 3)
     ends_well(node, receiver, 5)
-    assert "reading lost" in node.log.read_text()
 
 
 CLOCK = """
