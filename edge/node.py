@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import Literal
 
+from edge import hours
 from edge.aggregate import Window
 from edge.bundle import Bundle
 from edge.camera import Source, open_source
@@ -15,6 +16,7 @@ from edge.classify import Classifier
 from edge.commands import Commands
 from edge.detect import Detector
 from edge.errors import BrokerError, EdgeError, OutboxError
+from edge.hours import open_now
 from edge.notify import Systemd
 from edge.outbox import Limits, Outbox
 from edge.pace import HALVED, Pace
@@ -57,6 +59,7 @@ def open_pipeline(
             w.max_gap_seconds,
             file_start,
         ),
+        masks=p.masks,
     )
 
 
@@ -102,7 +105,8 @@ class Node:
         except EdgeError:
             self._close_outbox()
             raise
-        self._paused = self._asked = False
+        self._paused = self._asked = self._closed = False
+        self._hours = [hours.parse(entry) for entry in settings.privacy.hours]
         self.commands: Commands | None = None
         if self.source.live:
             file = (settings.runtime.state or default_state()) / "commands.json"
@@ -147,8 +151,11 @@ class Node:
     def _step(self, item: Frame | Tick) -> None:
         if self.commands is not None:
             self._listen(self.commands)
-        if self._paused:
-            item = Tick(time=item.time, utc=item.utc, camera="paused")
+        if self.source.live and self._hours:
+            self._keep_hours()
+        if self._paused or self._closed:
+            why = "paused" if self._paused else "closed"
+            item = Tick(time=item.time, utc=item.utc, camera=why)
         elif isinstance(item, Frame) and self.source.live and not self._takes(item):
             item = Tick(time=item.time, utc=item.utc, camera="live")
         base: Literal["utc", "file"] = "utc" if self.source.live else "file"
@@ -189,6 +196,12 @@ class Node:
             window.min_group = group
             window.void()
 
+    def _keep_hours(self) -> None:
+        closed = not open_now(self._hours, time.time())
+        if closed != self._closed:
+            self._closed = closed
+            self.pipeline.window.void()
+
     def _say_all(self) -> None:
         """For `report`: the present status again, and health at once."""
         self.publisher.send(self.reports.status(self._state[0], self._state[1] or None))
@@ -216,6 +229,8 @@ class Node:
             self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
         elif self._paused:
             self._tell("degraded", "paused by command")
+        elif self._closed:
+            self._tell("online", "closed: outside of privacy.hours")
         elif self._camera not in ("live", "file"):
             self._tell("degraded", f"camera: {self._camera}")
         elif self.publisher.state.startswith("refused: "):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.aggregate import Window
 from edge.classify import Classifier
@@ -10,6 +15,15 @@ from edge.detect import Detector
 from edge.health import Stages
 from edge.records import Frame, Reading, Tick
 from edge.track import Tracker
+
+
+def cover(pixels: NDArray[np.uint8], masks: Sequence[Sequence[float]]) -> None:
+    """Blacken zones (left, top, right, bottom, shares of the side) of (H, W, 3), before any stage sees
+    them."""
+    height, width = pixels.shape[:2]
+    for left, top, right, bottom in masks:
+        rows = slice(math.floor(top * height), math.ceil(bottom * height))
+        pixels[rows, math.floor(left * width) : math.ceil(right * width)] = 0
 
 
 @dataclass(slots=True)
@@ -20,11 +34,13 @@ class Pipeline:
     tracker: Tracker
     classifier: Classifier
     window: Window
+    masks: Sequence[Sequence[float]] = ()
     stages: Stages = field(default_factory=Stages)
 
     def step(self, item: Frame | Tick) -> list[Reading]:
         if isinstance(item, Tick):
             return self.window.tick(item)
+        cover(item.pixels, self.masks)
         with self.stages.time("detect"):
             faces = self.detector.find(item.pixels)
         with self.stages.time("track"):

@@ -31,6 +31,7 @@ from edge.broker import (
     why_not,
 )
 from edge.errors import OutboxError
+from edge.hours import plausible
 from edge.outbox import Outbox
 from edge.payload import PREFIX, Ack, Outgoing, dumps
 from edge.replay import Replay
@@ -268,6 +269,12 @@ class Mqtt:
 
     def _connect_once(self) -> bool | None:
         """One connection from start to end. True: it was up; False: it never was; None: all done."""
+        if self._context is not None and not plausible(time.time()):
+            # Every certificate is out of its time then, and a stolen old one would be in it.
+            self._change(
+                f"away: the clock says {time.strftime('%Y-%m-%d')}, TLS waits for the time"
+            )
+            return False
         client = self._client()
         self._sent, self._connack = {}, None
         self._refusals, self._last_mid = {}, None

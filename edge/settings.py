@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from edge import hours
 from edge.strict import Strict
 
 
@@ -157,6 +158,23 @@ class Privacy(Strict):
         default=2, ge=1, le=1000, description="smaller counts go into 'other' (min_group above 1)"
     )
     legal_basis: str = Field(default="", description="why this may run here; a service needs it")
+    hours: list[str] = Field(
+        default=[], description="when to look, such as 'mon-fri 08:00-16:00'; empty is always"
+    )
+    masks: list[list[float]] = Field(
+        default=[],
+        description="zones never looked at: left, top, right, bottom, shares of the picture",
+    )
+
+    @model_validator(mode="after")
+    def _hours(self) -> Privacy:
+        for entry in self.hours:
+            hours.parse(entry)
+        for zone in self.masks:
+            inside = len(zone) == 4 and all(0 <= side <= 1 for side in zone)
+            if not inside or not (zone[0] < zone[2] and zone[1] < zone[3]):
+                raise ValueError("masks must be left, top, right, bottom within 0 and 1")
+        return self
 
     @model_validator(mode="after")
     def _order(self) -> Privacy:
