@@ -51,6 +51,8 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
     def one(value: Any) -> Any:
         if isinstance(value, dict):
             return _rounded(value)
+        if isinstance(value, tuple):
+            return [one(part) for part in value]
         return round(value, 6) if isinstance(value, float) else value
 
     return {key: one(value) for key, value in facts.items()}
