@@ -113,11 +113,10 @@ def cache_features(
     Raises DataError where the disk is too small or the files are damaged."""
     mark = place / "done"
 
+    computed = Computed(network, pixels, device, bf16)
+
     def compute(start: int) -> Tensor:
-        faces = torch.from_numpy(np.array(pixels[start : start + BATCH])).float().to(device)
-        with torch.no_grad(), autocast(device, bf16):
-            grid: Tensor = network(faces)
-        return grid.cpu()
+        return computed.read(np.arange(start, min(start + BATCH, len(pixels)))).cpu()
 
     try:
         done = int(mark.read_text()) if mark.is_file() else 0

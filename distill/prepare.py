@@ -104,17 +104,18 @@ class _Bench:
     def bf16(self) -> bool:
         return use_bf16(self.recipe.training.precision, self.device)
 
+    def pixels(self, split: str) -> NDArray[np.uint8]:
+        return (self.train if split == "train" else self.valid).crops.pixels
+
     def features(self, network: Dinov2 | Lower, split: str) -> Features:
-        pixels = (self.train if split == "train" else self.valid).crops.pixels
         place = features_folder(self.crops, network, self.bf16) / split
-        return cache_features(place, network, pixels, self.device, self.bf16, self.say)
+        return cache_features(place, network, self.pixels(split), self.device, self.bf16, self.say)
 
     def lower(self, network: Lower, split: str, cached: bool) -> Features | Computed:
         """The face side's, which a recipe that does not cache it keeps off the disk altogether."""
         if cached:
             return self.features(network, split)
-        pixels = (self.train if split == "train" else self.valid).crops.pixels
-        return Computed(network, pixels, self.device, self.bf16)
+        return Computed(network, self.pixels(split), self.device, self.bf16)
 
     def teacher(self) -> tuple[nn.Module, Course, str, str]:
         recipe, args = self.recipe, self.args

@@ -29,6 +29,8 @@ from edge.weights import sha256, write_atomically
 SCHEMA = "edge.engine/1"
 # Counts up when the builder's settings change in a way that makes older engines wrong to use.
 BUILDER = 1
+# Shapes of an engine's one input: smallest, usual and largest.
+Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 FACES = (1, 8, 32)  # smallest, usual and largest batch of the student
 CHOSEN_AT = str(FACES[1])
 
@@ -48,11 +50,11 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that an engine depends on. profile: shapes (smallest, usual, largest) of the one input."""
+    """All that an engine depends on."""
 
     onnx_sha256: str
     precision: str
-    profile: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    profile: Profile
     tensorrt: str
     compute_capability: str
     device: str
@@ -67,7 +69,7 @@ class Facts:
 def facts_of(
     model: Path,
     precision: str,
-    profile: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    profile: Profile,
     device: Device,
 ) -> Facts:
     """model: the ONNX file that the engine is built from."""
@@ -198,12 +200,8 @@ def choose(engines: Sequence[Engine]) -> Engine:
     if not engines:
         raise BackendError("no engine is built for this device; run export-engine first")
 
-    def cost(engine: Engine) -> tuple[float, str]:
+    def cost(engine: Engine) -> tuple[float, bool]:
         latency = engine.sidecar.latency.get(CHOSEN_AT)
-        # By name after that: fp16 > int8, and min() takes the smaller.
-        return (latency.p50_ms if latency else float("inf"), _ORDER.get(engine.precision, "z"))
+        return (latency.p50_ms if latency else float("inf"), engine.precision != "int8")
 
     return min(engines, key=cost)
-
-
-_ORDER = {"int8": "a", "fp16": "b"}

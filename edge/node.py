@@ -16,7 +16,6 @@ from edge.classify import Classifier
 from edge.commands import Commands
 from edge.detect import Detector
 from edge.errors import BrokerError, EdgeError, OutboxError
-from edge.hours import open_now
 from edge.notify import Systemd
 from edge.outbox import Limits, Outbox
 from edge.pace import HALVED, Pace
@@ -26,7 +25,7 @@ from edge.publish import Publisher, open_publisher
 from edge.records import Frame, Tick
 from edge.report import Reports, Vitals
 from edge.runtime import Opened, open_detector, open_student
-from edge.settings import Settings, default_state
+from edge.settings import Settings
 from edge.track import Tracker
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def open_pipeline(
 
 def open_outbox(settings: Settings, live: bool) -> Outbox:
     """The node's outbox; a file gets one of its own, that goes when everything was acknowledged."""
-    folder = settings.runtime.state or default_state()
+    folder = settings.state_folder
     o = settings.outbox
     limits = Limits(o.max_mib, o.max_days, o.keep_hours)
     if live:
@@ -109,7 +108,7 @@ class Node:
         self._hours = [hours.parse(entry) for entry in settings.privacy.hours]
         self.commands: Commands | None = None
         if self.source.live:
-            file = (settings.runtime.state or default_state()) / "commands.json"
+            file = settings.state_folder / "commands.json"
             self.commands = Commands(file, self.path, settings.privacy.min_group, self._say_all)
             self._obey(self.commands)
         self.systemd = Systemd()
@@ -197,7 +196,7 @@ class Node:
             window.void()
 
     def _keep_hours(self) -> None:
-        closed = not open_now(self._hours, time.time())
+        closed = not hours.open_now(self._hours, time.time())
         if closed != self._closed:
             self._closed = closed
             self.pipeline.window.void()

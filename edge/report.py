@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import cv2
 
@@ -71,9 +72,16 @@ class Reports:
         self._path = settings.node.path
         self._started = time.monotonic()
 
-    def _next(self) -> int:
+    def _stamp(self) -> dict[str, Any]:
+        """What every message but the will begins with; n counts them."""
         self._n += 1
-        return self._n
+        return {
+            "node": self._path,
+            "session": self.session,
+            "n": self._n,
+            "time": rfc3339(time.time()),
+            "clock_synced": clock_synced(),
+        }
 
     def will(self) -> Outgoing:
         """What the broker says for a node that vanished; it has neither n nor time."""
@@ -81,28 +89,14 @@ class Reports:
         return Outgoing("status", as_dict(message), retain=True)
 
     def status(self, state: str, reason: str | None = None) -> Outgoing:
-        message = Status.model_validate(
-            {
-                "node": self._path,
-                "session": self.session,
-                "state": state,
-                "reason": reason,
-                "n": self._next(),
-                "time": rfc3339(time.time()),
-                "clock_synced": clock_synced(),
-            }
-        )
+        message = Status.model_validate({**self._stamp(), "state": state, "reason": reason})
         return Outgoing("status", as_dict(message), retain=True)
 
     def info(self, detector: Detector, opened: Opened, camera: str) -> Outgoing:
         """opened: the detector's runtime; camera: kind of source."""
         p = self._settings.privacy
         message = Info(
-            node=self._path,
-            session=self.session,
-            n=self._next(),
-            time=rfc3339(time.time()),
-            clock_synced=clock_synced(),
+            **self._stamp(),
             versions=versions(),
             model=Model(
                 bundle_sha256=self._bundle.sha256,
@@ -129,11 +123,7 @@ class Reports:
 
     def result(self, done: Done) -> Outgoing:
         message = Result(
-            node=self._path,
-            session=self.session,
-            n=self._next(),
-            time=rfc3339(time.time()),
-            clock_synced=clock_synced(),
+            **self._stamp(),
             **done.model_dump(),
         )
         return Outgoing(f"cmd/{done.name}/result", as_dict(message), retain=False)
@@ -143,11 +133,7 @@ class Reports:
         latency = stages.milliseconds("detect")
         rate = None if vitals.frames is None else round(vitals.frames / vitals.seconds)
         message = Health(
-            node=self._path,
-            session=self.session,
-            n=self._next(),
-            time=rfc3339(time.time()),
-            clock_synced=clock_synced(),
+            **self._stamp(),
             uptime_seconds=int(time.monotonic() - self._started),
             camera=vitals.camera,
             frames_per_second=rate,

@@ -13,12 +13,10 @@ from pathlib import Path
 from edge.backends import Backend, open_backend
 from edge.bundle import TENSORRT_ROLES, Bundle, load_bundle
 from edge.detect import Detector
-from edge.engines import FACES, choose, facts_of, find, set_aside
+from edge.engines import FACES, Profile, choose, facts_of, find, set_aside
 from edge.errors import BackendError, BundleError, EdgeError
-from edge.settings import Settings, default_state
+from edge.settings import Settings
 from edge.weights import resolve
-
-Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Opened:
 
 
 def engines_folder(settings: Settings) -> Path:
-    return settings.runtime.engines or (settings.runtime.state or default_state()) / "engines"
+    return settings.runtime.engines or settings.state_folder / "engines"
 
 
 def student_profile(bundle: Bundle) -> Profile:

@@ -258,3 +258,8 @@ class Settings(Strict):
     broker: Broker = Broker()
     outbox: Outbox = Outbox()
     runtime: Runtime = Runtime()
+
+    @property
+    def state_folder(self) -> Path:
+        """Of outbox, commands and engines."""
+        return self.runtime.state or default_state()

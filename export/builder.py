@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from edge.backends.trt import import_tensorrt
+from edge.engines import Profile
 from edge.errors import BackendError, BundleError
-from edge.runtime import Profile
 
 LEAST_WORKSPACE_MIB = 64
 MOST_WORKSPACE_MIB = 1024

@@ -6,12 +6,12 @@ al., CCBR 2018, table 1) as written here.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from export.to_onnx import write_onnx
 
 
 class _Unit(nn.Sequential):
@@ -85,20 +85,6 @@ def write_rivals(folder: Path, classes: int) -> dict[str, tuple[Path, int]]:
         ("MobileFaceNet at 112", MobileFaceNet(classes), 112),
     ):
         path = folder / f"{name.split()[0]}.onnx"
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-            torch.onnx.export(
-                network.eval(),
-                (torch.zeros(2, 3, side, side),),
-                str(path),
-                input_names=["faces"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                opset_version=18,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+        write_onnx(network.eval(), (3, side, side), path)
         written[name] = (path, side)
     return written

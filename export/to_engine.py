@@ -23,6 +23,7 @@ from edge.engines import (
     Device,
     Engine,
     Latency,
+    Profile,
     Sidecar,
     building,
     choose,
@@ -34,7 +35,7 @@ from edge.engines import (
 )
 from edge.errors import BackendError, EdgeError
 from edge.pattern import portrait
-from edge.runtime import Profile, detector_profile, engines_folder, student_profile
+from edge.runtime import detector_profile, engines_folder, student_profile
 from edge.settings import Settings
 from edge.strict import read_yaml, validate
 from edge.weights import resolve, sha256, write_atomically

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
 
 from distill.student import Student, reparameterise
 from edge.errors import EdgeError
@@ -33,26 +34,32 @@ def export_onnx(student: Student, path: Path) -> None:
     student: as `deployed` gives it. Raises EdgeError where the file is not what was asked for.
     """
     config = student.config
-    example = torch.zeros(2, config.channels, config.size, config.size)
+    write_onnx(student, (config.channels, config.size, config.size), path)
+    model = onnx.load(str(path))
+    strip_notes(model)
+    onnx.save(model, str(path))
+    check_graph(path)
+
+
+def write_onnx(network: nn.Module, picture: tuple[int, int, int], path: Path) -> None:
+    """Any network of one input as `faces` > `logits`, batch open, weights inside.
+
+    picture: (C, S, S)."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         torch.onnx.export(
-            student,
-            (example,),
+            network,
+            (torch.zeros(2, *picture),),
             str(path),
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes={"faces": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
             verbose=False,
         )
-    model = onnx.load(str(path))
-    strip_notes(model)
-    onnx.save(model, str(path))
-    check_graph(path)
 
 
 def strip_notes(model: onnx.ModelProto) -> None:
