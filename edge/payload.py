@@ -150,7 +150,7 @@ class Health(_Message):
     outbox_pending: int
     outbox_dropped: int = Field(description="readings lost: too old, too many, or not written")
     outbox_first: int = Field(description="seq below which nothing will come any more")
-    outbox_damaged: int = Field(description="files set aside since the start, with what they held")
+    outbox_damaged: int = Field(description="1 when a damaged file was set aside since the start")
 
 
 class Ack(_Message):
