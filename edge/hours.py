@@ -9,17 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
+
+from edge.clock import plausible
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-# Of this release: no true clock is before it, and none twenty years after.
-EARLIEST = datetime(2026, 11, 1, tzinfo=timezone.utc).timestamp()
-LATEST = EARLIEST + 20 * 365.25 * 86400
-
-
-def plausible(utc: float) -> bool:
-    """Whether a clock (UTC seconds) can be right: a board without a battery starts in 1970."""
-    return EARLIEST <= utc <= LATEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edge.clock import clock_synced
 from edge.records import Reading
 
 PREFIX = "edge/v1"
@@ -146,6 +146,7 @@ class Health(_Message):
     temperature_celsius: float | None
     throttled: bool = Field(description="the kernel slows the board down for heat or power")
     pace: int = Field(description="work taken on: 0 every picture ... 3 every third, at half size")
+    power_mode: str | None = Field(description="of a Jetson, as nvpmodel names it")
     memory_mib: int | None
     outbox_pending: int
     outbox_dropped: int = Field(description="readings lost: too old, too many, or not written")
@@ -197,17 +198,6 @@ def rfc3339(utc: float) -> str:
     except OverflowError:
         moment = EPOCH
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
-
-
-def clock_synced() -> bool | None:
-    """Whether the kernel's clock is disciplined (adjtimex(2): not TIME_ERROR); None if unknown."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        # struct timex is 208 bytes on 64-bit Linux; modes = 0 only reads.
-        state = libc.adjtimex(ctypes.create_string_buffer(512))
-    except (OSError, AttributeError):
-        return None
-    return None if state < 0 else state != 5
 
 
 def dumps(payload: dict[str, Any]) -> str:

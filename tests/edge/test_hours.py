@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from test_outbox import Clock
 
+from edge.clock import EARLIEST, LATEST, plausible
 from edge.errors import SettingsError
-from edge.hours import EARLIEST, LATEST, open_now, parse, plausible
+from edge.hours import open_now, parse
 from edge.outbox import Outbox
 from edge.payload import Outgoing
 from edge.pipeline import cover

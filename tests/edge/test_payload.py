@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 from support import ROOT
 
-from edge.payload import MESSAGES, clock_synced, counts_message, dumps, rfc3339, schema_of
+from edge.clock import clock_synced
+from edge.payload import MESSAGES, counts_message, dumps, rfc3339, schema_of
 from edge.records import Reading
 
 SCHEMAS = ROOT / "edge" / "schemas"
