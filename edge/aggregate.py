@@ -146,6 +146,11 @@ class Window:
             self._open.frames = self._open.dropped = 0
             self._open.cells = [0.0] * len(self.cells)
 
+    def relabel(self, labels: Sequence[str]) -> None:
+        """Count by other labels from the next window on; the one in progress says nothing."""
+        self.cells = [*labels, UNCLASSIFIED]
+        self.void()
+
     def people_now(self) -> int:
         """People in the last frame."""
         return self._held.people if self._held is not None else 0

@@ -1,4 +1,4 @@
-"""Where pictures come from: camera, file, folder, address, CSI pipeline or test pattern > Frames.
+"""Where pictures come from: camera, file, folder, address, CSI pipeline, loop or test pattern > Frames.
 
 A live source (`live.py`) runs whether or not we look; a file or folder (`files.py`) is read picture by
 picture in its own time.
@@ -22,7 +22,7 @@ from edge.errors import SourceError
 from edge.faults import FAULTS, Faulty
 from edge.files import Folder, VideoFile
 from edge.live import Capture, Limits, Live
-from edge.pattern import Pattern
+from edge.pattern import Loop, Pattern
 from edge.records import Frame, Tick
 from edge.settings import Camera
 
@@ -135,6 +135,8 @@ def open_source(
     if name in FAULTS:
         faulty = Faulty(FAULTS[name], Pattern(fps=settings.fps))
         return live("test", faulty.open)
+    if name.startswith("loop:"):
+        return live("loop", lambda: Loop(Path(name.removeprefix("loop:")).expanduser()))
     if match := re.fullmatch(r"csi:(\d)", name):
         return live("csi", lambda: _open_csi(int(match[1]), settings))
     if "://" in name:
@@ -152,5 +154,6 @@ def open_source(
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     raise SourceError(
-        f"no camera, file or folder called '{name}'; give 0, a path, rtsp://..., csi:0 or test"
+        f"no camera, file or folder called '{name}'; give 0, a path, rtsp://..., csi:0, "
+        "loop:FILE or test"
     )

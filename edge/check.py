@@ -5,6 +5,7 @@ picture is sent or stored.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from edge.broker import probe
 from edge.camera import open_source
+from edge.clock import clock_synced, offset, plausible
 from edge.detect import Detector
 from edge.errors import EdgeError, SourceError
 from edge.pattern import portrait
+from edge.payload import rfc3339
 from edge.records import Face, Frame
 from edge.runtime import Opened, open_detector, open_student
 from edge.settings import Settings
@@ -114,7 +117,7 @@ def _where(opened: Opened) -> str:
 
 
 def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
-    """Print a line a part: bundle, detector, broker, camera. Raises EdgeError when one failed."""
+    """Print a line a part, from bundle to camera. Raises EdgeError when one failed."""
     failed: list[str] = []
 
     def part(name: str, passed: str) -> None:
@@ -147,6 +150,18 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
             part("broker", f"{settings.broker.url} {probe(settings.broker)}")
         except EdgeError as error:
             fault("broker", error)
+    if plausible(time.time()):
+        synced = {True: "synchronised", False: "not synchronised", None: "unknown"}
+        part("clock", f"{rfc3339(time.time())}, {synced[clock_synced()]}")
+    else:
+        fault(
+            "clock", EdgeError(f"it says {rfc3339(time.time())}; TLS and hours wait for the time")
+        )
+    for server in settings.clock.servers:
+        try:
+            part("time server", f"{server}, this clock is {-offset(server):+.3f} s beside it")
+        except EdgeError as error:
+            fault("time server", error)
     if detector is not None:
         try:
             print(f"     looking for {seconds:.0f} s; nothing is sent or stored", flush=True)

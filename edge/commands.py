@@ -5,6 +5,7 @@
     cmd/set-window    {"seconds": 30}     2 to 3600; at the next window's start
     cmd/set-min-group {"people": 8}       never below what node.yaml says
     cmd/report        {}                  status and health, now
+    cmd/reload-bundle {}                  read the bundle's folder anew; a bad one changes nothing
 
 Nothing here can make a picture leave the node. A command expires, and its id is remembered: said twice
 (by a broker that repeats, or retained), it is done once and answered twice. Pause, window and group
@@ -20,17 +21,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edge.errors import EdgeError
 from edge.payload import Command
 from edge.weights import write_atomically
 
 log = logging.getLogger(__name__)
 
-Name = Literal["pause", "resume", "set-window", "set-min-group", "report"]
-NAMES: tuple[Name, ...] = ("pause", "resume", "set-window", "set-min-group", "report")
+Name = Literal["pause", "resume", "set-window", "set-min-group", "report", "reload-bundle"]
+NAMES: tuple[Name, ...] = get_args(Name)
 REMEMBERED = 200
 LARGEST_BYTES = 4096
 
@@ -67,13 +69,15 @@ class Commands:
         node: str,
         least_group: int,
         report: Callable[[], None],
+        reload: Callable[[], str],
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """file: where wishes and ids are kept; a damaged one is replaced, and paused is then off, which
-        is said. least_group: node.yaml's."""
+        is said. least_group: node.yaml's. reload: takes the bundle anew and says what became of it, or
+        raises EdgeError and has changed nothing."""
         self._file, self._node, self._least = file, node, least_group
-        self._report, self._utc, self._clock = report, utc, clock
+        self._report, self._reload, self._utc, self._clock = report, reload, utc, clock
         self._paused_from = clock()
         self.wishes = Wishes()
         self._done: dict[str, Done] = {}
@@ -156,9 +160,17 @@ class Commands:
                 raise ValueError(f"set-min-group takes 'people', {self._least} to 1000")
             w.min_group = int(people)
             return f"groups of {int(people)} at least from the next window on"
+        if name == "reload-bundle":
+            return "" if wanted else self._take_bundle()
         if not wanted:
             self._report()
         return "status and health follow"
+
+    def _take_bundle(self) -> str:
+        try:
+            return self._reload()
+        except EdgeError as error:
+            raise ValueError(f"{error}; the running bundle stays") from error
 
     def _save(self) -> None:
         done = [d.model_dump() for d in self._done.values()]

@@ -8,6 +8,7 @@ in time, a Tick says so and why.
 from __future__ import annotations
 
 import logging
+import queue
 import random
 import threading
 import time
@@ -142,6 +143,36 @@ class _Reader:
             self._capture = None
 
 
+def open_in_time(opener: Callable[[], Capture], seconds: float) -> Capture:
+    """What `opener` gives. Raises its SourceError, or one of ours where it does not return: the thread
+    is then left in the driver, and gives the device back if that ever answers."""
+    answer: queue.SimpleQueue[Capture | Exception] = queue.SimpleQueue()
+    late = threading.Event()
+
+    def ask() -> None:
+        try:
+            capture = opener()
+        except (SourceError, OSError, cv2.error) as error:
+            answer.put(error)
+            return
+        answer.put(capture)
+        if late.is_set():
+            capture.release()
+
+    threading.Thread(target=ask, name="camera", daemon=True).start()
+    try:
+        found = answer.get(timeout=seconds)
+    except queue.Empty:
+        late.set()
+        raise SourceError(
+            f"the camera does not answer within {seconds:.0f} s of being opened; unplug it and plug "
+            f"it in again (a service starts again by itself)"
+        ) from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 class Live:
     """Frames as they come, Ticks where none does."""
 
@@ -157,13 +188,13 @@ class Live:
     ) -> None:
         """opener: opens the device or raises SourceError; called again after a loss.
 
-        Raises SourceError at once where the first opening fails: a name that was never right is
-        the operator's to mend, a camera that went away is ours to wait for.
+        Raises SourceError at once where the first opening fails, or hangs: a name that was never
+        right is the operator's to mend, a camera that went away is ours to wait for.
         """
         self.kind, self._opener, self._limits = kind, opener, limits
         self._max = max_seconds
         self._stop = stop or threading.Event()
-        self._first: Capture | None = opener()
+        self._first: Capture | None = open_in_time(opener, limits.hang)
         self._reader: _Reader | None = None
         self._left_behind = 0
 

@@ -10,12 +10,13 @@ from typing import Literal
 
 from edge import hours
 from edge.aggregate import Window
-from edge.bundle import Bundle
+from edge.bundle import Bundle, load_bundle
 from edge.camera import Source, open_source
 from edge.classify import Classifier
 from edge.commands import Commands
 from edge.detect import Detector
 from edge.errors import BrokerError, EdgeError, OutboxError
+from edge.metrics import Metrics
 from edge.notify import Systemd
 from edge.outbox import Limits, Outbox
 from edge.pace import HALVED, Pace
@@ -97,7 +98,9 @@ class Node:
         self.outbox = open_outbox(settings, self.source.live)
         # A file run beside the camera's must not take its connection over.
         own = self.path if self.source.live else f"{self.path}/{self.reports.session[:8]}"
+        port = settings.runtime.prometheus_port
         try:
+            self._metrics = Metrics(port) if port else None
             self.publisher: Publisher = open_publisher(
                 settings.broker, f"edge/{own}", self.reports.will(), self.outbox
             )
@@ -109,7 +112,9 @@ class Node:
         self.commands: Commands | None = None
         if self.source.live:
             file = settings.state_folder / "commands.json"
-            self.commands = Commands(file, self.path, settings.privacy.min_group, self._say_all)
+            self.commands = Commands(
+                file, self.path, settings.privacy.min_group, self._say_all, self._reload
+            )
             self._obey(self.commands)
         self.systemd = Systemd()
         # A TensorRT engine takes one size; ONNX Runtime's detector any.
@@ -117,6 +122,7 @@ class Node:
         self.pace = Pace(HALVED if any_size else HALVED - 1)
         self._state = ("", "")
         self._frames = self._unwritten = 0
+        self._disk_full = False
         self._camera = "live" if self.source.live else "file"
         self._health_at: float | None = None
         self._health_frames = 0
@@ -127,6 +133,8 @@ class Node:
             self._state = (state, reason)
             self.publisher.send(self.reports.status(state, reason or None))
             self.systemd.status(f"{state} {reason}")
+            if self._metrics:
+                self._metrics.tell(state=state)
 
     def run(self) -> None:
         """Until the source ends or `stop` is set; then everything counted is delivered or named.
@@ -136,8 +144,7 @@ class Node:
         """
         self.publisher.start()
         self._tell("starting")
-        info = self.reports.info(self.pipeline.detector, self._detector, self.source.kind)
-        self.publisher.send(info)
+        self._introduce()
         try:
             for item in self.source:
                 self._step(item)
@@ -146,6 +153,10 @@ class Node:
         finally:
             self.source.close()
             self._finish()
+
+    def _introduce(self) -> None:
+        info = self.reports.info(self.pipeline.detector, self._detector, self.source.kind)
+        self.publisher.send(info)
 
     def _step(self, item: Frame | Tick) -> None:
         if self.commands is not None:
@@ -165,8 +176,10 @@ class Node:
                 self.outbox.append(message)
             except OutboxError as error:
                 self._unwritten += 1
+                self._disk_full = True
                 log.error("reading lost: %s", error)
                 continue
+            self._disk_full = False
             self.publisher.readings()
         if isinstance(item, Frame):
             self._frames += 1 + item.dropped
@@ -206,6 +219,23 @@ class Node:
         self.publisher.send(self.reports.status(self._state[0], self._state[1] or None))
         self._asked = True
 
+    def _reload(self) -> str:
+        """For `reload-bundle`: what lies in the bundle's folder now, proven before it serves. Raises
+        EdgeError where it is not fit to; then the running one goes on."""
+        if load_bundle(self.settings.runtime.bundle).sha256 == self.bundle.sha256:
+            return "the bundle in use is the one in the folder"
+        bundle, student = open_student(self.settings)
+        self._student.backend.close()
+        self.bundle, self._student = bundle, student
+        self.reports.use(bundle, student)
+        c = self.settings.classifier
+        self.pipeline.classifier = Classifier(
+            student.backend, bundle, c.min_face_px, c.smooth_seconds
+        )
+        self.pipeline.window.relabel(bundle.labels)
+        self._introduce()
+        return f"bundle {bundle.sha256[:12]} serves, on {student.backend.name} {student.precision}"
+
     def _takes(self, frame: Frame) -> bool:
         """Whether this picture is worked on, at the pace that the board's heat allows."""
         detector, level = self.pipeline.detector, self.pace.level
@@ -224,7 +254,7 @@ class Node:
         """Status when it changed, health when it is due (in source time, so that a file repeats)."""
         if not self.publisher.alive():
             raise BrokerError("the publisher stopped; its error stands above")
-        if self._unwritten:
+        if self._disk_full:
             self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
         elif self._paused:
             self._tell("degraded", "paused by command")
@@ -250,7 +280,10 @@ class Node:
                 level=self.pace.level,
             )
             self._health_frames = self._frames
-            self.publisher.send(self.reports.health(vitals, self.pipeline.stages, self.outbox))
+            health = self.reports.health(vitals, self.pipeline.stages, self.outbox)
+            self.publisher.send(health)
+            if self._metrics:
+                self._metrics.tell(health=health.payload)
 
     def _close_outbox(self) -> None:
         """A file's outbox goes when nothing waits in it, or when its lines were for a reader who is
@@ -274,6 +307,8 @@ class Node:
             self._student.backend.close()
             self.pipeline.detector.backend.close()
             self._close_outbox()
+            if self._metrics:
+                self._metrics.close()
         if left and not live:
             raise BrokerError(
                 f"{left} readings were not acknowledged (broker {self.publisher.state}); they are "

@@ -1,4 +1,5 @@
-"""The test pattern: a wall with moving portraits, for a node without a camera and for benchmarks.
+"""Cameras for a node that has none: the test pattern, a wall with moving portraits, and a video in a
+loop.
 
 The portrait (`portrait.jpg`) is cut from NASA's public-domain picture of astronaut Eileen Collins.
 """
@@ -13,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from edge.errors import SourceError
 
 PORTRAIT = Path(__file__).with_name("portrait.jpg")
 
@@ -46,17 +49,54 @@ def scene(moment: float, faces: int = 6, width: int = 640, height: int = 480) ->
     return picture
 
 
-class Pattern:
-    """A capture that draws the scene at a steady pace, as a camera would deliver it."""
+class _Paced:
+    """Waits until the next picture is due, as a camera would."""
 
-    def __init__(self, faces: int = 6, fps: float = 30.0) -> None:
-        self._faces, self._step = faces, 1.0 / fps
+    def __init__(self, fps: float) -> None:
+        self._step = 1.0 / fps
         self._began = self._next = time.monotonic()
 
-    def read(self) -> tuple[bool, Any]:
+    def wait(self) -> float:
+        """Returns the moment of the picture, seconds since the start."""
         self._next = max(self._next + self._step, time.monotonic())
         time.sleep(max(0.0, self._next - time.monotonic()))
-        return True, scene(self._next - self._began, self._faces)
+        return self._next - self._began
+
+
+class Pattern:
+    """A capture that draws the scene at a steady pace."""
+
+    def __init__(self, faces: int = 6, fps: float = 30.0) -> None:
+        self._faces, self._pace = faces, _Paced(fps)
+
+    def read(self) -> tuple[bool, Any]:
+        return True, scene(self._pace.wait(), self._faces)
 
     def release(self) -> None:
         pass
+
+
+class Loop:
+    """A capture that plays a video file again and again, at the file's own pace."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SourceError where OpenCV reads no picture from the file."""
+        self._path = path
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            raise SourceError(f"loop:{path} is no video that OpenCV can read; give a video file")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self._pace = _Paced(fps if 0 < fps < 1000 else 30.0)
+
+    def read(self) -> tuple[bool, Any]:
+        ok, picture = self._capture.read()
+        if not ok:
+            # Opened anew: seeking to the start is not exact in every container.
+            self._capture.release()
+            self._capture = cv2.VideoCapture(str(self._path))
+            ok, picture = self._capture.read()
+        self._pace.wait()
+        return ok, picture
+
+    def release(self) -> None:
+        self._capture.release()

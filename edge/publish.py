@@ -30,8 +30,8 @@ from edge.broker import (
     tls_context,
     why_not,
 )
+from edge.clock import plausible
 from edge.errors import OutboxError
-from edge.hours import plausible
 from edge.outbox import Outbox
 from edge.payload import PREFIX, Ack, Outgoing, dumps
 from edge.replay import Replay
@@ -40,8 +40,18 @@ from edge.settings import Broker
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
+# A thousand nodes whose broker restarts lose it in one moment: they come back spread over this.
+RETURN_SECONDS = 5.0
 COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldest
 FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 2.0, 32.0
+
+
+def pause_after(connected: bool, pause: float, longest: float) -> float:
+    """Seconds to wait, at random. connected: the connection stood and was lost; pause, longest: seconds
+    of the growing pause while there is none."""
+    if connected:
+        return random.uniform(0.0, min(RETURN_SECONDS, longest))
+    return pause * random.uniform(0.5, 1.0)
 
 
 class Publisher(Protocol):
@@ -197,7 +207,7 @@ class Mqtt:
             if connected is None:
                 return
             pause = FIRST_PAUSE_SECONDS if connected else min(2 * pause, longest)
-            self._wait(pause * random.uniform(0.5, 1.0))
+            self._wait(pause_after(connected, pause, longest))
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -13,9 +13,10 @@ import cv2
 
 import edge
 from edge.bundle import Bundle
+from edge.clock import clock_synced
 from edge.commands import Done
 from edge.detect import Detector
-from edge.health import Stages, memory_mib, temperature_celsius
+from edge.health import Stages, memory_mib, power_mode, temperature_celsius
 from edge.outbox import Outbox
 from edge.payload import (
     Health,
@@ -27,7 +28,6 @@ from edge.payload import (
     Result,
     Status,
     as_dict,
-    clock_synced,
     rfc3339,
 )
 from edge.runtime import Opened
@@ -82,6 +82,10 @@ class Reports:
             "time": rfc3339(time.time()),
             "clock_synced": clock_synced(),
         }
+
+    def use(self, bundle: Bundle, student: Opened) -> None:
+        """Another bundle reads the expressions from now on."""
+        self._bundle, self._student = bundle, student
 
     def will(self) -> Outgoing:
         """What the broker says for a node that vanished; it has neither n nor time."""
@@ -143,6 +147,7 @@ class Reports:
             temperature_celsius=temperature_celsius(),
             throttled=vitals.throttled,
             pace=vitals.level,
+            power_mode=power_mode(),
             memory_mib=memory_mib(),
             outbox_pending=outbox.depth(),
             outbox_dropped=outbox.dropped + vitals.unwritten,

@@ -32,8 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--config", type=Path, metavar="node.yaml", help="settings; options win over it")
     p.add_argument(
         "--camera",
-        metavar="0|PATH|FOLDER|rtsp://...|csi:0|test[:FAULT]",
-        help="camera index or device, video file, folder of pictures, address, CSI sensor, pattern "
+        metavar="0|PATH|FOLDER|rtsp://...|csi:0|loop:FILE|test[:FAULT]",
+        help="camera index or device, video file, folder of pictures, address, CSI sensor, a video "
+        "that is played as a camera, test pattern "
         "(and its faults: test:die, test:freeze, test:hang, test:lie)",
     )
     p.add_argument("--broker", metavar="mqtt://host[:port]|mqtts://...|-", help="- writes lines")

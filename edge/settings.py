@@ -64,7 +64,8 @@ class Camera(Strict):
     source: str = Field(
         default="0",
         min_length=1,
-        description="0 | /dev/v4l/by-id/... | FILE | FOLDER | rtsp://... | csi:0 | test[:FAULT]",
+        description="0 | /dev/v4l/by-id/... | FILE | FOLDER | rtsp://... | csi:0 | loop:FILE | "
+        "test[:FAULT]",
     )
     width: int = Field(default=1280, ge=160, le=7680, description="asked of the camera, pixels")
     height: int = Field(default=720, ge=120, le=4320, description="asked of the camera, pixels")
@@ -226,6 +227,19 @@ class Broker(Strict):
         return self
 
 
+class Clock(Strict):
+    servers: list[str] = Field(
+        default=[], description="the school's time servers (NTP), which --check asks"
+    )
+
+    @model_validator(mode="after")
+    def _names(self) -> Clock:
+        for server in self.servers:
+            if not re.fullmatch(r"[A-Za-z0-9.:-]+", server):
+                raise ValueError(f"servers must be host names or addresses, not '{server:.60}'")
+        return self
+
+
 class Outbox(Strict):
     max_mib: float = Field(default=64.0, ge=1, le=4096, description="of readings; oldest go first")
     max_days: float = Field(default=30.0, gt=0, le=3650, description="of running time, unsent")
@@ -243,6 +257,9 @@ class Runtime(Strict):
         default=None, description="folder of TensorRT's engines; default: engines in state"
     )
     health_seconds: float = Field(default=30.0, ge=1, le=3600)
+    prometheus_port: int | None = Field(
+        default=None, ge=1, le=65535, description="on 127.0.0.1 alone; null is off"
+    )
 
 
 class Settings(Strict):
@@ -256,6 +273,7 @@ class Settings(Strict):
     window: Window = Window()
     privacy: Privacy = Privacy()
     broker: Broker = Broker()
+    clock: Clock = Clock()
     outbox: Outbox = Outbox()
     runtime: Runtime = Runtime()
 

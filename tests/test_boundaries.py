@@ -49,6 +49,7 @@ def test_each_library_of_the_node_has_its_files() -> None:
     assert users("edge", "tensorrt") == {"edge/backends/trt.py"}
     assert users("edge", "pycuda", "cuda") == {"edge/backends/cuda.py"}
     assert users("edge", "sqlite3") == {"edge/outbox.py"}
+    assert users("edge", "prometheus_client") == {"edge/metrics.py"}
     assert users("edge", "scipy") == {"edge/track.py"}
     # Pixels are touched where they come in, are looked at, and are cut; nowhere near the publisher.
     assert users("edge", "cv2") == {
@@ -129,6 +130,7 @@ def walk(package: str, blocked: tuple[str, ...]) -> str:
 
 def test_the_node_imports_with_torch_and_the_runtimes_blocked() -> None:
     blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "cuda", "onnxruntime", "paho")
+    blocked += ("prometheus_client",)
     assert walk("edge", blocked) == ""
 
 

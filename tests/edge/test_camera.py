@@ -316,3 +316,41 @@ def test_a_still_room_is_no_frozen_camera() -> None:
     )
     assert all(isinstance(item, Frame) for item in itertools.islice(source, 1, None))
     source.close()
+
+
+def test_a_first_opening_that_hangs_is_one_line_and_gives_the_device_back_later() -> None:
+    answers = threading.Event()
+    late = Script(1)
+
+    def opener() -> Script:
+        answers.wait(30)
+        return late
+
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="does not answer within 0 s"):
+        Live("fake", opener, Limits(hang=0.3))
+    assert time.monotonic() - began < 5
+    answers.set()
+    deadline = time.monotonic() + 5
+    while not late.released:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_video_is_played_as_a_camera_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "short.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
+    for i in range(10):
+        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
+    writer.release()
+    began = time.monotonic()
+    source = open_source(Camera(source=f"loop:{path}"), max_seconds=1.0)
+    assert source.live
+    frames = [item for item in source if isinstance(item, Frame)]
+    source.close()
+    assert 0.9 < time.monotonic() - began < 3
+    levels = [int(f.pixels.mean()) for f in frames]
+    assert sum(b < a for a, b in itertools.pairwise(levels)) >= 2, "it started again"
+    assert len(frames) + sum(f.dropped for f in frames) <= 52, "at its own pace"
+    assert "is no video" in refused("loop:absent.mp4")
+    assert "is no video" in refused(f"loop:{tmp_path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from test_outbox import Clock
 
 from edge.aggregate import Window
+from edge.bundle import SHIPPED
 from edge.commands import NAMES, REMEMBERED, Commands
+from edge.errors import BundleError
 from edge.payload import rfc3339
 from edge.records import Expression, Frame, Tick
 
@@ -36,9 +39,13 @@ def told() -> list[str]:
 def start(tmp_path: Path, clock: Clock, told: list[str]) -> Callable[[], Commands]:
     """A node's start on the same disk."""
 
+    def reload() -> str:
+        told.append("reload-bundle")
+        return "done"
+
     def made() -> Commands:
         file = tmp_path / "commands.json"
-        return Commands(file, NODE, 5, lambda: told.append("report"), lambda: UTC, clock)
+        return Commands(file, NODE, 5, lambda: told.append("report"), reload, lambda: UTC, clock)
 
     return made
 
@@ -104,6 +111,7 @@ def test_an_id_is_done_once_and_answered_every_time(
         ("set-min-group", {"people": 4.0}, "5 to 1000"),
         ("set-min-group", {"people": 6.5}, "5 to 1000"),
         ("report", {"all": 1.0}, "report takes no 'all'"),
+        ("reload-bundle", {"all": 1.0}, "reload-bundle takes no 'all'"),
     ],
 )
 def test_what_is_refused_changes_nothing_and_says_why(
@@ -146,7 +154,7 @@ def test_what_is_no_command_gets_no_answer(start: Callable[[], Commands]) -> Non
 def test_no_bytes_do_anything_but_an_answer_or_silence(
     tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
 ) -> None:
-    commands = Commands(tmp_path_factory.mktemp("c") / "c.json", NODE, 5, lambda: None)
+    commands = Commands(tmp_path_factory.mktemp("c") / "c.json", NODE, 5, lambda: None, str)
     done = commands.take(name, content)
     assert done is None or not done.ok or name in NAMES
     assert not commands.paused()
@@ -234,6 +242,31 @@ def test_a_window_keeps_its_length_when_the_next_ones_change() -> None:
     ], "the grid of the new length starts at its own next multiple"
 
 
+def test_a_bundle_that_is_not_fit_to_serve_is_refused_with_the_reason(tmp_path: Path) -> None:
+    def reload() -> str:
+        raise BundleError("no bundle")
+
+    commands = Commands(tmp_path / "c.json", NODE, 5, lambda: None, reload, lambda: UTC)
+    done = commands.take("reload-bundle", command())
+    assert done is not None
+    assert (done.ok, done.text) == (False, "no bundle; the running bundle stays")
+
+
+def test_other_labels_void_the_window_in_progress_and_count_from_the_next() -> None:
+    window = Window(["a", "b"], 10.0, 1, 1)
+    readings = []
+    for second in range(41):
+        if second == 14:
+            window.relabel(["b", "c", "d"])
+        readings += window.add(frame(second), happy(3))
+    assert [r.counts and list(r.counts) for r in readings] == [
+        ["a", "b", "unclassified"],
+        None,
+        ["b", "c", "d", "unclassified"],
+        ["b", "c", "d", "unclassified"],
+    ]
+
+
 def test_over_a_broker_a_node_pauses_answers_and_resumes(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -250,8 +283,9 @@ def test_over_a_broker_a_node_pauses_answers_and_resumes(
     subscriber = Subscriber(broker.port)
     config = tmp_path / "node.yaml"
     config.write_text("node: {site: school, room: room-1, name: node-1}\n")
+    bundle = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
     node = subprocess.Popen(
-        [sys.executable, "-m", "edge.run", "--camera", "test", "--config", config,
+        [sys.executable, "-m", "edge.run", "--camera", "test", "--config", config, "--bundle", bundle,
          "--broker", broker.url, "--min-group", "1", "--window", "2"],
         cwd=ROOT, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -278,6 +312,22 @@ def test_over_a_broker_a_node_pauses_answers_and_resumes(
     assert send("resume", "p2")["ok"]
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "online")
     subscriber.wait_for(lambda: subscriber.of("counts")[-1]["counts"] is not None)
+    # A bundle on the disk changes: damaged, it is refused; whole, it serves without a restart.
+    assert "the one in the folder" in send("reload-bundle", "b1")["text"]
+    text = (bundle / "bundle.json").read_text()
+    (bundle / "bundle.json").write_text(text.replace('"neutral"', '"calm"', 1))
+    (bundle / "int8-cpu.onnx").write_bytes(b"cut")
+    refused = send("reload-bundle", "b2")
+    assert not refused["ok"]
+    assert "has sha256" in refused["text"]
+    assert refused["text"].endswith("the running bundle stays")
+    before = len(subscriber.of("counts"))
+    subscriber.wait_for(lambda: len(subscriber.of("counts")) >= before + 2)
+    assert "neutral" in subscriber.of("counts")[-1]["counts"], "it counts on"
+    shutil.copy(SHIPPED / "int8-cpu.onnx", bundle)
+    assert "serves, on onnxruntime int8" in send("reload-bundle", "b3")["text"]
+    assert subscriber.of("info")[-1]["model"]["labels"][0] == "calm"
+    subscriber.wait_for(lambda: "calm" in (subscriber.of("counts")[-1]["counts"] or {}))
     school.disconnect()
     school.loop_stop()
     node.send_signal(signal.SIGTERM)

@@ -23,7 +23,7 @@ from edge.broker import probe
 from edge.errors import BrokerError, SettingsError
 from edge.outbox import Outbox
 from edge.payload import Outgoing
-from edge.publish import Mqtt
+from edge.publish import Mqtt, pause_after
 from edge.settings import Broker, Tls
 
 pytestmark = pytest.mark.broker
@@ -464,3 +464,13 @@ def test_a_recorder_that_lacks_readings_gets_them_again(
     assert made.finish(stopped(), 10, NOT_HURRIED) == 0
     assert {m["seq"] for m in subscriber.of("counts")} == {1, 2, 3, 4}
     box.close()
+
+
+def test_a_thousand_nodes_do_not_come_back_at_once() -> None:
+    """After a loss that all see in one moment, and while the broker stays away."""
+    for connected, pause, most in ((True, 1.0, 5.0), (False, 16.0, 16.0)):
+        waits = sorted(pause_after(connected, pause, 60.0) for _ in range(1000))
+        assert waits[-1] <= most
+        busiest = max(sum(t <= w < t + 0.1 for w in waits) for t in waits)
+        assert busiest < 60, "in any tenth of a second"
+    assert pause_after(True, 1.0, 0.5) <= 0.5, "retry_max_seconds holds"
