@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-faults lint clip schemas tensorrt gpu clean
+.PHONY: demo test test-faults soak lint clip schemas tensorrt gpu clean
 
 demo: .venv-node/ready
 	.venv-node/bin/python demo/run.py
@@ -17,6 +17,10 @@ test: .venv/ready
 # A real broker behind a proxy that misbehaves, cameras that fail, and hundreds of SIGKILLs.
 test-faults: .venv/ready
 	.venv/bin/python -m pytest -m faults -s tests/faults
+
+# The demo clip as a camera for SOAK_MINUTES (10): nothing that the node holds may grow.
+soak: .venv/ready
+	.venv/bin/python -m pytest -m soak -s tests/soak
 
 # The node must run on Python 3.10 (JetPack 6); where there is one, its tests run under it too.
 .PHONY: test-310

@@ -18,6 +18,12 @@ class EdgeError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        """Repeated from a file or a device, a message may hold line ends and what steers a terminal:
+        they become spaces and question marks."""
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else "?" for c in line))
+
 
 class UsageError(EdgeError):
     exit_code = 2

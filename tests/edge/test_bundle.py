@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import ROOT
 
 from edge.backends import open_backend
 from edge.bundle import SHIPPED, load_bundle
@@ -122,3 +126,18 @@ def test_labels_that_do_not_fit_the_graph_are_refused(bundle_copy: Path) -> None
     bundle = load_bundle(bundle_copy)
     with pytest.raises(BundleError, match="7 labels, 8 logits"):
         bundle.self_test(open_backend("ort", bundle.model(), 1))
+
+
+def test_onnx_runtime_keeps_nothing_to_report(tmp_path: Path) -> None:
+    """Its wheels for Linux report to their maker since 1.29, unless told not to before they load."""
+    script = (
+        "from edge.backends import open_backend\nfrom edge.bundle import load_bundle\n"
+        "bundle = load_bundle()\nbundle.self_test(open_backend('ort', bundle.model(), 1))"
+    )
+    silent = ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    env = {k: v for k, v in os.environ.items() if k not in silent}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**env, "HOME": str(tmp_path)}, cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert not list(tmp_path.rglob("*onnxruntime*"))

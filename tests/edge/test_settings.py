@@ -106,3 +106,8 @@ def test_options_win_over_the_file_and_faults_name_their_origin(tmp_path: Path) 
     path.write_text("windw: {}\n")
     with pytest.raises(SettingsError, match=str(path)):
         read_settings(parse(["--config", str(path)]))
+
+
+def test_a_name_that_holds_a_line_end_or_steers_a_terminal_stays_one_line(tmp_path: Path) -> None:
+    said = problem('camera: {"wid\\nth\\e[2J": 1}', tmp_path)
+    assert "unknown setting 'camera.wid th?[2J'" in said

@@ -103,8 +103,8 @@ class NodeProcess:
     ) -> None:  # fmt: skip
         self.name, self.state = f"school/{room}/node", folder / f"state-{room}"
         self._script = START.format(more=more)
-        self._config = folder / f"{room}.yaml"
-        self._config.write_text(
+        self.config = folder / f"{room}.yaml"
+        self.config.write_text(
             CONFIG.format(room=room, url=url, state=self.state, camera=camera, broker=broker)
         )
         self.log = folder / f"{room}.log"
@@ -113,7 +113,7 @@ class NodeProcess:
     def start(self) -> NodeProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", self._script, "--config", self._config],
+                [sys.executable, "-c", self._script, "--config", self.config],
                 cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
@@ -123,6 +123,11 @@ class NodeProcess:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def end(self) -> None:
+        """Whatever state a test left it in."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
 
     def stop(self) -> int:
         assert self.process is not None

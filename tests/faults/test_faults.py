@@ -55,8 +55,7 @@ def start(tmp_path: Path) -> Iterator[Started]:
 
     yield made
     for node in running:
-        if node.process is not None and node.process.poll() is None:
-            node.kill()
+        node.end()
 
 
 def through(proxy: Proxy) -> str:
@@ -295,8 +294,8 @@ def test_camera_gone_for_good_ends_the_service(
     node = NodeProcess(
         tmp_path, broker.url, camera="test:die", more="edge.faults.BAD_SECONDS = 1000.0"
     )
-    text = node._config.read_text().replace("fps: 10,", "fps: 10, give_up_after: 5,")
-    node._config.write_text(text)
+    text = node.config.read_text().replace("fps: 10,", "fps: 10, give_up_after: 5,")
+    node.config.write_text(text)
     node.start()
     assert node.process is not None
     assert node.process.wait(60) == 1

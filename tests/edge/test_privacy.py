@@ -1,0 +1,107 @@
+"""What a message and a log line may hold: nothing of one person, nothing of a small group."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import CLIP, PICTURES, Done
+
+from edge.aggregate import Window
+from edge.payload import MESSAGES, counts_message, schema_of
+from edge.records import Expression, Frame, Tick
+
+LABELS = ("calm", "glad", "sad")
+PIXELS = np.zeros((2, 2, 3), np.uint8)
+# Every field of every message. Who adds one says here that it tells nothing of one person.
+FIELDS = {
+    "counts": "schema node log seq start end window_seconds time_base clock_synced historical "
+    "min_group min_cell faces counts person_seconds quality mean max seen frames dropped low_confidence "
+    "camera",
+    "status": "schema node session state reason n time clock_synced",
+    "info": "schema node session n time clock_synced versions model detector camera window_seconds "
+    "privacy bundle_sha256 labels backend precision engine fallback min_group min_cell legal_basis",
+    "health": "schema node session n time clock_synced uptime_seconds camera frames_per_second stages "
+    "backend fallback temperature_celsius throttled pace power_mode memory_mib outbox_pending "
+    "outbox_dropped outbox_first outbox_damaged p50_ms p95_ms",
+    "ack": "schema node log seq",
+    "command": "schema node id expires arguments",
+    "result": "schema node session n time clock_synced id name ok text",
+}
+
+
+def fields(schema: Any) -> set[str]:
+    """Names of all properties, also of nested models."""
+    if isinstance(schema, list):
+        return set().union(*map(fields, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = set(schema.get("properties", {}))
+    return own.union(*(fields(part) for part in schema.values()))
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_every_field_of_every_message_was_thought_of(message: type) -> None:
+    assert fields(schema_of(message)) == set(FIELDS[message.__name__.lower()].split())
+
+
+def reading(people: list[list[int | None]], group: int, cell: int) -> dict[str, Any]:
+    """The message of a window of ten seconds, a picture a second with these people."""
+    window = Window(LABELS, 10.0, group, cell, file_start=0.0)
+    for second, labels in enumerate(people):
+        shown = []
+        for number, label in enumerate(labels):
+            p = None if label is None else np.eye(3, dtype=np.float32)[label]
+            shown.append(Expression(number, p))
+        window.add(Frame(PIXELS, float(second), float(second), dropped=len(labels)), shown)
+    (closed,) = window.tick(Tick(10.0, 10.0))
+    return {**counts_message(closed, "a/b/c", group, cell, "file"), "clock_synced": None}
+
+
+label = st.sampled_from([0, 1, 2, None])
+rooms = st.lists(st.lists(label, max_size=9), min_size=10, max_size=10)
+
+
+@given(rooms, rooms, st.integers(2, 7), st.integers(1, 4))
+def test_all_windows_of_a_small_group_are_the_same_message(
+    one: list[list[int | None]], other: list[list[int | None]], group: int, cell: int
+) -> None:
+    """To the byte: whatever differed would tell something of fewer than the group."""
+    cell = min(cell, group)
+    one[3], other[7] = one[3][: group - 1], other[7][: group - 1]
+    message = reading(one, group, cell)
+    assert message == reading(other, group, cell)
+    assert message["faces"] == f"<{group}"
+    assert message["counts"] is message["person_seconds"] is None
+
+
+@given(rooms, st.integers(2, 6), st.integers(2, 4))
+def test_no_cell_of_a_published_window_is_of_one_person(
+    people: list[list[int | None]], group: int, cell: int
+) -> None:
+    cell = min(cell, group)
+    message = reading([(row + [0] * group)[: max(len(row), group)] for row in people], group, cell)
+    assert set(message["counts"]) == {*LABELS, "unclassified", "other"}
+    assert not [n for n in message["counts"].values() if 0 < n < cell]
+    assert sum(message["counts"].values()) == int(message["faces"]["mean"] + 0.5 + 1e-9)
+    hidden = [name for name in LABELS if not message["counts"][name]]
+    assert all(message["person_seconds"][name] == 0 for name in hidden)
+
+
+def test_the_log_is_the_same_for_one_person_and_for_nine(
+    command: Callable[..., Done], tmp_path: Path
+) -> None:
+    shutil.copy(PICTURES / "astronaut.png", tmp_path / "one.png")
+    logs = []
+    for source in (tmp_path, CLIP):
+        done = command("edge.run", "--camera", source, "--broker", "-", "--window", 1)
+        assert done.code == 0
+        logs.append([re.sub(r"\d+", "N", line) for line in done.err.splitlines()])
+    assert logs[0] == logs[1]

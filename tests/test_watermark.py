@@ -1,0 +1,168 @@
+"""No pixel leaves the node: a run on watermarked pictures, traced at the system calls.
+
+Every picture is noise of its own, which no encoding makes small: what leaves the process is searched
+for the watermark as it is and as text, and is too little to hold even one picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from support import ROOT, Mosquitto
+
+STRACE = shutil.which("strace")
+pytestmark = pytest.mark.skipif(
+    STRACE is None, reason="needs strace (Debian: apt-get install strace)"
+)
+# All that moves bytes out of a process, or makes a file that could be written without a call.
+CALLS = (
+    "write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg,sendmmsg,sendfile,splice,vmsplice,"
+    "copy_file_range,mmap,io_uring_setup,process_vm_writev,connect"
+)
+WIDTH, HEIGHT, PICTURES = 640, 480, 20
+PIECE = 16  # bytes of a picture's row that are looked for
+
+# Some libraries keep quiet under CI, and only there.
+HONEST = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
+
+Pictures = list[np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pictures]:
+    """A lossless video: faces are found on it, and every other pixel is random."""
+    path = tmp_path_factory.mktemp("clip") / "watermark.avi"
+    rng = np.random.default_rng(0)
+    face = cv2.resize(cv2.imread(str(ROOT / "edge" / "portrait.jpg")), (96, 120))
+    pictures = []
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), 5, (WIDTH, HEIGHT))
+    for _ in range(PICTURES):
+        picture = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        picture[60:180, 40:136] = face
+        writer.write(picture)
+        pictures.append(picture)
+    writer.release()
+    read = cv2.VideoCapture(str(path)).read()[1]
+    assert (read == pictures[0]).all(), "this build of OpenCV reads FFV1 without loss"
+    return path, pictures
+
+
+def plain(text: str) -> bytes:
+    """strace's \\x41\\x42 as bytes."""
+    return bytes.fromhex(text.replace("\\x", "").replace("...", ""))
+
+
+def traced(command: list[str], folder: Path, **env: str) -> tuple[bytes, str]:
+    """Everything that the command gave to a file or a socket, and the trace's other lines."""
+    trace = folder / "trace"
+    done = subprocess.run(
+        [str(STRACE), "-fyxx", "-s", "100000000", "-e", f"trace={CALLS}", "-o", trace, *command],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**HONEST, "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder), **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    out, rest = [], []
+    for line in trace.read_text().splitlines():
+        out += [plain(text) for text in re.findall(r'"([^"]*)"', line)]
+        address = re.search(r'inet_addr\("(.*?)"', line)
+        said = plain(address[1]).decode() if address else ""
+        rest.append(re.sub(r'"[^"]*"', f'"{said}"', line))
+    return b"".join(out), "\n".join(rest)
+
+
+def found(left: bytes, pictures: Pictures) -> list[str]:
+    """In which form pieces of a picture are in what left. Pieces from every sixteenth row."""
+    seen = set()
+    for picture in pictures:
+        forms = {
+            "bgr": picture,
+            "rgb": picture[..., ::-1],
+            "grey": cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[..., None],
+            "planes": np.moveaxis(picture, 2, 0).reshape(-1, WIDTH, 1),
+        }
+        for name, form in forms.items():
+            for row in form[::16, 200:]:
+                piece = row.tobytes()[: 3 * PIECE]
+                texts = [base64.b64encode(piece[i : i + 3 * PIECE - 3])[:-4] for i in range(3)]
+                for text in (piece[:PIECE], piece[:PIECE].hex().encode(), *texts):
+                    if text in left:
+                        seen.add(name)
+    return sorted(seen)
+
+
+MOVERS = r"\b(sendfile|splice|vmsplice|copy_file_range|io_uring_setup|process_vm_writev)\("
+
+
+def quiet(rest: str) -> list[str]:
+    """Calls that could move pixels past the search: those that name no bytes, and writable mappings
+    that are shared with a file."""
+    mapped = r"PROT_WRITE.*MAP_SHARED, \d"
+    return [line for line in rest.splitlines() if re.search(f"{MOVERS}|{mapped}", line)]
+
+
+def test_no_watermark_in_any_file_or_socket(
+    clip: tuple[Path, Pictures], mosquitto: Mosquitto, tmp_path: Path, detector_file: Path
+) -> None:
+    path, pictures = clip
+    config = tmp_path / "node.yaml"
+    config.write_text("runtime: {health_seconds: 1}\n")
+    left, rest = traced(
+        [sys.executable, "-m", "edge.run", "--config", str(config), "--camera", str(path),
+         "--broker", mosquitto.url, "--window", "1", "--min-group", "1"],
+        tmp_path, XDG_CACHE_HOME=str(detector_file.parents[1]),
+    )  # fmt: skip
+    assert b"edge.counts/1" in left, "the trace saw the messages"
+    assert b'"max":1' in left, "and a face was found in the pictures"
+    assert found(left, pictures) == []
+    assert quiet(rest) == []
+    # Noise stays large even as the poorest JPEG: all that left is less than the pictures would be.
+    poorest = len(cv2.imencode(".jpg", pictures[0], [cv2.IMWRITE_JPEG_QUALITY, 1])[1])
+    assert len(left) < PICTURES * poorest
+    # Nobody beyond this machine is spoken to, no name server either: ONNX Runtime, left alone, reports
+    # to its maker since 1.29. (paho wakes its own thread over loopback.)
+    peers = re.findall(r'connect\(\S+ \{sa_family=(\w+)(?:.*inet_addr\("(.*?)"\))?', rest)
+    assert set(peers) == {("AF_INET", "127.0.0.1")}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} <= {"state"}
+
+
+LEAKS = {
+    "bgr": "open(out, 'wb').write(picture.tobytes())",
+    "grey": "socket.create_connection(address).sendall("
+    "cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).tobytes())",
+    "rgb": "open(out, 'w').write(base64.b64encode(picture[200:, 200:, ::-1].tobytes()).decode())",
+    "planes": "open(out, 'w').write(picture[..., 0].tobytes().hex())",
+}
+
+
+@pytest.mark.parametrize("form", sorted(LEAKS))
+def test_a_leak_would_be_seen(
+    form: str, clip: tuple[Path, Pictures], mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    path, pictures = clip
+    script = (
+        "import base64, cv2, socket\n"
+        f"picture = cv2.VideoCapture({str(path)!r}).read()[1]\n"
+        f"out, address = {str(tmp_path / 'out')!r}, ('127.0.0.1', {mosquitto.port})\n" + LEAKS[form]
+    )
+    left, _ = traced([sys.executable, "-c", script], tmp_path)
+    assert form in found(left, pictures)
+
+
+def test_a_mapped_file_would_be_seen(tmp_path: Path) -> None:
+    script = f"""
+import mmap
+with open({str(tmp_path / "out")!r}, "w+b") as file:
+    file.truncate(4096)
+    mmap.mmap(file.fileno(), 4096)[:5] = b"pixel"
+"""
+    _, rest = traced([sys.executable, "-c", script], tmp_path)
+    assert len(quiet(rest)) == 1
