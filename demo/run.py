@@ -1,13 +1,13 @@
-"""`make demo`: a broker, the node on the demo clip, and what a subscriber receives.
+"""`make demo`: a broker, the node on the demo clip, a recorder, a page, and what a subscriber receives.
 
 BROKER=mqtt://host   use this broker instead of the embedded one
 DEMO_SECONDS=60      end after so long (elsewhere than on a terminal: after the clip)
+DEMO_PAGE=8080       port of the page; default: a free one
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import socket
@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 from edge.errors import BrokerError, EdgeError, UsageError
-from edge.settings import Broker, Settings
-from edge.strict import validate
-from edge.watch.terminal import line, watch
+from edge.payload import Counts, as_dict, dumps
+from edge.watch.lines import line
+from edge.watch.messages import Heard
+from edge.watch.run import Desk, broker_settings, build_parser, watch
 
 CLIP = Path(__file__).with_name("classroom.mp4")
 WINDOW_SECONDS = "5"
@@ -62,84 +63,99 @@ def start_broker(port: int) -> None:
     raise BrokerError("the embedded broker did not start; set BROKER=mqtt://host to use another")
 
 
-def show(topic: str, raw: bytes) -> None:
-    text = line(topic, raw, as_json=False)
-    if text is not None:
-        columns = shutil.get_terminal_size((80, 24)).columns
+class DemoDesk(Desk):
+    """A line a message, cut to the terminal, and the last counts whole."""
+
+    def __init__(self) -> None:
+        super().__init__("text")
+        self.ready = threading.Event()
+        self.counts = ""
+
+    def show(self, topic: str, heard: Heard) -> None:
+        m = heard.message
+        # A small group's message has no counts to show.
+        if isinstance(m, Counts) and (m.counts is not None or not self.counts):
+            self.counts = dumps(as_dict(m))
+        columns, text = shutil.get_terminal_size((80, 24)).columns, line(heard)
         print(text if len(text) <= columns else text[: columns - 3] + "...", flush=True)
 
 
-def keep_counts(topic: str, raw: bytes, kept: list[str]) -> None:
-    """Remember the last message that has counts: one of a small group has none to show."""
-    if topic.endswith("/counts") and (not kept or json.loads(raw)["counts"] is not None):
-        kept[:] = [raw.decode()]
+def seconds_given() -> float:
+    try:
+        return float(os.environ.get("DEMO_SECONDS") or 0)
+    except ValueError:
+        raise UsageError("DEMO_SECONDS must be a number of seconds") from None
+
+
+def play(url: str, state: str, seconds: float) -> None:
+    """The node on the clip, again and again on a terminal. Raises EdgeError where it fails."""
+    stay = sys.stdout.isatty() or seconds > 0
+    deadline = time.monotonic() + seconds if seconds else float("inf")
+    command = [sys.executable, "-m", "edge.run", "--camera", str(CLIP), "--broker", url]
+    command += ["--window", WINDOW_SECONDS]
+    print(f"$ edge-run --camera demo/{CLIP.name} --broker {url} --window {WINDOW_SECONDS}\n")
+    while True:
+        node = subprocess.Popen(command, env={**os.environ, "XDG_STATE_HOME": state})
+        try:
+            code = node.wait(timeout=max(deadline - time.monotonic(), 0.1) if seconds else None)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+            node.terminate()
+            node.wait(timeout=60)
+            if isinstance(reason, KeyboardInterrupt):
+                return
+            code = 0
+        if code:
+            raise EdgeError(f"the node ended with exit code {code}; its last line says why")
+        if not stay or time.monotonic() >= deadline:
+            return
+        print("\nthe clip is over; again in 3 s (Ctrl-C ends)\n", flush=True)
+        try:
+            time.sleep(min(3.0, max(deadline - time.monotonic(), 0)))
+        except KeyboardInterrupt:
+            return
+        if time.monotonic() >= deadline:
+            return
 
 
 def demo() -> None:
     url = os.environ.get("BROKER", "")
+    seconds = seconds_given()
     if not url:
         port = free_port()
         start_broker(port)
         url = f"mqtt://127.0.0.1:{port}"
         print(f"embedded broker at {url}", flush=True)
-    settings: Broker = validate(Settings, {"broker": {"url": url}}, "BROKER").broker
-    stop, ready = threading.Event(), threading.Event()
-    kept: list[str] = []
-
-    def both(topic: str, raw: bytes) -> None:
-        keep_counts(topic, raw, kept)
-        show(topic, raw)
-
-    failed: list[EdgeError] = []
-
-    def subscribe() -> None:
-        try:
-            watch(settings, both, stop, lambda _: ready.set())
-        except EdgeError as error:
-            failed.append(error)
-            ready.set()
-
-    watcher = threading.Thread(target=subscribe, daemon=True)
-    watcher.start()
-    if not ready.wait(START_SECONDS) or failed:
-        raise failed[0] if failed else BrokerError(f"no answer from {url}")
-    try:
-        seconds = float(os.environ.get("DEMO_SECONDS") or 0)
-    except ValueError:
-        raise UsageError("DEMO_SECONDS must be a number of seconds") from None
-    stay = sys.stdout.isatty() or seconds > 0
-    deadline = time.monotonic() + seconds if seconds else float("inf")
+    page = os.environ.get("DEMO_PAGE") or str(free_port())
     with tempfile.TemporaryDirectory(prefix="edge-demo-") as state:
-        command = [sys.executable, "-m", "edge.run", "--camera", str(CLIP), "--broker", url]
-        command += ["--window", WINDOW_SECONDS]
-        print(f"$ edge-run --camera demo/{CLIP.name} --broker {url} --window {WINDOW_SECONDS}\n")
-        while True:
-            node = subprocess.Popen(command, env={**os.environ, "XDG_STATE_HOME": state})
+        record = str(Path(state) / "demo.sqlite")
+        args = build_parser().parse_args(
+            ["--broker", url, "--record", record, "--web", f"127.0.0.1:{page}"]
+        )
+        desk, failed = DemoDesk(), []
+
+        def school() -> None:
             try:
-                code = node.wait(timeout=max(deadline - time.monotonic(), 0.1) if seconds else None)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-                node.terminate()
-                node.wait(timeout=60)
-                if isinstance(reason, KeyboardInterrupt):
-                    break
-                code = 0
-            if code:
-                raise EdgeError(f"the node ended with exit code {code}; its last line says why")
-            if not stay or time.monotonic() >= deadline:
-                break
-            print("\nthe clip is over; again in 3 s (Ctrl-C ends)\n", flush=True)
-            try:
-                time.sleep(min(3.0, max(deadline - time.monotonic(), 0)))
-            except KeyboardInterrupt:
-                break
-            if time.monotonic() >= deadline:
-                break
-        time.sleep(0.5)
-    stop.set()
-    watcher.join(timeout=3)
-    if not kept:
+                watch(args, broker_settings(args), desk, table=False, ready=desk.ready.set)
+            except EdgeError as error:
+                failed.append(error)
+                desk.ready.set()
+
+        server = threading.Thread(target=school)
+        server.start()
+        try:
+            if not desk.ready.wait(START_SECONDS) or failed:
+                raise failed[0] if failed else BrokerError(f"no answer from {url}")
+            play(url, state, seconds)
+            time.sleep(0.5)
+        finally:
+            desk.stop.set()
+            server.join()
+        if failed:
+            raise failed[0]
+        note = desk.note()
+    if not desk.counts:
         raise EdgeError("no counts arrived; run it again, and report it if that repeats")
-    print(f"\na message on .../counts, whole:\n{kept[0]}")
+    print(f"\nrecorder: {note}\na message on .../counts, whole:\n{desk.counts}")
 
 
 if __name__ == "__main__":

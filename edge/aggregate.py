@@ -171,7 +171,8 @@ class Window:
         offset = item.utc - item.time if self.file_start is None else 0.0
         nearest = round((time + offset) / self.seconds) * self.seconds
         slack = min(1.0, self.seconds / 4)
-        if self._open is not None and abs(nearest - (time + offset)) <= slack:
+        same = self._open is not None and self._open.seconds == self.seconds
+        if same and abs(nearest - (time + offset)) <= slack:
             # The clock was nudged: stay without a gap, end on the grid again.
             label, start = nearest, time
         else:

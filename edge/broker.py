@@ -5,8 +5,10 @@ The only file that imports paho-mqtt.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
+import struct
 import time
 import uuid
 from pathlib import Path
@@ -16,6 +18,8 @@ from urllib.parse import urlsplit
 from edge.errors import BackendError, BrokerError, SettingsError
 from edge.replay import IN_FLIGHT
 from edge.settings import Broker, Tls
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 
@@ -30,15 +34,57 @@ class Address:
         self.port = parts.port or (8883 if self.secure else 1883)
 
 
-def new_client(mqtt: Any, settings: Broker, client_id: str, version: Any) -> Any:
-    """A paho client with callbacks of version 2."""
-    clean = {} if version == mqtt.MQTTv5 else {"clean_session": True}
+def new_client(
+    mqtt: Any, settings: Broker, client_id: str, version: Any, keep: bool = False
+) -> Any:
+    """A paho client with callbacks of version 2. keep: for a receiver that acknowledges by itself; see
+    `kept_session`."""
+    clean = {} if version == mqtt.MQTTv5 else {"clean_session": not keep}
     client = mqtt.Client(
-        mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version, **clean
+        mqtt.CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        protocol=version,
+        manual_ack=keep,
+        **clean,
     )
     client.connect_timeout = CONNECT_SECONDS
     client.max_inflight_messages_set(IN_FLIGHT)
     return client
+
+
+def turn(client: Any, seconds: float) -> bool:
+    """One turn of a client's loop; False where the connection is gone, or what came is no MQTT."""
+    from paho.mqtt import MQTTException
+
+    try:
+        return bool(client.loop(seconds) == 0)
+    # paho reads a packet as if it were whole and right; bytes that are neither end in any of these.
+    except (
+        MQTTException,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+        AssertionError,
+    ) as error:
+        log.warning("broker sent what is no MQTT: %s", str(error)[:100] or type(error).__name__)
+        return False
+
+
+def kept_session(mqtt: Any, version: Any, seconds: int, unacknowledged: int) -> dict[str, Any]:
+    """Options of `connect` for a session that the broker keeps while the receiver is away.
+
+    seconds: for so long; unacknowledged: messages it may send before the first is acknowledged. Both
+    are MQTT 5's; a broker of 3.1.1 has rules of its own."""
+    if version != mqtt.MQTTv5:
+        return {}
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    wanted = Properties(PacketTypes.CONNECT)
+    wanted.SessionExpiryInterval = seconds
+    wanted.ReceiveMaximum = unacknowledged
+    return {"clean_start": False, "properties": wanted}
 
 
 def secure(
@@ -128,7 +174,7 @@ def probe(settings: Broker) -> str:
             client.connect(address.host, address.port)
             deadline = time.monotonic() + CONNECT_SECONDS
             while not heard and time.monotonic() < deadline:
-                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS:
+                if not turn(client, 0.1):
                     break
             client.disconnect()
         except (OSError, ssl.SSLError) as error:

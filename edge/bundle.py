@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,9 @@ class BundleFile(_Part):
     """bundle.json."""
 
     schema_: str = Field(alias="schema")
-    labels: list[str] = Field(min_length=2)
+    labels: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        min_length=2, max_length=62
+    )
     input: InputEntry
     crop: CropEntry
     files: dict[str, FileEntry]
@@ -102,14 +105,21 @@ class Bundle:
     def known_inputs(self) -> NDArray[np.uint8]:
         """(N, C, S, S) uint8."""
         path = self.folder / self.description.known_answers.inputs.name
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
+        try:
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise BundleError(
+                f"{path} holds no array ({error}); export the bundle again"
+            ) from error
 
     def answer_error(self, backend: Backend, precision: str = "int8") -> float:
         """Largest difference between the backend's logits and the stored ones; raises BundleError
         where there are not as many logits as labels."""
         roles = TENSORRT_ROLES if backend.name == "tensorrt" else ROLES
         rows = self.description.known_answers.logits.get(roles[precision], [])
-        stored = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+        if len({len(row) for row in rows}) != 1:
+            raise BundleError(f"{self.folder}: known answers of unequal length; export it again")
+        stored = np.asarray(rows, dtype=np.float64)
         logits = backend.run(self.known_inputs().astype(np.float32))["logits"]
         if logits.shape != stored.shape or stored.shape[1] != len(self.labels):
             raise BundleError(

@@ -2,7 +2,7 @@
 
     cmd/pause         {"seconds": 600}    look at nothing; without seconds until `resume`
     cmd/resume        {}
-    cmd/set-window    {"seconds": 30}     2 to 3600; at the next window's start
+    cmd/set-window    {"seconds": 30}     never below what node.yaml says; at the next window's start
     cmd/set-min-group {"people": 8}       never below what node.yaml says
     cmd/report        {}                  status and health, now
     cmd/reload-bundle {}                  read the bundle's folder anew; a bad one changes nothing
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from edge.errors import EdgeError
 from edge.payload import Command
@@ -52,8 +53,9 @@ class Done(_Part):
 
 @dataclass(slots=True)
 class Wishes:
-    """What was asked for and holds. pause: seconds of running time, 0 until resumed, None for not;
-    after a restart they count from its start again, since no clock can be trusted to have gone on."""
+    """What was asked for and holds, beyond node.yaml. pause: seconds of running time, 0 until resumed,
+    None for not; after a restart they count from its start again, since no clock can be trusted to have
+    gone on."""
 
     pause: float | None = None
     window_seconds: float | None = None
@@ -68,22 +70,24 @@ class Commands:
         file: Path,
         node: str,
         least_group: int,
+        least_window: float,
         report: Callable[[], None],
         reload: Callable[[], str],
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """file: where wishes and ids are kept; a damaged one is replaced, and paused is then off, which
-        is said. least_group: node.yaml's. reload: takes the bundle anew and says what became of it, or
-        raises EdgeError and has changed nothing."""
-        self._file, self._node, self._least = file, node, least_group
+        is said. least_group, least_window: node.yaml's. reload: takes the bundle anew and says what
+        became of it, or raises EdgeError and has changed nothing."""
+        self._file, self._node = file, node
+        self._least, self._shortest = least_group, max(2.0, least_window)
         self._report, self._reload, self._utc, self._clock = report, reload, utc, clock
         self._paused_from = clock()
         self.wishes = Wishes()
         self._done: dict[str, Done] = {}
         try:
             stored = json.loads(file.read_bytes())
-            self.wishes = Wishes(**stored["wishes"])
+            self.wishes = TypeAdapter(Wishes).validate_python(stored["wishes"])
             self._done = {d["id"]: Done.model_validate(d) for d in stored["done"]}
         except FileNotFoundError:
             pass
@@ -150,13 +154,18 @@ class Commands:
             return "resumed"
         if name == "set-window":
             seconds = wanted.pop("seconds", 0.0)
-            if wanted or not 2 <= seconds <= 3600:
-                raise ValueError("set-window takes 'seconds', 2 to 3600")
+            if wanted or not self._shortest <= seconds <= 3600:
+                raise ValueError(f"set-window takes 'seconds', {self._shortest:g} to 3600")
             w.window_seconds = seconds
             return f"windows of {seconds:g} s from the next one on"
         if name == "set-min-group":
             people = wanted.pop("people", 0.0)
-            if wanted or people != int(people) or not self._least <= people <= 1000:
+            if (
+                wanted
+                or not math.isfinite(people)
+                or people != int(people)
+                or not self._least <= people <= 1000
+            ):
                 raise ValueError(f"set-min-group takes 'people', {self._least} to 1000")
             w.min_group = int(people)
             return f"groups of {int(people)} at least from the next window on"

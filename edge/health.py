@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import deque
@@ -54,7 +55,7 @@ def temperature_celsius(zones: Path = Path("/sys/class/thermal")) -> float | Non
 def memory_mib(statm: Path = Path("/proc/self/statm")) -> int | None:
     """Resident memory of this process."""
     try:
-        return int(statm.read_text().split()[1]) * 4096 // 2**20
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
     except (OSError, ValueError, IndexError):
         return None
 

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 30.0
+MOST_LEFT_BEHIND = 100
 # Every eighth pixel of a picture tells it from the next: a sensor's noise alone changes them.
 FINGERPRINT_STEP = 8
 
@@ -118,7 +119,7 @@ class _Reader:
             if self._capture is None:
                 self._capture = self._opener()
             ok, picture = self._capture.read()
-        except (SourceError, cv2.error):
+        except (SourceError, OSError, cv2.error):
             ok, picture = False, None
         self.called = 0.0
         pixels = as_bgr(picture) if ok else None
@@ -230,13 +231,14 @@ class Live:
         the device back if the driver ever answers, and another one tries."""
         self._left_behind += reader.failures + 1
         reader.stop.set()
-        pause = min(FIRST_RETRY_SECONDS * 2**self._left_behind, LAST_RETRY_SECONDS)
+        pause = min(FIRST_RETRY_SECONDS * 2 ** min(self._left_behind, 10), LAST_RETRY_SECONDS)
         self._reader = _Reader(self._opener, None, self._limits, pause * random.uniform(0.5, 1.0))
         log.warning("camera left behind in its driver source=%s", self.kind)
         return self._reader
 
     def _judge(self, failures: int, seconds: float, state: str) -> None:
-        if 0 < self._limits.give_up <= failures:
+        # Each one left behind is a thread and its stack: not without end, whatever was asked for.
+        if 0 < self._limits.give_up <= failures or self._left_behind >= MOST_LEFT_BEHIND:
             raise SourceError(
                 f"the camera is {state}: no picture in {seconds:.0f} s and {failures} attempts; "
                 f"check its cable and power (a service starts again by itself)"

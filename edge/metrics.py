@@ -39,7 +39,7 @@ class Metrics:
                 "extra or take the setting out"
             ) from error
         self._health: dict[str, Any] = {}
-        self._state = "starting"
+        self._state, self._connected = "starting", False
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         try:
@@ -49,9 +49,16 @@ class Metrics:
                 f"runtime.prometheus_port {port} cannot be served ({error.strerror}); give another"
             ) from error
 
-    def tell(self, state: str | None = None, health: dict[str, Any] | None = None) -> None:
-        """state: of the last `status`; health: content of the last `health` message."""
+    def tell(
+        self,
+        state: str | None = None,
+        health: dict[str, Any] | None = None,
+        connected: bool | None = None,
+    ) -> None:
+        """state: of the last `status`; health: content of the last `health` message; connected: to the
+        broker."""
         self._state = state or self._state
+        self._connected = self._connected if connected is None else connected
         self._health = health or self._health
 
     def collect(self) -> Iterator[Any]:
@@ -61,6 +68,9 @@ class Metrics:
         health = self._health
         yield GaugeMetricFamily(
             "edge_online", "1 while status is online", value=float(self._state == "online")
+        )
+        yield GaugeMetricFamily(
+            "edge_broker_connected", "1 while it is", value=float(self._connected)
         )
         for name, text in GAUGES.items():
             if health.get(name) is not None:

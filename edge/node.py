@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -113,7 +114,12 @@ class Node:
         if self.source.live:
             file = settings.state_folder / "commands.json"
             self.commands = Commands(
-                file, self.path, settings.privacy.min_group, self._say_all, self._reload
+                file,
+                self.path,
+                settings.privacy.min_group,
+                settings.window.seconds,
+                self._say_all,
+                self._reload,
             )
             self._obey(self.commands)
         self.systemd = Systemd()
@@ -121,6 +127,8 @@ class Node:
         any_size = detector.backend.name == "onnxruntime"
         self.pace = Pace(HALVED if any_size else HALVED - 1)
         self._state = ("", "")
+        self._heard = ""  # by systemd
+        self._skipped = 0  # pictures not worked on since the last that was
         self._frames = self._unwritten = 0
         self._disk_full = False
         self._camera = "live" if self.source.live else "file"
@@ -132,9 +140,18 @@ class Node:
         if (state, reason) != self._state:
             self._state = (state, reason)
             self.publisher.send(self.reports.status(state, reason or None))
-            self.systemd.status(f"{state} {reason}")
             if self._metrics:
                 self._metrics.tell(state=state)
+        # What the broker cannot be told, the machine can.
+        connected = self.publisher.state.startswith("connected")
+        heard = (
+            f"{state} {reason}" if connected else f"{state} {reason}; broker {self.publisher.state}"
+        )
+        if heard != self._heard:
+            self._heard = heard
+            self.systemd.status(heard)
+        if self._metrics:
+            self._metrics.tell(connected=connected)
 
     def run(self) -> None:
         """Until the source ends or `stop` is set; then everything counted is delivered or named.
@@ -145,17 +162,23 @@ class Node:
         self.publisher.start()
         self._tell("starting")
         self._introduce()
+        reason = None
         try:
             for item in self.source:
                 self._step(item)
                 if self.stop.is_set():
                     break
+        except EdgeError as error:
+            reason = str(error)
+            raise
         finally:
             self.source.close()
-            self._finish()
+            self._finish(reason)
 
     def _introduce(self) -> None:
-        info = self.reports.info(self.pipeline.detector, self._detector, self.source.kind)
+        """Say what this node is and how it counts, anew where that changed."""
+        p = self.pipeline
+        info = self.reports.info(p.detector, self._detector, self.source.kind, p.window)
         self.publisher.send(info)
 
     def _step(self, item: Frame | Tick) -> None:
@@ -163,11 +186,18 @@ class Node:
             self._listen(self.commands)
         if self.source.live and self._hours:
             self._keep_hours()
+        if isinstance(item, Frame):
+            self._frames += 1 + item.dropped
+            self._camera = "live" if self.source.live else "file"
+        elif self.source.live:
+            self._camera = item.camera
+        if self.source.live:
+            self._heed(item.time)
         if self._paused or self._closed:
             why = "paused" if self._paused else "closed"
             item = Tick(time=item.time, utc=item.utc, camera=why)
-        elif isinstance(item, Frame) and self.source.live and not self._takes(item):
-            item = Tick(time=item.time, utc=item.utc, camera="live")
+        elif isinstance(item, Frame) and self.source.live:
+            item = self._taken(item)
         base: Literal["utc", "file"] = "utc" if self.source.live else "file"
         window = self.pipeline.window
         for reading in self.pipeline.step(item):
@@ -181,32 +211,33 @@ class Node:
                 continue
             self._disk_full = False
             self.publisher.readings()
-        if isinstance(item, Frame):
-            self._frames += 1 + item.dropped
-            self._camera = "live" if self.source.live else "file"
-        elif self.source.live:
-            self._camera = item.camera
         self._report(item.time)
         self.systemd.progress()
 
     def _listen(self, commands: Commands) -> None:
-        """Do what was asked for since the last picture, and what that changes."""
-        while self.publisher.commands:
+        """Do one of the things that were asked for, and what it changes; a flood of them is done a
+        picture at a time."""
+        if self.publisher.commands:
             name, content = self.publisher.commands.popleft()
             if done := commands.take(name, content):
                 self.publisher.send(self.reports.result(done))
-        self._obey(commands)
+        if self._obey(commands):
+            self._introduce()
 
-    def _obey(self, commands: Commands) -> None:
+    def _obey(self, commands: Commands) -> bool:
+        """Count as the commands want it; whether that changed what `info` says."""
         paused, window, wishes = commands.paused(), self.pipeline.window, commands.wishes
         if paused != self._paused:
             self._paused = paused
             window.void()
-        window.seconds = wishes.window_seconds or self.settings.window.seconds
+        seconds = max(wishes.window_seconds or 0.0, self.settings.window.seconds)
         group = max(wishes.min_group or 0, self.settings.privacy.min_group)
+        changed = (seconds, group) != (window.seconds, window.min_group)
+        window.seconds = seconds
         if group != window.min_group:
             window.min_group = group
             window.void()
+        return changed
 
     def _keep_hours(self) -> None:
         closed = not hours.open_now(self._hours, time.time())
@@ -236,19 +267,24 @@ class Node:
         self._introduce()
         return f"bundle {bundle.sha256[:12]} serves, on {student.backend.name} {student.precision}"
 
-    def _takes(self, frame: Frame) -> bool:
-        """Whether this picture is worked on, at the pace that the board's heat allows."""
+    def _taken(self, frame: Frame) -> Frame | Tick:
+        """The picture, with those that were skipped before it; a Tick where the pace skips it too."""
+        if not self.pace.look():
+            self._skipped += 1 + frame.dropped
+            return Tick(time=frame.time, utc=frame.utc, camera="live")
+        dropped, self._skipped = frame.dropped + self._skipped, 0
+        return dataclasses.replace(frame, dropped=dropped)
+
+    def _heed(self, now: float) -> None:
+        """Take on as much work as the board's heat allows."""
         detector, level = self.pipeline.detector, self.pace.level
-        wanted = self.pace.look(frame.time)
+        self.pace.heed(now)
         if self.pace.level != level:
             d, part = self.settings.detector, 2 if self.pace.level == HALVED else 1
             detector.width, detector.height = (
                 max(32, side // part // 32 * 32) for side in (d.width, d.height)
             )
             log.warning("pace %d of %d: throttled=%s", self.pace.level, HALVED, self.pace.throttled)
-        if not wanted:
-            self._frames += 1 + frame.dropped
-        return wanted
 
     def _report(self, now: float) -> None:
         """Status when it changed, health when it is due (in source time, so that a file repeats)."""
@@ -256,12 +292,12 @@ class Node:
             raise BrokerError("the publisher stopped; its error stands above")
         if self._disk_full:
             self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
+        elif self._camera not in ("live", "file"):
+            self._tell("degraded", f"camera: {self._camera}")
         elif self._paused:
             self._tell("degraded", "paused by command")
         elif self._closed:
             self._tell("online", "closed: outside of privacy.hours")
-        elif self._camera not in ("live", "file"):
-            self._tell("degraded", f"camera: {self._camera}")
         elif self.publisher.state.startswith("refused: "):
             self._tell("degraded", self.publisher.state)
         elif self._frames:
@@ -294,7 +330,8 @@ class Node:
         else:
             self.outbox.close()
 
-    def _finish(self) -> None:
+    def _finish(self, reason: str | None) -> None:
+        """reason: why this is no end that was asked for."""
         self.systemd.stopping()
         live = self.source.live
         wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
@@ -302,7 +339,7 @@ class Node:
         if not self.publisher.state.startswith("connected") and self.outbox.depth():
             log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)
         try:
-            left = self.publisher.finish(self.reports.status("stopped"), wait, self.hurry)
+            left = self.publisher.finish(self.reports.status("stopped", reason), wait, self.hurry)
         finally:
             self._student.backend.close()
             self.pipeline.detector.backend.close()

@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ class Outbox:
         self._db = sqlite3.connect(
             self.path, timeout=0.5, isolation_level=None, check_same_thread=False
         )
+        self._db.text_factory = lambda raw: raw.decode("utf-8", "replace")
         # EXCLUSIVE: two nodes on one outbox would send each other's readings.
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -103,6 +105,8 @@ class Outbox:
             for column in ("running REAL NOT NULL DEFAULT 1", "dropped INTEGER NOT NULL DEFAULT 0"):
                 self._db.execute(f"ALTER TABLE meta ADD COLUMN {column}")
             self._db.execute("ALTER TABLE meta ADD COLUMN stored INTEGER")
+        if columns and "crc" not in columns:
+            self._db.execute("ALTER TABLE readings ADD COLUMN crc INTEGER")
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS meta (log TEXT NOT NULL, running REAL NOT NULL DEFAULT 1, "
             "dropped INTEGER NOT NULL DEFAULT 0, stored INTEGER)"
@@ -111,10 +115,17 @@ class Outbox:
         self._db.execute(
             "CREATE TABLE IF NOT EXISTS readings (seq INTEGER PRIMARY KEY AUTOINCREMENT, "
             "payload TEXT NOT NULL, acknowledged REAL NOT NULL DEFAULT 0, "
-            "born REAL NOT NULL DEFAULT 0)"
+            "born REAL NOT NULL DEFAULT 0, crc INTEGER)"
         )
         self._db.execute(
             "CREATE INDEX IF NOT EXISTS waiting ON readings (seq) WHERE acknowledged = 0"
+        )
+        # What is too old is asked for with every reading, of ninety thousand that are kept.
+        self._db.execute(
+            "CREATE INDEX IF NOT EXISTS kept ON readings (acknowledged) WHERE acknowledged > 0"
+        )
+        self._db.execute(
+            "CREATE INDEX IF NOT EXISTS aged ON readings (born) WHERE acknowledged = 0"
         )
         if self._db.execute("SELECT COUNT(*) FROM meta").fetchone()[0] == 0:
             self._db.execute("INSERT INTO meta (log) VALUES (?)", (str(uuid.uuid4()),))
@@ -160,7 +171,8 @@ class Outbox:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 cursor = self._db.execute(
-                    "INSERT INTO readings (payload, born) VALUES (?, ?)", (text, now)
+                    "INSERT INTO readings (payload, born, crc) VALUES (?, ?, ?)",
+                    (text, now, _crc(text)),
                 )
                 freed, dropped = self._trim(now, self._bytes + len(text))
                 self._db.execute(
@@ -215,13 +227,25 @@ class Outbox:
 
         def work() -> list[tuple[int, dict[str, Any]]]:
             rows = self._db.execute(
-                "SELECT seq, payload FROM readings WHERE acknowledged = 0 AND seq > ? AND seq <= ? "
-                "ORDER BY seq LIMIT ?",
+                "SELECT seq, payload, crc FROM readings "
+                "WHERE acknowledged = 0 AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
                 (above, up_to, limit),
             ).fetchall()
-            return [(seq, {**json.loads(text), "log": self.log, "seq": seq}) for seq, text in rows]
+            found = [(seq, self._read(seq, text, crc)) for seq, text, crc in rows]
+            return [(seq, payload) for seq, payload in found if payload is not None]
 
         return self._do("gives no readings", work)
+
+    def _read(self, seq: int, text: str, crc: int | None) -> dict[str, Any] | None:
+        """The payload; a row that is not what was written any more is dropped, and counted."""
+        if crc in (None, _crc(text)):
+            return {**json.loads(text), "log": self.log, "seq": seq}
+        log.error("outbox %s: reading %d is damaged and was dropped", self.path, seq)
+        self._db.execute("DELETE FROM readings WHERE seq = ?", (seq,))
+        self._db.execute("UPDATE meta SET dropped = dropped + 1")
+        self._bytes -= len(text)
+        self.dropped += 1
+        return None
 
     def acknowledge(self, seq: int, log_id: str | None = None) -> None:
         """The broker has it. log_id: of the file that it came from, where that may have been set
@@ -291,6 +315,11 @@ class Outbox:
         self.close()
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+def _crc(text: str) -> int:
+    """Of a reading: SQLite notices what is wrong with its pages, not with what they hold."""
+    return zlib.crc32(text.encode("utf-8", "replace"))
 
 
 def _damage(error: sqlite3.DatabaseError) -> bool:

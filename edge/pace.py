@@ -7,6 +7,7 @@ One level up after HOT_SECONDS of throttling, one down after COOL_SECONDS withou
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 HOT_SECONDS, COOL_SECONDS = 10.0, 60.0
@@ -15,8 +16,13 @@ STRIDES = (1, 2, 3, 3)
 HALVED = 3
 
 
+# Cooling devices that take work away: a Jetson's clocks and alerts, a PC's processor states. Others, a
+# fan or a dimmed display, say nothing of heat.
+SLOWING = re.compile(r"cpufreq|devfreq|gpu|throttle-alert|^processor$")
+
+
 def throttled(devices: Path = Path("/sys/class/thermal")) -> bool:
-    """Whether the kernel slows something down for heat or power: any cooling device but a fan is in
+    """Whether the kernel slows something down for heat or power: a cooling device of that kind is in
     use. Read from sysfs, which every release has."""
     for device in devices.glob("cooling_device*"):
         try:
@@ -24,13 +30,13 @@ def throttled(devices: Path = Path("/sys/class/thermal")) -> bool:
             state = int((device / "cur_state").read_text())
         except (OSError, ValueError):
             continue
-        if state > 0 and "fan" not in kind:
+        if state > 0 and SLOWING.search(kind):
             return True
     return False
 
 
 class Pace:
-    """Fed with the time of every picture; `level` is what it decided."""
+    """`level` is what it decided, by the time of every Frame or Tick."""
 
     def __init__(self, highest: int = HALVED, devices: Path = Path("/sys/class/thermal")) -> None:
         """highest: level that is never passed."""
@@ -39,11 +45,14 @@ class Pace:
         self._read_at = self._since = float("-inf")
         self._count = 0
 
-    def look(self, now: float) -> bool:
-        """Whether this picture is worked on; the others only count."""
+    def heed(self, now: float) -> None:
+        """A Frame or a Tick came."""
         if now - self._read_at >= READ_SECONDS:
             self._read_at = now
             self._decide(now, throttled(self._devices))
+
+    def look(self) -> bool:
+        """Whether this picture is worked on; the others only count."""
         self._count += 1
         return self._count % STRIDES[self.level] == 0
 

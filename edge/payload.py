@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,25 +23,30 @@ TIME_PATTERN = r"^\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
+# Whole numbers that every JSON reader keeps exactly (RFC 8259, section 6).
+Number = Annotated[int, Field(ge=0, le=2**53 - 1)]
+Cells = Annotated[dict[Annotated[str, Field(max_length=64)], Number], Field(max_length=64)]
+
+
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class Faces(_Message):
     """People in view at once."""
 
     mean: float = Field(ge=0, description="average over the seen part of the window")
-    max: int = Field(ge=0)
+    max: Number
 
 
 class Quality(_Message):
     """How much of the window the counts rest on."""
 
     seen: float = Field(ge=0, le=1, description="share of the window covered by pictures")
-    frames: int | None = Field(ge=0, description="null when suppressed")
-    dropped: int | None = Field(
-        ge=0, description="pictures skipped to keep up; null when suppressed"
-    )
+    frames: Number | None = Field(description="null when suppressed")
+    dropped: Number | None = Field(description="pictures skipped to keep up; null when suppressed")
     low_confidence: float | None = Field(description="share of person-time; null when suppressed")
     camera: str
 
@@ -50,9 +55,9 @@ class Counts(_Message):
     """One window of one room. Receivers deduplicate on (node, log, seq)."""
 
     schema_: Literal["edge.counts/1"] = Field(default="edge.counts/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
-    log: str = Field(description="UUID of the node's outbox")
-    seq: int = Field(ge=1, description="counts up by one within a log")
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
+    log: str = Field(max_length=64, description="UUID of the node's outbox")
+    seq: Number = Field(ge=1, description="counts up by one within a log")
     start: str = Field(pattern=TIME_PATTERN)
     end: str = Field(pattern=TIME_PATTERN)
     window_seconds: float = Field(gt=0)
@@ -66,8 +71,8 @@ class Counts(_Message):
     faces: Union[Faces, str, None] = Field(
         description='"<K" when fewer than min_group were in view at some moment; null when not seen'
     )
-    counts: dict[str, int] | None = Field(description="people by label; null when suppressed")
-    person_seconds: dict[str, int] | None
+    counts: Cells | None = Field(description="people by label; null when suppressed")
+    person_seconds: Cells | None
     quality: Quality
 
 
@@ -75,11 +80,11 @@ class Status(_Message):
     """Retained. The broker itself publishes `lost`, which has neither n nor time."""
 
     schema_: Literal["edge.status/1"] = Field(default="edge.status/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
-    session: str = Field(description="UUID of this start")
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
+    session: str = Field(max_length=64, description="UUID of this start")
     state: Literal["starting", "online", "degraded", "stopped", "lost"]
     reason: str | None = None
-    n: int | None = None
+    n: Number | None = None
     time: str | None = Field(default=None, pattern=TIME_PATTERN)
     clock_synced: bool | None = None
 
@@ -107,9 +112,9 @@ class Info(_Message):
     """Retained: what this node is and how it is set."""
 
     schema_: Literal["edge.info/1"] = Field(default="edge.info/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
-    session: str
-    n: int
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
+    session: str = Field(max_length=64)
+    n: Number
     time: str = Field(pattern=TIME_PATTERN)
     clock_synced: bool | None
     versions: dict[str, str]
@@ -130,9 +135,9 @@ class Health(_Message):
     the number of faces are left out, and so are the pictures skipped; frames/s are the camera's."""
 
     schema_: Literal["edge.health/1"] = Field(default="edge.health/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
-    session: str
-    n: int
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
+    session: str = Field(max_length=64)
+    n: Number
     time: str = Field(pattern=TIME_PATTERN)
     clock_synced: bool | None
     uptime_seconds: int
@@ -148,9 +153,10 @@ class Health(_Message):
     pace: int = Field(description="work taken on: 0 every picture ... 3 every third, at half size")
     power_mode: str | None = Field(description="of a Jetson, as nvpmodel names it")
     memory_mib: int | None
-    outbox_pending: int
-    outbox_dropped: int = Field(description="readings lost: too old, too many, or not written")
-    outbox_first: int = Field(description="seq below which nothing will come any more")
+    outbox_pending: Number
+    outbox_dropped: Number = Field(description="readings lost: too old, too many, or not written")
+    log: str = Field(max_length=64, description="UUID of the node's outbox, as in counts")
+    outbox_first: Number = Field(description="seq of that log below which nothing will come")
     outbox_damaged: int = Field(description="1 when a damaged file was set aside since the start")
 
 
@@ -158,16 +164,16 @@ class Ack(_Message):
     """Retained, written by a recorder: everything up to seq of this log is stored, without a gap."""
 
     schema_: Literal["edge.ack/1"] = Field(default="edge.ack/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
-    log: str = Field(description="UUID of the node's outbox")
-    seq: int = Field(ge=0)
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
+    log: str = Field(max_length=64, description="UUID of the node's outbox")
+    seq: Number
 
 
 class Command(_Message):
     """Written by the school to `cmd/{name}`; see `commands.py` for the names. Done once an id."""
 
     schema_: Literal["edge.cmd/1"] = Field(default="edge.cmd/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
     expires: str = Field(pattern=TIME_PATTERN, description="after that it is not done any more")
     arguments: dict[str, float] = {}
@@ -177,9 +183,9 @@ class Result(_Message):
     """On `cmd/{name}/result`: what became of a command."""
 
     schema_: Literal["edge.cmd-result/1"] = Field(default="edge.cmd-result/1", alias="schema")
-    node: str = Field(pattern=NODE_PATTERN)
-    session: str
-    n: int
+    node: str = Field(pattern=NODE_PATTERN, max_length=200)
+    session: str = Field(max_length=64)
+    n: Number
     time: str = Field(pattern=TIME_PATTERN)
     clock_synced: bool | None
     id: str
@@ -258,6 +264,15 @@ class Outgoing:
     def topic(self) -> str:
         """Every message lies under the node that it names."""
         return f"{PREFIX}/{self.payload['node']}/{self.kind}"
+
+
+def as_sent(payload: dict[str, Any]) -> Outgoing:
+    """A reading from the outbox as it goes out now: under the name of the node that counted it,
+    `historical` when it is more than a window late."""
+    end = datetime.strptime(payload["end"], "%Y-%m-%dT%H:%M:%S.%f%z")
+    age = (datetime.now(timezone.utc) - end).total_seconds()
+    late = age > payload["window_seconds"]
+    return Outgoing("counts", {**payload, "historical": late}, retain=False)
 
 
 def schema_of(message: type[_Message]) -> dict[str, Any]:

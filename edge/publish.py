@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import ssl
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any, Protocol, TextIO
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -28,14 +28,16 @@ from edge.broker import (
     read_password,
     secure,
     tls_context,
+    turn,
     why_not,
 )
 from edge.clock import plausible
 from edge.errors import OutboxError
 from edge.outbox import Outbox
-from edge.payload import PREFIX, Ack, Outgoing, dumps
+from edge.payload import PREFIX, Ack, Outgoing, as_sent, dumps
 from edge.replay import Replay
 from edge.settings import Broker
+from edge.stdout import Lines
 
 log = logging.getLogger(__name__)
 
@@ -76,54 +78,14 @@ class Publisher(Protocol):
         how many readings were not acknowledged."""
 
 
-def as_sent(payload: dict[str, Any]) -> Outgoing:
-    """A reading from the outbox as it goes out now: under the name of the node that counted it,
-    `historical` when it is more than a window late."""
-    end = datetime.strptime(payload["end"], "%Y-%m-%dT%H:%M:%S.%f%z")
-    age = (datetime.now(timezone.utc) - end).total_seconds()
-    late = age > payload["window_seconds"]
-    return Outgoing("counts", {**payload, "historical": late}, retain=False)
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message on its way. seq, log: of a reading, else 0 and ""; time: monotonic."""
 
-
-@dataclass(slots=True)
-class Lines:
-    """One JSON object a line: topic, qos, retain, payload."""
-
-    outbox: Outbox
-    out: TextIO
-    state: str = "connected: stdout"
-    commands: deque[tuple[str, bytes]] = field(default_factory=deque)
-
-    def alive(self) -> bool:
-        return True
-
-    def start(self) -> None:
-        pass
-
-    def _write(self, message: Outgoing) -> None:
-        line = dumps(
-            {
-                "topic": message.topic,
-                "qos": 1,
-                "retain": message.retain,
-                "payload": message.payload,
-            }
-        )
-        self.out.write(line + "\n")
-        self.out.flush()
-
-    def send(self, message: Outgoing) -> None:
-        self._write(message)
-
-    def readings(self) -> None:
-        for seq, payload in self.outbox.pending(limit=1000):
-            self._write(as_sent(payload))
-            self.outbox.acknowledge(seq)
-
-    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
-        self.readings()
-        self._write(last)
-        return self.outbox.depth()
+    kind: str
+    seq: int
+    log: str
+    time: float
 
 
 class Mqtt:
@@ -154,7 +116,7 @@ class Mqtt:
         self._last: Outgoing | None = None
         self._deadline = 0.0
         self.state = "connecting"
-        self._sent: dict[int, tuple[str, int, str]] = {}  # message id > kind; a reading's seq, log
+        self._sent: dict[int, _Sent] = {}  # by message id, oldest first
         self._replay = Replay(outbox)
         self.commands: deque[tuple[str, bytes]] = deque(maxlen=COMMANDS)
         self._strange_acks = 0
@@ -222,6 +184,7 @@ class Mqtt:
         client.will_set(self._will.topic, dumps(self._will.payload), qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         return client
 
@@ -233,7 +196,8 @@ class Mqtt:
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any
     ) -> None:
-        kind, seq, log_id = self._sent.pop(mid, ("", 0, ""))
+        sent = self._sent.pop(mid, _Sent("", 0, "", 0.0))
+        kind, seq, log_id = sent.kind, sent.seq, sent.log
         if reason.is_failure:
             # The broker took the connection but not the topic: stay, say so, offer again later.
             self._refusals[kind] = str(reason)
@@ -247,11 +211,22 @@ class Mqtt:
             self._last, self._last_mid = None, None
         self._change(self._standing())
 
+    def _on_subscribe(
+        self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any
+    ) -> None:
+        for topic, reason in zip(("ack", "cmd"), reasons, strict=False):
+            if reason.is_failure:
+                self._refusals[topic] = str(reason)
+        self._change(self._standing())
+
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         """A command, for the node's loop; or a recorder's ack."""
         kind = message.topic.removeprefix(f"{PREFIX}/{self._will.payload['node']}/")
         if kind.startswith("cmd/"):
-            self.commands.append((kind.removeprefix("cmd/"), bytes(message.payload)))
+            name = kind.removeprefix("cmd/")
+            # Its answer's topic holds the name, and so does the file of what was done.
+            if re.fullmatch(r"[a-z-]{1,32}", name):
+                self.commands.append((name, bytes(message.payload)))
             return
         try:
             ack = Ack.model_validate_json(message.payload)
@@ -307,14 +282,13 @@ class Mqtt:
             raise
         client.loop_write()
         client.disconnect()
-        client.loop(0.05)
+        turn(client, 0.05)
         return result
 
     def _converse(self, client: Any) -> bool | None:
         began = time.monotonic()
         while self._connack is None:
-            code = client.loop(0.1)
-            if code != self._mqtt.MQTT_ERR_SUCCESS and self._connack is None:
+            if not turn(client, 0.1) and self._connack is None:
                 self._other_version()
                 self._change("away: closed the connection without an answer")
                 return False
@@ -344,11 +318,22 @@ class Mqtt:
         self._change(self._standing())
         while True:
             self._offer(client)
-            if client.loop(0.05) != self._mqtt.MQTT_ERR_SUCCESS:
+            if not turn(client, 0.05):
                 self._change("away: the connection was lost")
+                return True
+            if self._unanswered():
+                # An acknowledgement that got lost on a link that stands never comes, and some such
+                # would fill every place in flight.
+                self._change("away: it acknowledges nothing any more")
                 return True
             if self._stop.is_set() and self._end(client):
                 return None
+
+    def _unanswered(self) -> bool:
+        """Whether the oldest message on its way has waited for longer than a dead link is believed."""
+        oldest = next(iter(self._sent.values()), None)
+        patience = 1.5 * self._settings.keepalive_seconds
+        return oldest is not None and time.monotonic() - oldest.time > patience
 
     def _offer(self, client: Any) -> None:
         with self._lock:
@@ -361,7 +346,7 @@ class Mqtt:
 
     def _publish(self, client: Any, message: Outgoing, seq: int = 0, log_id: str = "") -> int:
         info = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
-        self._sent[info.mid] = (message.kind, seq, log_id)
+        self._sent[info.mid] = _Sent(message.kind, seq, log_id, time.monotonic())
         return int(info.mid)
 
     def _end(self, client: Any) -> bool:

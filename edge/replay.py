@@ -6,11 +6,15 @@ was away for a week is not flooded, and one reading that the broker refuses hold
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+from edge.errors import OutboxError
 from edge.outbox import Outbox
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT = 20
 RESERVED = 5  # places in flight that the backlog leaves to new readings
@@ -32,7 +36,8 @@ class Replay:
         self.connected()
 
     def connected(self) -> None:
-        """A new connection: nothing is in flight, all that waits is the backlog."""
+        """A new connection, or a new log: nothing is in flight, all that waits is the backlog."""
+        self._log = self._outbox.log
         self._in_flight.clear()
         self._refused = False
         self._paused_until = 0.0
@@ -46,10 +51,11 @@ class Replay:
     def next(self) -> Waiting:
         """What to send now; each is in flight until `acknowledged` or `refused`."""
         now = self._clock()
+        if self._outbox.log != self._log:
+            self.connected()  # the file was damaged and set aside: seq starts again
         if now >= self._again_at:
             self._again_at = now + RECORDER_SECONDS
-            if self._outbox.offer_again(RECORDER_SECONDS):
-                self._start_over()
+            self._offer_again()
         free = IN_FLIGHT - len(self._in_flight)
         if free <= 0:
             return []
@@ -59,6 +65,13 @@ class Replay:
         found += self._from_backlog(now, free - len(found) - RESERVED)
         self._in_flight |= {(payload["log"], seq) for seq, payload in found}
         return found
+
+    def _offer_again(self) -> None:
+        try:
+            if self._outbox.offer_again(RECORDER_SECONDS):
+                self._start_over()
+        except OutboxError as error:
+            log.error("%s; it will be tried again", error)  # a full disk: the rest goes on
 
     def _from_backlog(self, now: float, room: int) -> Waiting:
         self._credit = min(
@@ -80,9 +93,14 @@ class Replay:
         return rows
 
     def acknowledged(self, seq: int, log: str) -> None:
-        """By the broker. Raises OutboxError where the disk does not take the mark."""
+        """By the broker. Raises OutboxError where the disk does not take the mark; then it is sent once
+        more, later."""
+        try:
+            self._outbox.acknowledge(seq, log)
+        except OutboxError:
+            self.refused(seq, log)
+            raise
         self._in_flight.discard((log, seq))
-        self._outbox.acknowledge(seq, log)
 
     def refused(self, seq: int, log: str) -> None:
         """By the broker, on a connection that stands: later again, and the others first."""

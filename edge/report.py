@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 
 import edge
+from edge.aggregate import Window
 from edge.bundle import Bundle
 from edge.clock import clock_synced
 from edge.commands import Done
@@ -96,8 +97,9 @@ class Reports:
         message = Status.model_validate({**self._stamp(), "state": state, "reason": reason})
         return Outgoing("status", as_dict(message), retain=True)
 
-    def info(self, detector: Detector, opened: Opened, camera: str) -> Outgoing:
-        """opened: the detector's runtime; camera: kind of source."""
+    def info(self, detector: Detector, opened: Opened, camera: str, window: Window) -> Outgoing:
+        """opened: the detector's runtime; camera: kind of source; window: how it counts now, which a
+        command may have changed."""
         p = self._settings.privacy
         message = Info(
             **self._stamp(),
@@ -118,9 +120,9 @@ class Reports:
                 "size": f"{detector.width}x{detector.height}",
             },
             camera=camera,
-            window_seconds=self._settings.window.seconds,
+            window_seconds=window.seconds,
             privacy=PrivacyPolicy(
-                min_group=p.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
+                min_group=window.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
             ),
         )
         return Outgoing("info", as_dict(message), retain=True)
@@ -150,6 +152,7 @@ class Reports:
             power_mode=power_mode(),
             memory_mib=memory_mib(),
             outbox_pending=outbox.depth(),
+            log=outbox.log,
             outbox_dropped=outbox.dropped + vitals.unwritten,
             outbox_first=outbox.span()[0],
             outbox_damaged=int(outbox.set_aside is not None),

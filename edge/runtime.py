@@ -96,7 +96,11 @@ def open_student(settings: Settings) -> tuple[Bundle, Opened]:
     backend = open_backend("fake" if choice == "fake" else "ort", bundle.model(), threads)
     if choice == "fake":
         return bundle, Opened(backend, "none")
-    bundle.self_test(backend)
+    try:
+        bundle.self_test(backend)
+    except EdgeError:
+        backend.close()
+        raise
     return bundle, Opened(backend, "int8", fallback=fallback)
 
 

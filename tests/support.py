@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,35 @@ class Mosquitto:
     def stop(self, how: int = signal.SIGTERM) -> None:
         self.process.send_signal(how)
         self.process.wait(timeout=10)
+
+
+def certificates(
+    folder: Path,
+    names: Sequence[str] = ("broker", "node"),
+    days: Mapping[str, str] | None = None,
+    renew: bool = False,
+) -> dict[str, Path]:
+    """A school's authority and a certificate a name (its common name), by openssl. days: of validity,
+    by name, where not 30; renew: keeps the authority. Returns paths by file name; / in a name is -."""
+
+    def openssl(*words: str) -> None:
+        done = subprocess.run(["openssl", *words], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    if not renew:
+        openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=School")
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in names:
+        file = name.replace("/", "-")
+        subject = "/CN=" + name.replace("/", "\\/")
+        openssl("req", *key, "-keyout", f"{file}.key", "-out", f"{file}.csr", "-subj", subject)
+        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san"]
+        valid = ["-days", (days or {}).get(name, "30")]
+        openssl("x509", "-req", "-in", f"{file}.csr", *signing, *valid, "-out", f"{file}.pem")
+    for path in folder.glob("*.key"):
+        path.chmod(0o644)
+    return {path.name: path for path in folder.iterdir()}
 
 
 def original(detector_file: Path) -> bytes:

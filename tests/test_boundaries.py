@@ -49,6 +49,17 @@ def test_each_library_of_the_node_has_its_files() -> None:
     assert users("edge", "tensorrt") == {"edge/backends/trt.py"}
     assert users("edge", "pycuda", "cuda") == {"edge/backends/cuda.py"}
     assert users("edge", "sqlite3") == {"edge/outbox.py"}
+    server = (
+        "sqlalchemy",
+        "alembic",
+        "psycopg",
+        "starlette",
+        "uvicorn",
+        "plotly",
+        "rich",
+        "pyarrow",
+    )
+    assert {path for path in users("edge", *server) if not path.startswith("edge/watch/")} == set()
     assert users("edge", "prometheus_client") == {"edge/metrics.py"}
     assert users("edge", "scipy") == {"edge/track.py"}
     # Pixels are touched where they come in, are looked at, and are cut; nowhere near the publisher.
@@ -119,6 +130,7 @@ def walk(package: str, blocked: tuple[str, ...]) -> str:
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in modules(package)
+        if "migrations" not in path.parts  # which Alembic runs, with a connection
     ]
     script = (
         f"import sys\nfor name in {blocked!r}:\n    sys.modules[name] = None\n"
@@ -150,6 +162,18 @@ def test_nothing_that_edge_run_loads_writes_or_sends_pictures() -> None:
         assert not (called & writers) - allowed, path
     camera = (ROOT / "edge" / "camera.py").read_text()
     assert camera.count("VideoWriter") == camera.count("VideoWriter.fourcc")
+
+
+def test_what_edge_run_imports_is_the_node_alone() -> None:
+    """Neither the laboratory's tool that writes crops, nor the server's side, nor a library that sends
+    pictures or mail."""
+    script = "import sys, edge.run, edge.node, edge.check; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "edge.publish" in loaded
+    unwanted = {"edge.crops", "edge.bench", "edge.watch", "PIL", "imageio", "matplotlib", "requests",
+                "smtplib", "ftplib", "socketserver", "torch", "paho", "onnxruntime"}  # fmt: skip
+    assert loaded & unwanted == set()
 
 
 def test_edge_has_no_label_constant() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -45,7 +46,9 @@ def start(tmp_path: Path, clock: Clock, told: list[str]) -> Callable[[], Command
 
     def made() -> Commands:
         file = tmp_path / "commands.json"
-        return Commands(file, NODE, 5, lambda: told.append("report"), reload, lambda: UTC, clock)
+        return Commands(
+            file, NODE, 5, 2.0, lambda: told.append("report"), reload, lambda: UTC, clock
+        )
 
     return made
 
@@ -110,6 +113,7 @@ def test_an_id_is_done_once_and_answered_every_time(
         ("set-window", {"seconds": 10.0, "now": 1.0}, "2 to 3600"),
         ("set-min-group", {"people": 4.0}, "5 to 1000"),
         ("set-min-group", {"people": 6.5}, "5 to 1000"),
+        ("set-min-group", {"people": 1e300}, "5 to 1000"),
         ("report", {"all": 1.0}, "report takes no 'all'"),
         ("reload-bundle", {"all": 1.0}, "reload-bundle takes no 'all'"),
     ],
@@ -154,13 +158,22 @@ def test_what_is_no_command_gets_no_answer(start: Callable[[], Commands]) -> Non
 def test_no_bytes_do_anything_but_an_answer_or_silence(
     tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
 ) -> None:
-    commands = Commands(tmp_path_factory.mktemp("c") / "c.json", NODE, 5, lambda: None, str)
+    commands = Commands(tmp_path_factory.mktemp("c") / "c.json", NODE, 5, 2.0, lambda: None, str)
     done = commands.take(name, content)
     assert done is None or not done.ok or name in NAMES
     assert not commands.paused()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"wishes": {"camera": 1}, "done": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"wishes": {"camera": 1}, "done": []}',
+        b'{"wishes": {"pause": "x"}, "done": []}',
+    ],
+)
 def test_a_damaged_file_is_replaced(
     start: Callable[[], Commands], tmp_path: Path, content: bytes
 ) -> None:
@@ -229,24 +242,32 @@ def test_no_pause_carves_a_moment_out_of_a_window(people: list[int], cut: int, b
             assert reading.counts is not None
 
 
-def test_a_window_keeps_its_length_when_the_next_ones_change() -> None:
-    window = Window(["a", "b"], 10.0, 1, 1)
+@settings(deadline=None)
+@given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 30))
+def test_windows_keep_their_length_and_never_overlap_when_it_changes(
+    before: int, after: int, moment: int
+) -> None:
+    window = Window(["a", "b"], float(before), 1, 1)
     readings = []
-    for second in range(0, 41):
-        if second == 4:
-            window.seconds = 20.0
+    for second in range(0, 121):
+        if second == moment:
+            window.seconds = float(after)
         readings += window.add(frame(second), happy(3))
-    assert [(r.start, r.end) for r in readings] == [
-        (1000.0, 1010.0),
-        (1020.0, 1040.0),
-    ], "the grid of the new length starts at its own next multiple"
+    assert {r.end - r.start for r in readings} <= {before, after}
+    assert readings[-1].end - readings[-1].start == after
+    for one, next_one in itertools.pairwise(readings):
+        assert one.end <= next_one.start
+    for r in readings:
+        assert r.start % (r.end - r.start) == 0, "on the grid of its own length"
+        assert r.person_seconds is not None
+        assert sum(r.person_seconds.values()) == 3 * (r.end - r.start)
 
 
 def test_a_bundle_that_is_not_fit_to_serve_is_refused_with_the_reason(tmp_path: Path) -> None:
     def reload() -> str:
         raise BundleError("no bundle")
 
-    commands = Commands(tmp_path / "c.json", NODE, 5, lambda: None, reload, lambda: UTC)
+    commands = Commands(tmp_path / "c.json", NODE, 5, 2.0, lambda: None, reload, lambda: UTC)
     done = commands.take("reload-bundle", command())
     assert done is not None
     assert (done.ok, done.text) == (False, "no bundle; the running bundle stays")

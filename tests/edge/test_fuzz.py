@@ -10,6 +10,7 @@ import random
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from edge.publish import Mqtt
 from edge.records import Frame
 from edge.settings import Broker, Camera, Settings
 from edge.strict import read_yaml, validate
-from edge.watch.terminal import line
+from edge.watch.lines import line
+from edge.watch.messages import Refused, read
 
 fuzzed = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -135,18 +137,70 @@ def test_no_message_from_the_broker_stops_the_publisher(
     box.close()
 
 
+CONNACK = b"\x20\x03\x00\x00\x00"
+SUBACK = b"\x90\x05\x00\x01\x00\x01\x01"
+TOPIC = b"edge/v1/a/b/c/ack"
+PUBLISH = b"\x30" + bytes([3 + len(TOPIC) + 2, 0, len(TOPIC)]) + TOPIC + b"\x00{}"
+
+
+class Babbler:
+    """A broker that accepts everybody and then sends damaged packets."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections, self._rng = 0, random.Random(0)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                with client, contextlib.suppress(OSError):
+                    client.recv(4096)
+                    client.sendall(CONNACK)
+                    packets = [SUBACK + PUBLISH, PUBLISH * 3, b"\x40\x02\x00\x01" * 5]
+                    client.sendall(damaged(self._rng.choice(packets), self._rng))
+                    client.recv(4096)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.publish.pause_after", lambda *a: 0.0)
+    broker, box = Babbler(), Outbox(tmp_path / "box.sqlite")
+    node = Mqtt(Broker(url=broker.url), "c", Outgoing("status", {"node": "a/b/c"}, True), box)
+    node.start()
+    deadline = time.monotonic() + 60
+    while broker.connections < 150 and time.monotonic() < deadline:
+        assert node.alive()
+        time.sleep(0.02)
+    assert broker.connections >= 150
+    hurry = threading.Event()
+    hurry.set()
+    node.finish(Outgoing("status", {"node": "a/b/c"}, True), 0.1, hurry)
+    broker.close()
+    box.close()
+
+
 @fuzzed
 @given(
     kind=st.sampled_from(["counts", "status", "info", "health"]),
     content=st.binary(max_size=200) | things.map(lambda t: json.dumps(t).encode()),
 )
 def test_no_message_stops_the_watcher(kind: str, content: bytes) -> None:
-    assert line(f"edge/v1/a/b/c/{kind}", content, as_json=False) is None
-    with contextlib.suppress(ValueError):
+    topic = f"edge/v1/a/b/c/{kind}"
+    with contextlib.suppress(Refused):
+        assert read(topic, content) is None
+    with contextlib.suppress(ValueError, Refused):
         if isinstance(given := json.loads(content), dict):
             whole = {**given, "schema": f"edge.{kind}/1", "node": "a/b/c"}
-            shown = line(f"edge/v1/a/b/c/{kind}", json.dumps(whole).encode(), as_json=False)
-            assert shown is None or "\n" not in shown
+            heard = read(topic, json.dumps(whole).encode())
+            assert heard is None or "\n" not in line(heard)
 
 
 def picture_file(suffix: str) -> bytes:
@@ -170,7 +224,7 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.3:
         start = rng.randrange(len(data))
         del data[start : start + rng.randrange(1, 200)]
-    if rng.random() < 0.3:
+    if len(data) > 1 and rng.random() < 0.3:
         del data[rng.randrange(1, len(data)) :]
     return bytes(data)
 

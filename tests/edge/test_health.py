@@ -69,7 +69,7 @@ def test_prometheus_is_told_health_and_nothing_of_the_process() -> None:
     assert "temperature" not in text, "null is left out"
     # Processor time would grow with every face in view.
     assert {line.split("{")[0].split()[0] for line in text.splitlines() if line[0] != "#"} == {
-        "edge_online", "edge_outbox_pending", "edge_stage_ms",
+        "edge_online", "edge_broker_connected", "edge_outbox_pending", "edge_stage_ms",
     }  # fmt: skip
     with pytest.raises(OSError, match="refused"):
         read(port)

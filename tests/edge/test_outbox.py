@@ -265,3 +265,21 @@ def test_a_disk_that_fails_later_is_an_error_of_ours(tmp_path: Path) -> None:
     for call in (lambda: box.acknowledge(1), box.pending, box.depth, lambda: box.append({})):
         with pytest.raises(OutboxError, match="outbox"):
             call()
+
+
+def test_a_reading_whose_bytes_changed_on_the_disk_is_dropped_and_counted(tmp_path: Path) -> None:
+    """The file stays whole in SQLite's eyes: one figure is another, or no text any more."""
+    box = Outbox(tmp_path / "box.sqlite")
+    for i in range(4):
+        box.append({"people": 70 + i})
+    box.close()
+    data = (tmp_path / "box.sqlite").read_bytes()
+    assert data.count(b'"people":71') == data.count(b'"people":72') == 1
+    data = data.replace(b'"people":71', b'"people":91').replace(b'"people":72', b'"people"\xff72')
+    (tmp_path / "box.sqlite").write_bytes(data)
+    box = Outbox(tmp_path / "box.sqlite")
+    assert [payload["people"] for _, payload in box.pending()] == [70, 73]
+    assert box.dropped == 2
+    assert box.depth() == 2
+    box.close()
+    assert Outbox(tmp_path / "box.sqlite").dropped == 2

@@ -20,17 +20,23 @@ def device(root: Path, number: int, kind: str, state: str) -> Path:
 def test_a_fan_is_no_throttling_and_a_broken_sensor_no_error(tmp_path: Path) -> None:
     assert not throttled(tmp_path / "nothing")
     device(tmp_path, 0, "pwm-fan", "3")
+    device(tmp_path, 3, "LCD", "4")  # a dimmed display
+    device(tmp_path, 4, "TCC Offset", "3")
     device(tmp_path, 1, "cpu-throttle-alert", "0")
     device(tmp_path, 2, "gpu-throttle-alert", "not a number")
     assert not throttled(tmp_path)
-    device(tmp_path, 1, "cpu-throttle-alert", "1")
-    assert throttled(tmp_path)
+    for kind in ("cpu-throttle-alert", "thermal-cpufreq-0", "devfreq-17000000.gpu", "Processor"):
+        device(tmp_path, 1, kind, "1")
+        assert throttled(tmp_path), kind
 
 
 def run(pace: Pace, start: float, seconds: float) -> tuple[int, int]:
     """Pictures that came and that were worked on, at 10 a second."""
-    count = int(seconds * 10)
-    return count, sum(pace.look(start + i / 10) for i in range(count))
+    count, worked = int(seconds * 10), 0
+    for i in range(count):
+        pace.heed(start + i / 10)
+        worked += pace.look()
+    return count, worked
 
 
 def test_work_is_taken_back_step_by_step_and_given_again(tmp_path: Path) -> None:

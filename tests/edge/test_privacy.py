@@ -23,13 +23,13 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 # Every field of every message. Who adds one says here that it tells nothing of one person.
 FIELDS = {
     "counts": "schema node log seq start end window_seconds time_base clock_synced historical "
-    "min_group min_cell faces counts person_seconds quality mean max seen frames dropped low_confidence "
-    "camera",
+    "min_group min_cell faces counts person_seconds quality mean max seen frames dropped "
+    "low_confidence camera",
     "status": "schema node session state reason n time clock_synced",
     "info": "schema node session n time clock_synced versions model detector camera window_seconds "
     "privacy bundle_sha256 labels backend precision engine fallback min_group min_cell legal_basis",
     "health": "schema node session n time clock_synced uptime_seconds camera frames_per_second stages "
-    "backend fallback temperature_celsius throttled pace power_mode memory_mib outbox_pending "
+    "log backend fallback temperature_celsius throttled pace power_mode memory_mib outbox_pending "
     "outbox_dropped outbox_first outbox_damaged p50_ms p95_ms",
     "ack": "schema node log seq",
     "command": "schema node id expires arguments",

@@ -17,7 +17,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from support import CLIP, ROOT, Done, Mosquitto, free_port
+from support import CLIP, ROOT, Done, Mosquitto, certificates, free_port
 
 from edge.broker import probe
 from edge.errors import BrokerError, SettingsError
@@ -240,27 +240,6 @@ def test_a_topic_that_the_broker_forbids_is_told_and_the_reading_kept(tmp_path: 
     broker.stop()
 
 
-def certificates(folder: Path) -> dict[str, Path]:
-    """A school's authority, the broker's and the node's certificate, by openssl."""
-
-    def openssl(*words: str) -> None:
-        done = subprocess.run(["openssl", *words], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=School")
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
-    for name in ("broker", "node"):
-        openssl(
-            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
-        )
-        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san"]
-        openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
-    for path in folder.glob("*.key"):
-        path.chmod(0o644)
-    return {path.name: path for path in folder.iterdir()}
-
-
 def test_mutual_tls_connects_and_each_missing_part_is_named(tmp_path: Path) -> None:
     files = certificates(tmp_path)
     tls = (
@@ -474,3 +453,21 @@ def test_a_thousand_nodes_do_not_come_back_at_once() -> None:
         busiest = max(sum(t <= w < t + 0.1 for w in waits) for t in waits)
         assert busiest < 60, "in any tenth of a second"
     assert pause_after(True, 1.0, 0.5) <= 0.5, "retry_max_seconds holds"
+
+
+def test_a_broker_that_stops_acknowledging_is_left_and_loses_nothing(tmp_path: Path) -> None:
+    """The link stands and pings are answered, but the acknowledgements never come."""
+    broker = Mosquitto(tmp_path)
+    box = Outbox(tmp_path / "box.sqlite")
+    out = publisher(broker.url, box, keepalive_seconds=5)
+    deaf = out._on_publish
+    out._on_publish = lambda *a: None  # type: ignore[method-assign]
+    out.start()
+    wait_state(out, "connected")
+    box.append(example())
+    wait_state(out, "away: it acknowledges nothing")
+    out._on_publish = deaf  # type: ignore[method-assign]
+    wait_state(out, "connected")
+    assert out.finish(stopped(), 10, NOT_HURRIED) == 0
+    box.close()
+    broker.stop()

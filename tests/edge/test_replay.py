@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_outbox import Clock
 
+from edge.errors import OutboxError
 from edge.outbox import Outbox
 from edge.replay import (
     BACKLOG_PER_SECOND,
@@ -141,3 +142,59 @@ def test_what_a_recorder_lacks_is_offered_once_a_minute_until_it_has_it(
     assert 3 <= seen.count(4) <= 5
     replay.recorder_has(5, box.log)
     assert drain(replay, box, clock, 5 * RECORDER_SECONDS) == []
+
+
+def test_a_log_that_is_set_aside_while_running_holds_up_no_reading(
+    box: Outbox, clock: Clock
+) -> None:
+    for _ in range(30):
+        box.append({})
+    replay = Replay(box, clock)
+    box._start_anew(ValueError("damaged"))
+    for _ in range(3):
+        box.append({})
+    offered = []
+    for _ in range(20):
+        clock.now += 1
+        offered += [seq for seq, _ in replay.next()]
+    assert sorted(offered) == [1, 2, 3]
+
+
+def test_an_acknowledgement_that_no_disk_took_is_asked_for_again(
+    box: Outbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.append({})
+    replay = Replay(box, clock)
+    box.append({})
+    clock.now += 1
+    sent = [(seq, payload["log"]) for seq, payload in replay.next()]
+    assert len(sent) == 2
+
+    def full(*_: object) -> None:
+        raise OutboxError("no space")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(box, "acknowledge", full)
+        for one in sent:
+            with pytest.raises(OutboxError):
+                replay.acknowledged(*one)
+    clock.now += REFUSED_PAUSE_SECONDS + 1
+    again = []
+    for _ in range(5):
+        clock.now += 1
+        again += [(seq, payload["log"]) for seq, payload in replay.next()]
+    assert sorted(again) == sorted(sent)
+
+
+def test_a_full_disk_keeps_nothing_from_being_sent_when_a_recorder_lags(
+    box: Outbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = Replay(box, clock)
+
+    def full(*_: object) -> int:
+        raise OutboxError("no space")
+
+    monkeypatch.setattr(box, "offer_again", full)
+    clock.now += RECORDER_SECONDS + 1
+    box.append({})
+    assert [seq for seq, _ in replay.next()] == [1]

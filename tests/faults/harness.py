@@ -49,6 +49,7 @@ class Receiver:
         self.late: list[tuple[str, str, int]] = []
         self.conflicts = 0
         self.statuses: dict[str, list[tuple[str, str]]] = {}
+        self.health: dict[str, dict[str, Any]] = {}
         self._acks, self._lock = acks, threading.Lock()
         self._client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id="receiver", protocol=mqtt.MQTTv5
@@ -66,6 +67,8 @@ class Receiver:
             if kind == "status":
                 said = self.statuses.setdefault(payload["node"], [])
                 said.append((payload["state"], payload.get("reason") or ""))
+            if kind == "health":
+                self.health[payload["node"]] = payload
             if kind != "counts":
                 return
             key = (payload["node"], payload["log"], payload["seq"])
@@ -156,8 +159,9 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
 
 def tally(node: NodeProcess, receiver: Receiver) -> tuple[int, int, int]:
     """Committed readings, those never received, and windows that a deduplicating receiver has
-    twice (or with two contents)."""
+    twice (or with two contents). Nothing that was committed may have left the outbox meanwhile."""
     log, rows = node.committed()
+    assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
     keys = {(node.name, log, seq) for seq, _ in rows}
     lost = len(keys - set(receiver.readings))
     starts = [r["start"] for k, r in receiver.readings.items() if k[0] == node.name]

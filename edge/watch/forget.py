@@ -1,0 +1,46 @@
+"""`edge-watch forget`: delete what a recorder stored, by age, by room, or all of it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+
+from edge import cli
+from edge.errors import UsageError
+from edge.watch.store import Store
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "edge-watch forget",
+        "Delete counts, health and status from a recorder's database. How far each log was stored is "
+        "kept: it holds no counts, and without it the nodes would send everything again.",
+        "edge-watch forget --record school.sqlite --room school/room-12 --older-than 30",
+    )
+    p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
+    p.add_argument("--room", default="", metavar="SITE[/ROOM[/NODE]]", help="only what it said")
+    p.add_argument("--older-than", type=float, metavar="DAYS", help="only what is older")
+    p.add_argument("--everything", action="store_true", help="needed where neither is given")
+    args = p.parse_args(argv)
+    if args.room and not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+){0,2}", args.room):
+        raise UsageError("--room must be SITE, SITE/ROOM or SITE/ROOM/NODE")
+    if args.older_than is not None and not args.older_than >= 0:
+        raise UsageError("--older-than must be a number of days")
+    if not (args.room or args.older_than is not None or args.everything):
+        raise UsageError("say what to delete: --room, --older-than, both, or --everything")
+    age = None if args.older_than is None else timedelta(days=args.older_than)
+    store = Store(args.record)
+    store.migrate()
+    gone = store.forget(age, args.room, datetime.now(timezone.utc))
+    store.close()
+    print(f"{gone} readings deleted from {store.name}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-watch", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""A message as one line of text, for a terminal that scrolls and for scripts."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from edge.payload import Counts, Faces, Health, Status, as_dict, dumps
+from edge.watch.messages import Heard, Message
+
+
+def printable(text: object) -> str:
+    """Text of a message without control, format and surrogate characters: a node must not steer a
+    terminal, nor turn its writing around."""
+    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
+
+
+def people(message: Counts) -> str:
+    """How many were in view, or why that is not said."""
+    if message.faces is None:
+        return f"nothing seen ({message.quality.camera})"
+    if isinstance(message.faces, str):
+        return f"{message.faces} people: too few to count"
+    return f"{message.faces.mean:g} people"
+
+
+def mix(message: Counts) -> str:
+    """Expressions by label, those that nobody shows left out."""
+    if not isinstance(message.faces, Faces) or message.counts is None:
+        return ""
+    return "  ".join(f"{label} {n}" for label, n in message.counts.items() if n) or "nobody"
+
+
+def describe(message: Message) -> str:
+    """One message in words."""
+    if isinstance(message, Counts):
+        return f"{people(message)}  {mix(message)}".strip()
+    if isinstance(message, Status):
+        return f"{message.state} {message.reason or ''}".strip()
+    if isinstance(message, Health):
+        detect = message.stages.get("detect")
+        took = f"{detect.p50_ms:g} ms" if detect else "not timed"
+        return (
+            f"{message.frames_per_second} frames/s, detector {took}, {message.temperature_celsius} C, "
+            f"{message.outbox_pending} waiting"
+        )
+    return (
+        f"{message.model.backend} {message.model.precision}, window {message.window_seconds:g} s, "
+        f"groups of {message.privacy.min_group} or more"
+    )
+
+
+def line(heard: Heard) -> str:
+    """Time, node, kind and content."""
+    m = heard.message
+    moment = m.end if isinstance(m, Counts) else m.time
+    when = str(moment or "")[11:19] or "--:--:--"
+    return printable(f"{when} {heard.node} {heard.kind:<6} {describe(m)}")
+
+
+def json_line(topic: str, heard: Heard) -> str:
+    """One JSON object: topic and payload, as the node wrote it."""
+    return dumps({"topic": topic, "payload": as_dict(heard.message)})

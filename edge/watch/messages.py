@@ -1,0 +1,92 @@
+"""Bytes on a topic > one of the kit's messages, or the reason why it is none. Never raises else.
+
+What a node claims is held against where it says it: a message under another node's name is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Union
+
+from pydantic import ValidationError
+
+from edge.payload import PREFIX, Counts, Health, Info, Status
+
+LARGEST_BYTES = 64 * 1024
+KINDS: dict[str, type[Counts] | type[Status] | type[Info] | type[Health]] = {
+    "counts": Counts,
+    "status": Status,
+    "info": Info,
+    "health": Health,
+}
+TOPIC = re.compile(rf"{PREFIX}/([a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+)/([a-z/-]+)")
+# Written by recorders and schools, not by nodes: passed over without a word.
+NOT_OURS = re.compile(r"ack|cmd/[a-z-]+(/result)?")
+
+Message = Union[Counts, Status, Info, Health]
+
+
+class Refused(Exception):
+    """Not a message of this kit's; the reason is one of a few words, fit to be counted by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One message of one node. node: site/room/node, as in its topic."""
+
+    node: str
+    kind: str
+    message: Message
+
+
+def moment(text: str) -> datetime:
+    """RFC 3339 with Z, as the kit writes it; raises ValueError."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+
+
+def read(topic: str, raw: bytes) -> Heard | None:
+    """The message; None where the topic is not for it, or a retained message is taken back. Raises
+    Refused."""
+    found = TOPIC.fullmatch(topic)
+    if found is None:
+        raise Refused("topic of no node")
+    node, kind = found.groups()
+    if NOT_OURS.fullmatch(kind) or not raw:
+        return None
+    model = KINDS.get(kind)
+    if model is None:
+        raise Refused("unknown kind")
+    if len(raw) > LARGEST_BYTES:
+        raise Refused("too large")
+    try:
+        message = model.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise Refused(_reason(first["type"], first["loc"], raw, model)) from error
+    if message.node != node:
+        raise Refused("another node's name")
+    if b"\\u0000" in raw:
+        raise Refused("holds a null character")  # which PostgreSQL cannot keep
+    if isinstance(message, Counts):
+        try:
+            moment(message.start), moment(message.end)
+        except ValueError as error:
+            raise Refused("a time that no calendar has") from error
+    return Heard(node, kind, message)
+
+
+def _reason(kind: str, place: tuple[int | str, ...], raw: bytes, model: type[Message]) -> str:
+    if kind == "json_invalid":
+        return "no JSON"
+    if place == ("schema",):
+        try:
+            given = str(json.loads(raw)["schema"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return "no schema"
+        own = model.model_fields["schema_"].default
+        same = given.split("/")[0] == own.split("/")[0]
+        return "another schema version" if same else "another schema"
+    return f"malformed {model.__name__.lower()}"

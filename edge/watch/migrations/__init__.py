@@ -1,0 +1,1 @@
+"""The recorder's tables, version by version (Alembic)."""

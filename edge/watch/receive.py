@@ -1,0 +1,190 @@
+"""One connection to the broker that hears every node, and comes back by itself.
+
+MQTT 5, then 3.1.1. With `keep`, the broker keeps what comes while this receiver is away, and a message
+is acknowledged by `done`, once it is safe; without, messages are acknowledged as they come.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edge.broker import (
+    Address,
+    kept_session,
+    mqtt_library,
+    new_client,
+    read_password,
+    secure,
+    tls_context,
+    turn,
+    why_not,
+)
+from edge.errors import BrokerError
+from edge.payload import PREFIX
+from edge.settings import Broker
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
+ANSWER_SECONDS = 5.0
+SESSION_SECONDS = 86400
+UNACKNOWLEDGED = 1000  # messages the broker may send before the first of them is acknowledged
+KINDS = ("counts", "status", "info", "health")
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """client_id: stable and of one receiver alone; group: of receivers that share the load, "" for
+    none."""
+
+    client_id: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What `done` wants back: a message of one connection."""
+
+    client: Any
+    mid: int
+    qos: int
+
+
+class Receiver:
+    """All in the thread that calls `run`."""
+
+    def __init__(
+        self,
+        settings: Broker,
+        take: Callable[[str, bytes, Token], None],
+        keep: Keep | None = None,
+        patient: bool = False,
+    ) -> None:
+        """take: gets topic, payload and token of each message. patient: also a first connection that
+        fails is tried again; else `run` raises BrokerError. Raises SettingsError for unusable files."""
+        self._mqtt = mqtt_library()
+        self._settings, self._take, self._keep, self._patient = settings, take, keep, patient
+        self._address = Address(settings.url)
+        self._context = tls_context(settings.tls) if self._address.secure else None
+        self._password = read_password(settings.password_file)
+        self._version = self._mqtt.MQTTv5
+        self._client: Any = None
+        self.state = "connecting"
+
+    def run(
+        self,
+        stop: threading.Event,
+        idle: Callable[[], None] = lambda: None,
+        connected: Callable[[], None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Until `stop`. idle: called many times a second, connected or not; connected: after each
+        subscription; lost: when a connection is gone, and with it the tokens."""
+        pause, tried = FIRST_PAUSE_SECONDS, 0
+        while not stop.is_set():
+            stood = self._connection(stop, idle, connected)
+            if stop.is_set():
+                return
+            lost()
+            if not stood:
+                tried += 1
+                # The first failure may be an older broker's: asked once in its own version.
+                if tried == 2 and not self._patient:
+                    raise BrokerError(
+                        f"broker {self._settings.url} {self.state}; check address and user"
+                    )
+                self._other_version()
+            else:
+                pause, tried = FIRST_PAUSE_SECONDS, 0
+                self._patient = True
+            until = time.monotonic() + pause * random.uniform(0.5, 1.0)
+            while time.monotonic() < until and not stop.wait(0.05):
+                idle()
+            pause = min(2 * pause, LAST_PAUSE_SECONDS)
+
+    def done(self, token: Token) -> None:
+        """The message is safe; tokens of a connection that is gone are passed over, since the broker
+        sends those messages again."""
+        if token.client is self._client and token.qos:
+            token.client.ack(token.mid, token.qos)
+
+    def publish(self, topic: str, text: str) -> None:
+        """Retained, QoS 1, where there is a connection."""
+        if self._client is not None:
+            self._client.publish(topic, text, qos=1, retain=True)
+
+    def _say(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            good = state.startswith("connected")
+            log.log(logging.INFO if good else logging.WARNING, "broker %s", state)
+
+    def _other_version(self) -> None:
+        five, three = self._mqtt.MQTTv5, self._mqtt.MQTTv311
+        self._version = three if self._version == five else five
+
+    def _connection(
+        self, stop: threading.Event, idle: Callable[[], None], connected: Callable[[], None]
+    ) -> bool:
+        """One, from start to end; whether it stood."""
+        client_id = self._keep.client_id if self._keep else ""
+        client = new_client(
+            self._mqtt, self._settings, client_id, self._version, keep=self._keep is not None
+        )
+        secure(client, self._settings, self._password, self._context)
+        answer: list[Any] = []
+        subscribed = threading.Event()
+        client.on_connect = lambda c, u, f, code, p: answer.append(code)
+        client.on_subscribe = lambda *_: subscribed.set()
+        client.on_message = lambda c, u, m: self._take(m.topic, m.payload, Token(c, m.mid, m.qos))
+        try:
+            client.connect(
+                self._address.host,
+                self._address.port,
+                keepalive=self._settings.keepalive_seconds,
+                **(self._session() if self._keep else {}),
+            )
+        except (OSError, ssl.SSLError) as error:
+            self._say(why_not(error))
+            return False
+        deadline, stood = time.monotonic() + ANSWER_SECONDS, False
+        try:
+            while not stop.is_set():
+                if not turn(client, 0.05):
+                    break
+                idle()
+                if answer and answer[0].is_failure:
+                    self._say(f"refused: {answer[0]}")
+                    return False
+                if answer and self._client is None:
+                    self._client = client
+                    client.subscribe([(topic, 1) for topic in self._topics()])
+                if not stood and subscribed.is_set():
+                    stood = True
+                    self._say(f"connected: {self._settings.url}")
+                    connected()
+                if not stood and time.monotonic() > deadline:
+                    self._say("away: silent after connecting")
+                    return False
+            if not stop.is_set():
+                lost = "the connection was lost" if stood else "closed the connection"
+                self._say(f"away: {lost}")
+            return stood
+        finally:
+            self._client = None
+            client.disconnect()
+            turn(client, 0.05)
+
+    def _session(self) -> dict[str, Any]:
+        return kept_session(self._mqtt, self._version, SESSION_SECONDS, UNACKNOWLEDGED)
+
+    def _topics(self) -> list[str]:
+        share = f"$share/{self._keep.group}/" if self._keep and self._keep.group else ""
+        return [f"{share}{PREFIX}/+/+/+/{kind}" for kind in KINDS]

@@ -1,0 +1,132 @@
+"""Messages > the store > an acknowledgement, in this order.
+
+A batch is committed, then its messages are acknowledged to the broker, then each node hears by the
+retained `ack` how far its log is stored. Killed in between, nothing acknowledged is missing: the broker
+sends again what it was not told, and what a broker lost, the node offers again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+from edge.payload import PREFIX, Ack, as_dict, dumps
+from edge.watch.messages import Heard
+from edge.watch.receive import UNACKNOWLEDGED, Token
+from edge.watch.store import Store, StoreError, Written
+
+log = logging.getLogger(__name__)
+
+BATCH_SECONDS = 0.2
+BATCH = UNACKNOWLEDGED // 2
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
+RETENTION_SECONDS = 3600.0
+
+
+class Recorder:
+    """Fed by the receiver's thread: `take` every message, `turn` as often as possible."""
+
+    def __init__(
+        self,
+        store: Store,
+        done: Callable[[Token], None],
+        publish: Callable[[str, str], None],
+        keep_days: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """done: acknowledges a message to the broker; publish: topic and text, retained; keep_days:
+        older readings are deleted, None for never."""
+        self._store, self._done, self._publish = store, done, publish
+        self._keep = None if keep_days is None else timedelta(days=keep_days)
+        self._clock = clock
+        self._waiting: list[tuple[Heard | None, Token]] = []
+        self._oldest = self._next_try = self._next_retention = 0.0
+        self._pause = FIRST_PAUSE_SECONDS
+        self._ready = False
+        self.new = self.known = self.refused = 0
+        self.fault = ""  # why nothing is stored at present
+
+    def take(self, heard: Heard | None, token: Token) -> None:
+        """heard: None for what is no message, which is acknowledged and not stored."""
+        if not self._waiting:
+            self._oldest = self._clock()
+        self._waiting.append((heard, token))
+
+    def lost(self) -> None:
+        """The connection is gone: the broker sends what was not acknowledged again."""
+        self._waiting.clear()
+
+    def turn(self) -> None:
+        """Store what waits, when it is time to."""
+        now = self._clock()
+        if now < self._next_try:
+            return
+        ripe = len(self._waiting) >= BATCH or now - self._oldest >= BATCH_SECONDS
+        if self._waiting and ripe:
+            self._try(self._store_waiting)
+        if self._keep is not None and now >= self._next_retention:
+            self._try(self._forget)
+
+    def finish(self) -> None:
+        """What waits is stored, or stays with the broker."""
+        if self._waiting:
+            self._try(self._store_waiting)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            if not self._ready:
+                self._store.migrate()
+                self._ready = True
+            work()
+        except StoreError as error:
+            if not self.fault:
+                log.error("%s; trying again, nothing is acknowledged meanwhile", error)
+            self.fault = str(error)
+            # Recorders that share a database do not all come back to it in one moment.
+            self._next_try = self._clock() + self._pause * random.uniform(0.5, 1.0)
+            self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
+            return
+        if self.fault:
+            log.info("the database takes readings again")
+        self.fault, self._pause = "", FIRST_PAUSE_SECONDS
+
+    def _store_waiting(self) -> None:
+        batch = self._waiting
+        try:
+            self._write([heard for heard, _ in batch if heard is not None])
+        except StoreError as error:
+            if not error.refused:
+                raise
+            self._one_by_one([heard for heard, _ in batch if heard is not None])
+        self._waiting = []
+        for _, token in batch:
+            self._done(token)
+
+    def _one_by_one(self, batch: list[Heard]) -> None:
+        """A row that the database will never take holds up no other."""
+        for heard in batch:
+            try:
+                self._write([heard])
+            except StoreError as error:
+                if not error.refused:
+                    raise
+                self.refused += 1
+                log.error("a %s message of %s is not stored: %s", heard.kind, heard.node, error)
+
+    def _write(self, batch: list[Heard]) -> None:
+        written: Written = self._store.write(batch, datetime.now(timezone.utc))
+        self.new += written.new
+        self.known += written.known
+        for (node, log_id), seq in written.whole.items():
+            ack = Ack(node=node, log=log_id, seq=seq)
+            self._publish(f"{PREFIX}/{node}/ack", dumps(as_dict(ack)))
+
+    def _forget(self) -> None:
+        assert self._keep is not None
+        gone = self._store.forget(self._keep, "", datetime.now(timezone.utc))
+        self._next_retention = self._clock() + RETENTION_SECONDS
+        if gone:
+            log.info("%d readings older than %g days deleted", gone, self._keep.days)

@@ -1,0 +1,275 @@
+"""`edge-watch`: hear every node; show them in a terminal or on a page, and keep what they count.
+
+`edge-watch NAME ...` runs one of the other commands of the server's side; see COMMANDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import logging
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge import cli
+from edge.broker import read_password
+from edge.errors import EdgeError, UsageError
+from edge.settings import Broker, Settings
+from edge.strict import validate
+from edge.watch.lines import json_line, line, printable
+from edge.watch.messages import Heard, Refused, read
+from edge.watch.receive import Keep, Receiver, Token
+from edge.watch.rooms import KEEP_MINUTES, Rooms, utc_now
+
+if TYPE_CHECKING:
+    from edge.watch.record import Recorder
+
+log = logging.getLogger(__name__)
+
+COMMANDS = {
+    "simulate": ("edge.watch.simulate", "play many nodes, to size a broker and a recorder"),
+    "broker": ("edge.watch.broker", "write mosquitto's configuration for a school"),
+    "forget": ("edge.watch.forget", "delete what a recorder stored, by age or by room"),
+    "export": ("edge.watch.parquet", "stored readings as Parquet files"),
+}
+TABLE_SECONDS = 0.5
+# The same refusal is told so often, each time after ten times as many.
+TELL_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
+
+
+def broker_options(p: argparse.ArgumentParser) -> None:
+    """Those of every command that speaks to a broker."""
+    p.add_argument("--broker", default="mqtt://127.0.0.1", metavar="URL")
+    p.add_argument("--username")
+    p.add_argument("--password-file", metavar="FILE")
+    p.add_argument("--ca", metavar="FILE", help="the site's authority, PEM")
+    p.add_argument("--certificate", metavar="FILE")
+    p.add_argument("--key", metavar="FILE")
+
+
+def broker_settings(args: argparse.Namespace) -> Broker:
+    """Raises SettingsError or UsageError."""
+    broker = {"url": args.broker, "username": args.username, "password_file": args.password_file}
+    tls = {"ca": args.ca, "certificate": args.certificate, "key": args.key}
+    settings = validate(Settings, {"broker": {**broker, "tls": tls}}, "options").broker
+    if settings.url == "-":
+        raise UsageError("--broker must be an address, mqtt://host[:port] or mqtts://host[:port]")
+    return settings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser(
+        "edge-watch",
+        "Show what every node of a broker publishes, as a table (a line a message where there is no "
+        "terminal), as JSON, or as a page; record it. More: edge-watch "
+        + ", ".join(f"{name} ({text})" for name, (_, text) in COMMANDS.items()),
+        "edge-watch --broker mqtt://192.0.2.10\n"
+        "  edge-watch --broker mqtt://192.0.2.10 --record school.sqlite --web 127.0.0.1:8080",
+    )
+    broker_options(p)
+    p.add_argument("--json", action="store_true", help="one JSON object a message")
+    p.add_argument("--lines", action="store_true", help="a line a message, on a terminal too")
+    p.add_argument(
+        "--record",
+        metavar="URL",
+        help="store counts, health and status: FILE.sqlite, postgresql://user@host/database",
+    )
+    p.add_argument("--keep-days", type=float, metavar="N", help="delete older readings; or never")
+    p.add_argument(
+        "--group", default="", metavar="NAME", help="share the load with other recorders"
+    )
+    p.add_argument("--client-id", metavar="NAME", help="of a recorder; each needs its own")
+    p.add_argument("--web", metavar="HOST:PORT", help="serve a page of the rooms")
+    p.add_argument("--web-password-file", type=Path, metavar="FILE", help="of the user 'school'")
+    p.add_argument("--web-certificate", type=Path, metavar="FILE", help="PEM, for https")
+    p.add_argument("--web-key", type=Path, metavar="FILE")
+    p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so long")
+    return p
+
+
+class Desk:
+    """Where every message ends up: in the rooms, on the terminal, with the recorder."""
+
+    def __init__(self, lines: str) -> None:
+        """lines: "" for none, "text" or "json"."""
+        self.rooms = Rooms()
+        self.recorder: Recorder | None = None
+        self.stop = threading.Event()
+        self._lines = lines
+
+    def take(self, topic: str, raw: bytes, token: Token) -> None:
+        heard = None
+        try:
+            heard = read(topic, raw)
+        except Refused as refusal:
+            self.rooms.refuse(str(refusal))
+            count = self.rooms.refused[str(refusal)]
+            if count in TELL_AT:
+                where = printable(topic)[:80]
+                log.warning(
+                    "refused %s, %d so far: %d bytes on %s", refusal, count, len(raw), where
+                )
+        if heard is not None:
+            self.rooms.hear(heard, utc_now())
+            if self._lines:
+                self.show(topic, heard)
+        if self.recorder is not None:
+            self.recorder.take(heard, token)
+
+    def show(self, topic: str, heard: Heard) -> None:
+        """A line of it on stdout."""
+        try:
+            print(json_line(topic, heard) if self._lines == "json" else line(heard), flush=True)
+        except BrokenPipeError:
+            self.stop.set()
+
+    def note(self) -> str:
+        """What the recorder says, for a footer."""
+        r = self.recorder
+        if r is None:
+            return ""
+        return r.fault or f"{r.new} readings stored, {r.known} already known"
+
+
+def open_recorder(args: argparse.Namespace, desk: Desk) -> tuple[Keep, Any]:
+    """The store, and how the broker keeps messages for it."""
+    from edge.watch.store import Store
+
+    store = Store(args.record)
+    if args.keep_days is not None and not args.keep_days > 0:
+        raise UsageError("--keep-days must be above 0")
+    place = hashlib.sha256(store.name.encode()).hexdigest()[:8]
+    own = f"edge-watch-{socket.gethostname()}-{place}"
+    return Keep(args.client_id or own, args.group), store
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        importlib.import_module(COMMANDS[words[0]][0]).run(words[1:])
+        return
+    args = build_parser().parse_args(words)
+    settings = broker_settings(args)
+    if not args.record and (args.group or args.client_id or args.keep_days is not None):
+        raise UsageError("--group, --client-id and --keep-days go with --record")
+    if args.group and args.web:
+        raise UsageError("--group hears a part of the messages: run a page without it")
+    quiet = bool(args.record or args.web)
+    table = sys.stdout.isatty() and not (args.json or args.lines or args.group)
+    lines = "json" if args.json else "text" if args.lines or not (table or quiet) else ""
+    cli.start_log()
+    desk = Desk(lines)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: desk.stop.set())
+    if args.max_seconds is not None:
+        timer = threading.Timer(args.max_seconds, desk.stop.set)
+        timer.daemon = True
+        timer.start()
+    watch(args, settings, desk, table)
+
+
+def watch(
+    args: argparse.Namespace,
+    settings: Broker,
+    desk: Desk,
+    table: bool,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Until desk.stop. ready: called after each subscription. Raises what the receiver, the page or the
+    recorder could not mend."""
+    keep, store = open_recorder(args, desk) if args.record else (None, None)
+    receiver = Receiver(settings, desk.take, keep, patient=bool(args.record or args.web))
+    if store is not None:
+        from edge.watch.record import Recorder
+
+        desk.recorder = Recorder(store, receiver.done, receiver.publish, args.keep_days)
+    server = None
+    if args.web:
+        from edge.watch.web import Server, place
+
+        password = read_password(args.web_password_file)
+        where = place(args.web, password, args.web_certificate, args.web_key)
+        if store is not None:
+            remember(desk.rooms, store)
+        server = Server(desk.rooms, lambda: receiver.state, where)
+        server.start()
+        print(f"the page is at {where.url}; Ctrl-C ends", file=sys.stderr, flush=True)
+    elif not table:
+        print(f"watching {settings.url}; Ctrl-C ends", file=sys.stderr, flush=True)
+    failed: list[EdgeError] = []
+
+    def receive() -> None:
+        recorder = desk.recorder
+        try:
+            if recorder is None:
+                receiver.run(desk.stop, connected=ready)
+            else:
+                receiver.run(desk.stop, recorder.turn, ready, recorder.lost)
+        except EdgeError as error:
+            failed.append(error)
+            desk.stop.set()
+
+    thread = threading.Thread(target=receive, name="receiver")
+    thread.start()
+    try:
+        if table:
+            show_table(desk, receiver)
+        else:
+            while not desk.stop.wait(0.2):
+                pass
+    finally:
+        desk.stop.set()
+        thread.join()
+        if server is not None:
+            server.close()
+        if store is not None:
+            store.close()
+    if failed:
+        raise failed[0]
+
+
+def remember(rooms: Rooms, store: Any) -> None:
+    """The last hours, from what was recorded before this start; a database that is away is told later,
+    by the recorder."""
+    from edge.watch.store import StoreError
+
+    now = utc_now()
+    try:
+        store.migrate()
+        for row in store.readings(now - timedelta(minutes=KEEP_MINUTES)):
+            rooms.remember(row, now)
+    except StoreError as error:
+        log.warning("%s; the page starts without what was recorded", error)
+
+
+def show_table(desk: Desk, receiver: Receiver) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from edge.watch.table import render
+
+    console = Console()
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while not desk.stop.is_set():
+            height = shutil.get_terminal_size().lines
+            live.update(
+                render(desk.rooms, receiver.state, utc_now(), height, desk.note()), refresh=True
+            )
+            time.sleep(TABLE_SECONDS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-watch", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

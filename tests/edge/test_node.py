@@ -1,0 +1,287 @@
+"""The node's own loop, step by step: hours, masks, commands, pace and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.errors import OutboxError, SourceError
+from edge.node import Node
+from edge.payload import Outgoing, rfc3339
+from edge.records import Face, Frame, Tick
+from edge.settings import Settings
+
+MONDAY_NOON = time.mktime((2026, 11, 23, 12, 0, 0, 0, 0, -1))
+Steps = Iterator[Frame | Tick]
+
+
+class Script:
+    """A live source that gives what a test wrote down."""
+
+    live, kind = True, "test"
+
+    def __init__(self, items: Steps) -> None:
+        self._items = items
+
+    def __iter__(self) -> Steps:
+        return self._items
+
+    def close(self) -> None:
+        pass
+
+
+class Kept:
+    """A publisher that keeps everything."""
+
+    def __init__(self) -> None:
+        self.state, self.commands = "connected: a list", deque[tuple[str, bytes]]()
+        self.said: list[Outgoing] = []
+
+    def alive(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        pass
+
+    def send(self, message: Outgoing) -> None:
+        self.said.append(message)
+
+    def readings(self) -> None:
+        pass
+
+    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
+        self.said.append(last)
+        return 0
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [m.payload for m in self.said if m.kind == kind]
+
+
+class Looked:
+    """A detector that finds six faces wherever it is asked to look, and remembers the pictures."""
+
+    def __init__(self, inner: Any) -> None:
+        self.backend, self.score = inner.backend, inner.score
+        self.width, self.height = inner.width, inner.height
+        self.pictures: list[np.ndarray] = []
+
+    def find(self, pixels: np.ndarray) -> list[Face]:
+        self.pictures.append(pixels.copy())
+        landmarks = np.array([[4, 6], [12, 6], [8, 9], [5, 13], [11, 13]], np.float32)
+        return [
+            Face(np.array([20 * i, 0, 16, 16], np.float32), landmarks + np.float32([20 * i, 0]), 0.9)
+            for i in range(6)
+        ]  # fmt: skip
+
+
+class Run:
+    """A node on a script; `step` gives it a picture a tenth of a second later."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        whole = {
+            "node": {"site": "a", "room": "b", "name": "c"},
+            "window": {"seconds": 2.0},
+            "runtime": {"backend": "fake", "state": tmp_path, "health_seconds": 1.0},
+            **settings,
+        }
+        self.publisher, self.moment = Kept(), 0.0
+        self.utc = MONDAY_NOON
+        monkeypatch.setattr("edge.node.open_source", lambda *a: Script(iter([])))
+        monkeypatch.setattr("edge.node.open_publisher", lambda *a: self.publisher)
+        monkeypatch.setattr("edge.node.time.time", lambda: self.utc + self.moment)
+        stop = threading.Event()
+        self.node = Node(Settings.model_validate(whole), None, stop, stop)
+        self.detector = Looked(self.node.pipeline.detector)
+        self.node.pipeline.detector = self.detector  # type: ignore[assignment]
+
+    def step(self, seconds: float, camera: str = "") -> None:
+        """So much time passes, with a picture every tenth, or with none and why."""
+        for _ in range(round(10 * seconds)):
+            self.moment = round(self.moment + 0.1, 1)
+            now, utc = self.moment, self.utc + self.moment
+            pixels = np.full((40, 120, 3), 200, np.uint8)
+            item = Tick(now, utc, camera) if camera else Frame(pixels, now, utc)
+            self.node._step(item)
+
+    def command(self, name: str, **arguments: float) -> dict[str, Any]:
+        count = len(self.publisher.of(f"cmd/{name}/result"))
+        content = {
+            "schema": "edge.cmd/1", "node": "a/b/c", "id": f"{name}-{round(10 * self.moment)}",
+            "expires": rfc3339(self.utc + 1e6), "arguments": arguments,
+        }  # fmt: skip
+        self.publisher.commands.append((name, json.dumps(content).encode()))
+        self.step(0.1)
+        answers = self.publisher.of(f"cmd/{name}/result")
+        assert len(answers) == count + 1
+        return answers[-1]
+
+    @property
+    def readings(self) -> list[dict[str, Any]]:
+        return [payload for _, payload in self.node.outbox.pending(limit=1000)]
+
+    @property
+    def state(self) -> tuple[str, str]:
+        last = self.publisher.of("status")[-1]
+        return last["state"], last.get("reason") or ""
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_file: Path
+) -> Iterator[Callable[..., Run]]:
+    made: list[Run] = []
+
+    def start(**settings: Any) -> Run:
+        made.append(Run(tmp_path, monkeypatch, **settings))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.node.outbox.close()
+
+
+def test_closed_hours_are_not_looked_at_and_the_window_they_cut_says_nothing(run: Any) -> None:
+    node = run(privacy={"hours": ["mon 08:00-12:01"]})
+    node.utc += 50  # ten seconds before it closes
+    node.step(9)
+    assert node.state == ("online", "")
+    node.step(9)
+    seen = len(node.detector.pictures)
+    assert node.state == ("online", "closed: outside of privacy.hours")
+    node.step(6)
+    assert len(node.detector.pictures) == seen, "not one more picture was looked at"
+    counted = [r["counts"] is not None for r in node.readings]
+    cut = counted.index(False)
+    assert all(counted[:cut])
+    assert not any(counted[cut:])
+    assert node.readings[-1]["quality"]["camera"] == "closed"
+
+
+def test_a_masked_zone_reaches_no_stage(run: Any) -> None:
+    node = run(privacy={"masks": [[0.5, 0.0, 1.0, 1.0]]})
+    node.step(1)
+    assert node.detector.pictures
+    for picture in node.detector.pictures:
+        assert not picture[:, 60:].any()
+        assert (picture[:, :60] == 200).all()
+
+
+def test_a_pause_looks_at_nothing_and_voids_the_windows_it_cuts(run: Any) -> None:
+    node = run()
+    node.step(4.5)
+    assert node.command("pause")["ok"]
+    seen = len(node.detector.pictures)
+    node.step(3)
+    assert len(node.detector.pictures) == seen
+    assert node.state == ("degraded", "paused by command")
+    assert node.command("resume")["ok"]
+    node.step(4.5)
+    assert node.state == ("online", "")
+    assert [r["counts"] is not None for r in node.readings] == [True, False, False, True, True]
+
+
+def test_info_follows_the_commands_that_change_it(run: Any) -> None:
+    node = run()
+    node.step(2.5)
+    assert node.command("set-window", seconds=4.0)["ok"]
+    info = node.publisher.of("info")[-1]
+    assert (info["window_seconds"], info["privacy"]["min_group"]) == (4.0, 5)
+    assert node.command("set-min-group", people=7.0)["ok"]
+    node.step(8)
+    assert node.publisher.of("info")[-1]["privacy"]["min_group"] == 7
+    assert node.readings[-1]["faces"] == "<7"
+    assert node.readings[-1]["window_seconds"] == 4.0
+    refused = node.command("set-window", seconds=1.0)
+    assert "2 to 3600" in refused["text"]
+
+
+def test_a_window_is_never_made_shorter_than_node_yaml_says(run: Any) -> None:
+    node = run(window={"seconds": 60.0})
+    assert "60 to 3600" in node.command("set-window", seconds=10.0)["text"]
+
+
+def test_a_flood_of_commands_is_done_one_a_picture(run: Any) -> None:
+    node = run()
+    for _ in range(20):
+        node.publisher.commands.append(("pause", b"{}"))
+    node.step(0.5)
+    assert len(node.publisher.commands) == 15
+
+
+def test_pictures_that_the_pace_skips_are_counted_and_the_size_goes_down_last(run: Any) -> None:
+    node = run(privacy={"min_group": 1})
+    node.step(4.5)
+    node.node.pace.level = 1
+    node.step(2.5)
+    whole = [r["quality"] for r in node.readings]
+    assert (whole[0]["frames"], whole[0]["dropped"]) == (20, 0)
+    assert whole[-1]["frames"] + whole[-1]["dropped"] == pytest.approx(20, abs=1)
+    assert whole[-1]["dropped"] >= 5
+    assert whole[-1]["seen"] == 1.0
+    node.node.pace.level = 2
+    node.node.pace.heed = lambda now: setattr(node.node.pace, "level", 3)
+    node.step(0.1)
+    assert (node.detector.width, node.detector.height) == (320, 224)
+
+
+def test_a_camera_that_is_away_is_told_also_in_a_pause_and_after_hours(run: Any) -> None:
+    node = run()
+    node.step(1)
+    node.command("pause")
+    node.step(2, camera="frozen")
+    assert node.state == ("degraded", "camera: frozen")
+    assert node.publisher.of("health")[-1]["camera"] == "frozen"
+
+
+def test_a_disk_that_takes_nothing_is_degraded_until_it_does(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = run()
+    node.step(2.5)
+
+    def full(payload: Any) -> int:
+        raise OutboxError("no space")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(node.node.outbox, "append", full)
+        node.step(4)
+        assert node.state == ("degraded", "outbox: 2 readings could not be written")
+    node.step(4)
+    assert node.state == ("online", "")
+    assert node.publisher.of("health")[-1]["outbox_dropped"] == 2, "what was lost stays counted"
+
+
+def test_systemd_hears_that_the_broker_is_away(run: Any) -> None:
+    node = run()
+    heard: list[str] = []
+    node.node.systemd.status = heard.append
+    node.step(0.5)
+    node.publisher.state = "away: no answer"
+    node.step(0.5)
+    assert heard[-1] == "online ; broker away: no answer"
+    node.publisher.state = "connected: MQTT 5"
+    node.step(0.5)
+    assert heard[-1] == "online "
+
+
+def test_an_end_that_nobody_asked_for_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_file: Path
+) -> None:
+    one = Run(tmp_path, monkeypatch)
+
+    def gone() -> Steps:
+        yield Tick(0.1, MONDAY_NOON, "away")
+        raise SourceError("the camera is away")
+
+    one.node.source = Script(gone())  # type: ignore[assignment]
+    with pytest.raises(SourceError):
+        one.node.run()
+    assert one.state == ("stopped", "the camera is away")
