@@ -24,7 +24,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 # Whole numbers that every JSON reader keeps exactly (RFC 8259, section 6).
-Number = Annotated[int, Field(ge=0, le=2**53 - 1)]
+LARGEST = 2**53 - 1
+Number = Annotated[int, Field(ge=0, le=LARGEST)]
 Cells = Annotated[dict[Annotated[str, Field(max_length=64)], Number], Field(max_length=64)]
 
 
@@ -57,7 +58,7 @@ class Counts(_Message):
     schema_: Literal["edge.counts/1"] = Field(default="edge.counts/1", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
     log: str = Field(max_length=64, description="UUID of the node's outbox")
-    seq: Number = Field(ge=1, description="counts up by one within a log")
+    seq: int = Field(ge=1, le=LARGEST, description="counts up by one within a log")
     start: str = Field(pattern=TIME_PATTERN)
     end: str = Field(pattern=TIME_PATTERN)
     window_seconds: float = Field(gt=0)

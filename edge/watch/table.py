@@ -68,10 +68,10 @@ def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
 def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: str = "") -> Group:
     """broker: how the connection stands; height: lines that fit; note: what a recorder says."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
-    table.add_column("room", ratio=3, no_wrap=True, overflow="ellipsis")
+    table.add_column("room", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("status", width=8, no_wrap=True)
     table.add_column("people", width=6, justify="right", no_wrap=True)
-    table.add_column("expressions", ratio=4, no_wrap=True, overflow="ellipsis")
+    table.add_column("expressions", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("heard", width=5, justify="right")
     table.add_column("°C", width=3, justify="right")
     table.add_column("wait", width=4, justify="right")
