@@ -77,6 +77,7 @@ class Rooms:
         self.rooms: dict[str, Room] = {}
         self.refused: Counter[str] = Counter()  # what was no message, by reason
         self.messages = 0
+        self.labels: list[str] = []  # of all nodes' counts, in the order in which they came first
 
     def refuse(self, reason: str) -> None:
         with self.lock:
@@ -118,10 +119,9 @@ class Rooms:
                 row["suppressed"],
                 row["person_seconds"],
             )
-            _add(room, window, now)
+            self._add(room, window, now)
 
-    @staticmethod
-    def _count(room: Room, m: Counts, now: datetime) -> None:
+    def _count(self, room: Room, m: Counts, now: datetime) -> None:
         last = room.counts
         # A file's windows follow its own time; what comes late never replaces what is newer.
         if last is None or m.log != last.log or m.seq > last.seq:
@@ -130,15 +130,11 @@ class Rooms:
         suppressed = isinstance(m.faces, str)
         key, start = (m.log, m.seq), moment(m.start)
         window = Windowed(key, start, m.window_seconds, mean, suppressed, m.person_seconds)
-        _add(room, window, now)
+        self._add(room, window, now)
 
-    def labels(self) -> list[str]:
-        """Of all nodes' counts, in the order in which they came first."""
-        found: dict[str, None] = {}
-        for room in self.rooms.values():
-            for label in room.counts.counts or () if room.counts else ():
-                found.setdefault(label)
-        return list(found)
+    def _add(self, room: Room, window: Windowed, now: datetime) -> None:
+        self.labels += [n for n in window.person_seconds or () if n not in self.labels]
+        _add(room, window, now)
 
 
 def _add(room: Room, window: Windowed, now: datetime) -> None:

@@ -46,7 +46,7 @@ def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
     """The rooms, those that need a look first."""
     with rooms.lock:
         shown = [_room(room, now) for room in rooms.rooms.values()]
-        labels = rooms.labels()
+        labels = list(rooms.labels)
         refused = dict(rooms.refused)
     shown.sort(key=lambda room: (room["state"] == "online", room["node"]))
     people = [room["people"] for room in shown if room["people"] is not None]
@@ -66,7 +66,7 @@ def timeline(rooms: Rooms, node: str | None, now: datetime) -> dict[str, Any]:
     all. A minute without a reading is null; hidden, unseen: shares of the time that say nothing."""
     with rooms.lock:
         chosen = [r for r in rooms.rooms.values() if node is None or r.node == node]
-        labels = rooms.labels()
+        labels = list(rooms.labels)
         minutes: dict[datetime, list[Minute]] = {}
         for room in chosen:
             for at, minute in room.minutes.items():
@@ -90,9 +90,10 @@ def _minute(at: datetime, parts: Iterable[Minute], labels: list[str]) -> dict[st
         return {"time": time, "counts": None, "hidden": 0.0, "unseen": 0.0}
     totals: Counter[str] = Counter()
     for part in parts:
+        shown = part.seconds - part.suppressed - part.unseen
         for label, amount in part.by_label.items():
-            # People on average over what this room's windows of the minute cover.
-            totals[label] += amount / part.seconds  # type: ignore[assignment]
+            # People on average over what this room's windows of the minute show.
+            totals[label] += amount / shown  # type: ignore[assignment]
     return {
         "time": time,
         "counts": {label: round(float(totals[label]), 2) for label in labels},

@@ -125,8 +125,10 @@ class Guard:
         return hmac.compare_digest(given, f"school:{self._password}".encode())
 
 
-def application(rooms: Rooms, broker: Callable[[], str], where: Place) -> Starlette:
-    """broker: how the connection to it stands, in words."""
+def application(
+    rooms: Rooms, broker: Callable[[], str], where: Place, stop: threading.Event
+) -> Starlette:
+    """broker: how the connection to it stands, in words; stop: ends what streams."""
     script = get_plotlyjs().encode()
 
     def file(name: str, kind: str) -> Callable[[Request], Response]:
@@ -145,7 +147,7 @@ def application(rooms: Rooms, broker: Callable[[], str], where: Place) -> Starle
     async def events(request: Request) -> Response:
         async def stream() -> AsyncIterator[str]:
             last = ""
-            while not await request.is_disconnected():
+            while not (stop.is_set() or await request.is_disconnected()):
                 text = json.dumps(view.state(rooms, broker(), utc_now()))
                 # A comment keeps proxies from closing what is quiet.
                 yield f"data: {text}\n\n" if text != last else ": quiet\n\n"
@@ -181,16 +183,16 @@ class Server:
     """The page in a thread of its own."""
 
     def __init__(self, rooms: Rooms, broker: Callable[[], str], where: Place) -> None:
-        self._where = where
+        self._where, self._stop = where, threading.Event()
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(rooms, broker, where),
+                application(rooms, broker, where, self._stop),
                 host=where.host,
                 port=where.port,
                 log_level="error",
                 ssl_certfile=where.certificate,
                 ssl_keyfile=where.key,
-                timeout_graceful_shutdown=1,
+                timeout_graceful_shutdown=3,
             )
         )
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
@@ -214,5 +216,6 @@ class Server:
             time.sleep(0.02)
 
     def close(self) -> None:
+        self._stop.set()
         self._server.should_exit = True
         self._thread.join(timeout=5.0)

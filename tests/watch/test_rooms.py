@@ -99,7 +99,7 @@ def test_the_pages_data_show_gaps_small_groups_and_the_lesson() -> None:
     for seq in range(19, 25):
         rooms.hear(heard(small(seq)), now)
     found = view.timeline(rooms, None, now)
-    assert found["labels"] == ["calm", "glad", "unclassified", "other"]
+    assert found["labels"] == ["calm", "glad", "unclassified", "other"], "also after a small group"
     first, gap, _, last = found["minutes"]
     assert first["counts"] == {"calm": 8.0, "glad": 4.0, "unclassified": 0.0, "other": 0.0}
     assert gap["counts"] is None

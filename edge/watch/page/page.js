@@ -5,6 +5,7 @@
 const COLOURS = ["#999999", "#e69f00", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#f0e442"];
 const GREYS = { unclassified: "#c9c9c9", other: "#6b6b6b" };
 const CHART_MS = 10000;
+const MINUTE_MS = 60000;
 
 const find = (selector) => document.querySelector(selector);
 let labels = [];
@@ -118,8 +119,9 @@ function show(state) {
   if (changed) legend();
   const off = state.rooms.length - state.online;
   const parts = [`${state.online} of ${state.rooms.length} rooms online`, `${state.people} people in view`];
-  if (off) parts.push(`${off} need a look`);
-  if (state.hidden_rooms) parts.push(`${state.hidden_rooms} small groups hidden`);
+  if (off) parts.push(`${off} ${off === 1 ? "needs" : "need"} a look`);
+  const hidden = state.hidden_rooms;
+  if (hidden) parts.push(`${hidden} small ${hidden === 1 ? "group" : "groups"} hidden`);
   const summary = parts.join(" · ");
   if (find("#summary").textContent !== summary) find("#summary").textContent = summary;
   trouble(state.rooms);
@@ -130,6 +132,20 @@ function show(state) {
   if (changed) draw();
 }
 
+// A moment of this machine's own time zone, as the chart takes it.
+function local(time) {
+  const moment = new Date(time);
+  return new Date(moment - moment.getTimezoneOffset() * MINUTE_MS).toISOString().slice(0, 19);
+}
+
+// From the first minute to the last, and never less than a quarter of an hour.
+function span(minutes) {
+  if (!minutes.length) return undefined;
+  const first = new Date(minutes[0].time).getTime();
+  const last = new Date(minutes[minutes.length - 1].time).getTime() + MINUTE_MS;
+  return [local(first), local(Math.max(last, first + 15 * MINUTE_MS))];
+}
+
 async function draw() {
   const node = find("#node").value;
   const answer = await fetch(`/timeline${node ? `?node=${encodeURIComponent(node)}` : ""}`);
@@ -138,21 +154,21 @@ async function draw() {
   const style = getComputedStyle(document.body);
   const ink = style.getPropertyValue("--ink");
   const line = style.getPropertyValue("--line");
-  const times = minutes.map((minute) => minute.time);
+  const times = minutes.map((minute) => local(minute.time));
   const traces = names.map((label) => ({
-    type: "bar", name: label, x: times, marker: { color: colour(label) },
+    type: "bar", name: label, x: times, width: MINUTE_MS, offset: 0, marker: { color: colour(label) },
     y: minutes.map((minute) => (minute.counts ? minute.counts[label] : null)),
     hovertemplate: `%{y:.1f} ${label.replace(/[<>&]/g, "")}<extra></extra>`,
   }));
   traces.push({
-    type: "bar", name: "hidden", x: times, yaxis: "y2", opacity: 0.55, hoverinfo: "skip",
+    type: "bar", name: "hidden", x: times, width: MINUTE_MS, offset: 0, yaxis: "y2", opacity: 0.55, hoverinfo: "skip",
     y: minutes.map((minute) => minute.hidden || null),
     marker: { color: "rgba(0,0,0,0)", pattern: { shape: "/", fgcolor: "#8c8f94", solidity: 0.25 } },
   });
   Plotly.react("chart", traces, {
     barmode: "stack", bargap: 0, showlegend: false, margin: { l: 46, r: 10, t: 8, b: 38 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-    xaxis: { type: "date", gridcolor: line },
+    xaxis: { type: "date", gridcolor: line, tickformat: "%H:%M", range: span(minutes) },
     yaxis: { title: { text: "people" }, rangemode: "tozero", gridcolor: line },
     yaxis2: { overlaying: "y", range: [0, 1], visible: false },
   }, { displayModeBar: false, responsive: true, staticPlot: false });
@@ -161,14 +177,14 @@ async function draw() {
 
 function figures(minutes, names) {
   const head = make("tr");
-  for (const name of ["minute (UTC)", ...names, "hidden"]) {
+  for (const name of ["minute", ...names, "hidden"]) {
     const cell = make("th", name);
     cell.scope = "col";
     head.append(cell);
   }
   const rows = minutes.slice(-30).reverse().map((minute) => {
     const row = make("tr");
-    const first = make("th", minute.time.slice(11, 16));
+    const first = make("th", local(minute.time).slice(11, 16));
     first.scope = "row";
     row.append(first);
     for (const label of names) row.append(make("td", minute.counts ? String(minute.counts[label]) : "–"));
