@@ -48,13 +48,18 @@ class Mosquitto:
         extra: str = "allow_anonymous true\n",
         tls: str = "",
         port: int | None = None,
+        listener: str = "",
     ) -> None:
+        """tls: lines of the listener's; listener: a line in them that is replaced by one on a free port
+        of loopback, where they bring their own."""
         program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
         if program is None:
             pytest.skip("needs mosquitto (Debian: apt-get install mosquitto)")
         self.port = port or free_port()
         config = folder / "mosquitto.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\n{tls}{extra}")
+        own = f"listener {self.port} 127.0.0.1"
+        text = tls.replace(listener, own) if listener else f"{own}\n{tls}"
+        config.write_text(text + extra)
         if os.getuid() == 0:
             config.write_text(f"user root\n{config.read_text()}")
         self.url = f"{'mqtts' if tls else 'mqtt'}://127.0.0.1:{self.port}"

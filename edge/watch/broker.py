@@ -1,0 +1,128 @@
+"""`edge-watch broker`: mosquitto's configuration for a school, with mutual TLS and an access list.
+
+A client is who its certificate says (the common name): a node its `site/room/node`, the school's server
+`server`. A node writes its own topics alone; the server hears all, acknowledges and commands; nobody
+else anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge import cli
+from edge.errors import EdgeError, UsageError
+from edge.payload import PREFIX
+from edge.weights import write_atomically
+
+NODE_WRITES = ("status", "info", "counts", "health", "cmd/+/result")
+NODE_READS = ("ack", "cmd/+")
+ANY_NODE = f"{PREFIX}/+/+/+"
+
+CONFIGURATION = """\
+# mosquitto 2 for a school's nodes. Install as /etc/mosquitto/conf.d/edge.conf; certificates:
+#   openssl or edge-flash makes the authority, a certificate for this host, one for each client
+per_listener_settings false
+allow_anonymous false
+
+listener {port}
+cafile {folder}/ca.pem
+certfile {folder}/broker.pem
+keyfile {folder}/broker.key
+require_certificate true
+# The certificate's common name is the user name that the access list speaks of.
+use_identity_as_username true
+tls_version tlsv1.2
+acl_file {folder}/edge.acl
+# crlfile {folder}/revoked.pem      # certificates that were taken back: restart after a change
+
+# A recorder's session waits for it: as long as it may be away, and as much as comes meanwhile.
+persistence true
+persistence_location /var/lib/mosquitto/
+autosave_interval 60
+persistent_client_expiration 7d
+max_queued_messages 0
+max_queued_bytes 268435456
+# A recorder acknowledges after it has stored, a batch at a time.
+max_inflight_messages 1000
+# A kit's message has 64 KiB at most.
+message_size_limit 65536
+max_packet_size 70000
+"""
+
+DROP_IN = """\
+# /etc/systemd/system/mosquitto.service.d/edge.conf
+[Service]
+Restart=always
+RestartSec=2
+# A node each, and the server's
+LimitNOFILE=65536
+ProtectSystem=strict
+ReadWritePaths=/var/lib/mosquitto /var/log/mosquitto /run/mosquitto
+ProtectHome=true
+PrivateTmp=true
+NoNewPrivileges=true
+"""
+
+
+def access_list(server: str) -> str:
+    """mosquitto's acl_file. server: common name of the school's server."""
+    lines = [
+        "# Who is not named here may do nothing.",
+        f"user {server}",
+        *(f"topic read {ANY_NODE}/{kind}" for kind in NODE_WRITES),
+        f"topic readwrite {ANY_NODE}/ack",
+        f"topic write {ANY_NODE}/cmd/+",
+        "",
+        "# %u is the client's own name: site/room/node.",
+        *(f"pattern write {PREFIX}/%u/{kind}" for kind in NODE_WRITES),
+        *(f"pattern read {PREFIX}/%u/{kind}" for kind in NODE_READS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def files(folder: str, port: int, server: str) -> dict[str, str]:
+    """Content by name. folder: where the broker finds certificates and access list."""
+    return {
+        "edge.conf": CONFIGURATION.format(folder=folder, port=port),
+        "edge.acl": access_list(server),
+        "mosquitto.service.d-edge.conf": DROP_IN,
+    }
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "edge-watch broker",
+        "Write mosquitto's configuration and access list for a school: mutual TLS, a node writes only "
+        "its own topics, the server reads all, nobody else anything.",
+        "edge-watch broker --out broker",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument(
+        "--folder", default="/etc/mosquitto/edge", metavar="DIR", help="of its files on the broker"
+    )
+    p.add_argument("--port", type=int, default=8883)
+    p.add_argument("--server", default="server", metavar="NAME", help="in its certificate")
+    args = p.parse_args(argv)
+    if not 0 < args.port < 65536:
+        raise UsageError("--port must be 1 to 65535")
+    if not args.server.replace("-", "").isalnum():
+        raise UsageError("--server must be letters, digits and '-'")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, text in files(args.folder, args.port, args.server).items():
+            write_atomically(args.out / name, text.encode())
+            print(args.out / name)
+    except OSError as error:
+        raise EdgeError(
+            f"{args.out} takes no file ({error.strerror}); give another --out"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-watch", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
