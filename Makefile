@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-faults soak lint clip schemas tensorrt gpu clean
+.PHONY: demo test test-faults test-scale soak lint clip schemas node-tools tensorrt gpu clean
 
 demo: .venv-node/ready
 	.venv-node/bin/python demo/run.py
@@ -17,6 +17,10 @@ test: .venv/ready
 # A real broker behind a proxy that misbehaves, cameras that fail, and hundreds of SIGKILLs.
 test-faults: .venv/ready
 	.venv/bin/python -m pytest -m faults -s tests/faults
+
+# SCALE_NODES (1000) simulated nodes into SQLite and PostgreSQL, with everything killed again and again.
+test-scale: .venv/ready
+	.venv/bin/python -m pytest -m scale -s tests/scale
 
 # The demo clip as a camera for SOAK_MINUTES (10): nothing that the node holds may grow.
 soak: .venv/ready
@@ -51,11 +55,15 @@ tensorrt: .venv/ready
 			tensorrt-cu12-bindings==$$version || exit 1; \
 	done
 
+# The specification of AsyncAPI and MQTT's client for JavaScript, for the tests that want them.
+node-tools:
+	npm install --silent --no-audit --no-fund --prefix .node @asyncapi/specs@6 mqtt@5
+
 clip: .venv-node/ready
 	.venv-node/bin/python demo/make_clip.py
 
 schemas: .venv-node/ready
-	.venv-node/bin/python -m edge.payload edge/schemas
+	.venv-node/bin/python -m edge.contract edge/schemas
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -73,4 +81,4 @@ schemas: .venv-node/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-node .venv-310 .tensorrt *.egg-info build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-node .venv-310 .tensorrt .node *.egg-info build .pytest_cache .mypy_cache .ruff_cache

@@ -1,15 +1,13 @@
 """Every message the node publishes, as a model: the contract, its JSON Schema, its bytes.
 
-`python -m edge.payload DIR` writes the schemas (JSON Schema 2020-12); `edge/schemas/` holds them.
+`edge/contract.py` writes the schemas into `edge/schemas/`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -280,17 +278,3 @@ def schema_of(message: type[_Message]) -> dict[str, Any]:
     """The JSON Schema 2020-12 of a message."""
     schema = message.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def write_schemas(folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for message in MESSAGES:
-        path = folder / f"{message.__name__.lower()}.json"
-        path.write_text(json.dumps(schema_of(message), indent=2) + "\n", encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
-if __name__ == "__main__":
-    write_schemas(Path(sys.argv[1]))

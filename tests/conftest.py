@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from postgres import Postgres
 from support import ROOT, Done, Mosquitto
 
 from edge.errors import WeightsError
@@ -76,3 +77,10 @@ def tiny_ferplus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(f'{name},"(0, 0, 48, 48)",{",".join(map(str, votes + [0] * 7 + [1]))}\n')
         (folder / "label.csv").write_text("".join(rows))
     return root
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    made = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield made
+    made.stop()

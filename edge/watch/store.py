@@ -6,7 +6,6 @@ the row of its log is locked meanwhile, so recorders that share the load agree.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -105,7 +104,6 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the tables up to this version. Raises StoreError."""
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._transaction() as db:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -91,8 +90,3 @@ def test_messages_are_one_line_of_strict_json() -> None:
 
 def test_clock_synced_answers_or_says_that_it_does_not_know() -> None:
     assert clock_synced() in (True, False, None)
-
-
-def test_schema_folder_holds_no_other_file() -> None:
-    names = {path.name for path in Path(SCHEMAS).iterdir()}
-    assert names == {f"{message.__name__.lower()}.json" for message in MESSAGES}

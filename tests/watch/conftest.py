@@ -1,77 +1,11 @@
-"""Databases for the recorder: SQLite always, a PostgreSQL of our own where it is installed."""
+"""Databases for the recorder's tests."""
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import free_port
-
-
-def postgres_programs() -> Path | None:
-    """The folder of initdb and postgres: Debian keeps them out of PATH."""
-    if found := shutil.which("postgres"):
-        return Path(found).parent
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    return versions[-1].parent if versions else None
-
-
-class Postgres:
-    """A cluster in a folder, on a free port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        programs = postgres_programs()
-        if programs is None:
-            pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
-        self._programs, self.data = programs, folder / "cluster"
-        self.port, self._log = free_port(), folder / "postgres.log"
-        # PostgreSQL refuses to run as root; Debian's package brings the user that it runs as.
-        self._as = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        self.user = "postgres" if self._as else getpass.getuser()
-        if self._as:
-            for parent in [folder, *folder.parents][:4]:
-                with contextlib.suppress(PermissionError):
-                    parent.chmod(parent.stat().st_mode | 0o055)
-            shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", self.data, "-U", self.user, "--auth=trust", "-N")
-        self.start()
-
-    def _run(self, program: str, *words: object) -> None:
-        command = [*self._as, str(self._programs / program), *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-        assert done.returncode == 0, done.stderr
-
-    def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
-        self._run(
-            "pg_ctl", "-D", self.data, "-w", "-t", 60, "-l", self._log, "-o", options, "start"
-        )
-
-    def stop(self, how: str = "fast") -> None:
-        """how: pg_ctl's; `immediate` is its kill -9 of all its processes, without a checkpoint."""
-        self._run("pg_ctl", "-D", self.data, "-w", "-m", how, "stop")
-
-    def kill(self) -> None:
-        """SIGKILL to the server; its children go when they notice."""
-        number = (self.data / "postmaster.pid").read_text().splitlines()[0]
-        os.kill(int(number), 9)
-
-    @property
-    def url(self) -> str:
-        return f"postgresql://{self.user}@127.0.0.1:{self.port}/postgres"
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    made = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield made
-    made.stop()
+from postgres import Postgres
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

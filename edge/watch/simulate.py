@@ -1,0 +1,344 @@
+"""`edge-watch simulate`: many nodes in one process, each with a connection, an outbox and counts of its
+own, to size a broker and a recorder and to see that nothing is lost between them.
+
+Windows, messages, outbox (in memory) and replay are the node's own code; what is played is the people.
+At the end the readings that a recorder's `ack` has not named are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import selectors
+import signal
+import ssl
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from edge import cli
+from edge.aggregate import Window
+from edge.broker import (
+    Address,
+    mqtt_library,
+    new_client,
+    read_password,
+    secure,
+    tls_context,
+    why_not,
+)
+from edge.bundle import load_bundle
+from edge.clock import clock_synced
+from edge.errors import BrokerError, UsageError
+from edge.outbox import Outbox
+from edge.payload import (
+    PREFIX,
+    Ack,
+    Outgoing,
+    Status,
+    as_dict,
+    as_sent,
+    counts_message,
+    dumps,
+    rfc3339,
+)
+from edge.publish import FIRST_PAUSE_SECONDS, pause_after
+from edge.records import Expression, Frame, Reading, Tick
+from edge.replay import Replay
+from edge.settings import Broker
+from edge.watch.run import broker_options, broker_settings
+
+log = logging.getLogger(__name__)
+
+MIN_GROUP, MIN_CELL = 5, 2
+SAMPLES = 4  # pictures that a window's people are drawn for
+PIXELS = np.zeros((1, 1, 3), np.uint8)
+SPREAD_SECONDS = 5.0  # over which the nodes come up
+TURN_SECONDS = 0.02
+LOOK_SECONDS = 1.0  # how often each connection's keepalive and each node's outbox are looked after
+
+
+class Class:
+    """A room full of people whose number and mood drift."""
+
+    def __init__(self, labels: Sequence[str], rng: random.Random) -> None:
+        self._labels, self._rng = labels, rng
+        self._people = rng.randint(8, 28)
+        self._mood = np.array(
+            [rng.gammavariate(2.0 if i < 2 else 0.3, 1) for i in range(len(labels))]
+        )
+
+    def look(self) -> list[Expression]:
+        """Who is in view now, one Expression each."""
+        rng = self._rng
+        self._people = min(32, max(0, self._people + rng.choice((-1, 0, 0, 0, 0, 1))))
+        if rng.random() < 0.002:
+            self._people = rng.choice((0, 3, 24))  # a lesson begins or ends
+        self._mood *= np.exp([rng.gauss(0, 0.1) for _ in self._labels])
+        shares = self._mood / self._mood.sum()
+        found = []
+        for number in range(self._people):
+            pick = rng.choices(range(len(shares)), shares)[0]
+            sure = np.full(len(shares), 0.05, np.float32)
+            sure[pick] = rng.uniform(0.4, 0.9)
+            found.append(Expression(number, None if rng.random() < 0.02 else sure))
+        return found
+
+
+class SimNode:
+    """One node's half of the conversation; a connection is turned from outside."""
+
+    def __init__(self, number: int, labels: Sequence[str], window: float, seed: int) -> None:
+        self.path = f"sim/room-{number:04}/node-1"
+        rng = random.Random(seed * 1_000_003 + number)
+        self._class = Class(labels, rng)
+        self._window = Window(labels, window, MIN_GROUP, MIN_CELL, max_gap_seconds=window)
+        self.outbox = Outbox(Path(":memory:"))
+        self._replay = Replay(self.outbox)
+        self._session, self._n = str(uuid.uuid4()), 0
+        self._sent: dict[int, tuple[int, str]] = {}
+        self.client: Any = None
+        self.up = False
+        self.pause, self.next_try = FIRST_PAUSE_SECONDS, rng.uniform(0, SPREAD_SECONDS)
+        self._step, self._next_look = window / SAMPLES, 0.0
+        self.made = 0
+
+    def live(self, now: float) -> None:
+        """Pictures and windows up to now."""
+        if now < self._next_look:
+            return
+        self._next_look = now + self._step
+        closed = self._window.add(Frame(PIXELS, now, time.time()), self._class.look())
+        for reading in closed:
+            self._keep(reading)
+
+    def end(self, now: float) -> None:
+        """Close what is due; the window in progress is no reading."""
+        for reading in self._window.tick(Tick(now, time.time())):
+            self._keep(reading)
+
+    def _keep(self, reading: Reading) -> None:
+        self.outbox.append(counts_message(reading, self.path, MIN_GROUP, MIN_CELL, "utc"))
+        self.made += 1
+
+    def status(self, state: str) -> Outgoing:
+        stamp: dict[str, Any] = {}
+        if state != "lost":
+            self._n += 1
+            stamp = {"n": self._n, "time": rfc3339(time.time()), "clock_synced": clock_synced()}
+        whole = {"node": self.path, "session": self._session, "state": state, **stamp}
+        return Outgoing("status", as_dict(Status.model_validate(whole)), retain=True)
+
+    def connected(self, client: Any) -> None:
+        self._sent.clear()
+        self._replay.connected()
+        client.subscribe(f"{PREFIX}/{self.path}/ack", qos=1)
+        self.say(self.status("online"))
+
+    def say(self, message: Outgoing) -> None:
+        self.client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
+
+    def offer(self) -> None:
+        for seq, payload in self._replay.next():
+            message = as_sent(payload)
+            info = self.client.publish(message.topic, dumps(message.payload), qos=1)
+            self._sent[info.mid] = (seq, payload["log"])
+
+    def published(self, mid: int) -> None:
+        if mid in self._sent:
+            self._replay.acknowledged(*self._sent.pop(mid))
+
+    def heard(self, payload: bytes) -> None:
+        try:
+            ack = Ack.model_validate_json(payload)
+        except ValidationError:
+            return
+        self._replay.recorder_has(ack.seq, ack.log)
+
+    @property
+    def stored(self) -> int:
+        """Readings that a recorder has."""
+        return min(self.outbox.stored or 0, self.made)
+
+
+class Hall:
+    """All connections in one loop."""
+
+    def __init__(self, settings: Broker, nodes: Sequence[SimNode]) -> None:
+        """Raises SettingsError for unusable files."""
+        self._mqtt, self._settings, self.nodes = mqtt_library(), settings, nodes
+        self._address = Address(settings.url)
+        self._context = tls_context(settings.tls) if self._address.secure else None
+        self._password = read_password(settings.password_file)
+        self._selector = selectors.DefaultSelector()
+        self._began = time.monotonic()
+        self.losses = 0
+        self.reason = ""
+        self._next_look = 0.0
+
+    def turn(self) -> None:
+        """Some milliseconds of everybody's life but the counting."""
+        now = time.monotonic()
+        for node in self.nodes:
+            if node.client is None and now - self._began >= node.next_try:
+                self._connect(node, now)
+        for key, events in self._selector.select(TURN_SECONDS):
+            node = key.data
+            if node.client is not None and events & selectors.EVENT_READ:
+                self._served(node, node.client.loop_read())
+        look = now >= self._next_look
+        self._next_look = now + LOOK_SECONDS if look else self._next_look
+        for node in self.nodes:
+            if node.client is None:
+                continue
+            if node.up and node.outbox.depth():
+                node.offer()
+            if look:
+                self._served(node, node.client.loop_misc())
+            if node.client is not None and node.client.want_write():
+                self._served(node, node.client.loop_write())
+
+    def _connect(self, node: SimNode, now: float) -> None:
+        client = new_client(self._mqtt, self._settings, f"edge/{node.path}", self._mqtt.MQTTv5)
+        secure(client, self._settings, self._password, self._context)
+        will = node.status("lost")
+        client.will_set(will.topic, dumps(will.payload), qos=1, retain=True)
+        client.on_connect = lambda c, u, f, reason, p: self._answered(node, c, reason)
+        client.on_publish = lambda c, u, mid, reason, p: node.published(mid)
+        client.on_message = lambda c, u, message: node.heard(message.payload)
+        try:
+            client.connect(self._address.host, self._address.port, self._settings.keepalive_seconds)
+        except (OSError, ssl.SSLError) as error:
+            self.reason = why_not(error)
+            self._later(node, now, stood=False)
+            return
+        node.client = client
+        self._selector.register(client.socket(), selectors.EVENT_READ, node)
+
+    def _answered(self, node: SimNode, client: Any, reason: Any) -> None:
+        if reason.is_failure:
+            self.reason = f"refused: {reason}"
+            return
+        node.up = True
+        node.connected(client)
+
+    def _served(self, node: SimNode, code: int) -> None:
+        if code == self._mqtt.MQTT_ERR_SUCCESS or node.client is None:
+            return
+        self._drop(node)
+        self.losses += node.up
+        self._later(node, time.monotonic(), stood=node.up)
+        node.up = False
+
+    def _drop(self, node: SimNode) -> None:
+        for key in [k for k in self._selector.get_map().values() if k.data is node]:
+            self._selector.unregister(key.fileobj)
+        node.client = None
+
+    def _later(self, node: SimNode, now: float, stood: bool) -> None:
+        longest = self._settings.retry_max_seconds
+        node.pause = FIRST_PAUSE_SECONDS if stood else min(2 * node.pause, longest)
+        node.next_try = now - self._began + pause_after(stood, node.pause, longest)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            if node.up and node.client is not None:
+                node.say(node.status("stopped"))
+        deadline = time.monotonic() + 5
+        while any(n.client is not None and n.client.want_write() for n in self.nodes):
+            if time.monotonic() > deadline:
+                break
+            self.turn()
+        for node in self.nodes:
+            if node.client is not None:
+                node.client.disconnect()
+                node.client.loop_write()
+        self._selector.close()
+
+
+def tell(hall: Hall, seconds: float, wanted_recorder: bool) -> str:
+    nodes = hall.nodes
+    made, waiting = sum(n.made for n in nodes), sum(n.outbox.depth() for n in nodes)
+    text = (
+        f"{sum(n.up for n in nodes)} of {len(nodes)} nodes up, {made} readings, {waiting} waiting for "
+        f"the broker, {hall.losses} connections lost"
+    )
+    if wanted_recorder:
+        text += f", {made - sum(n.stored for n in nodes)} not stored by a recorder"
+    return f"{seconds:4.0f} s: {text}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser(
+        "edge-watch simulate",
+        "Play nodes: each connects, counts a class that drifts, keeps its readings until a recorder's "
+        "ack names them. Exit code 1 where some are not stored in the end.",
+        "edge-watch simulate --nodes 1000 --window 10 --seconds 120",
+    )
+    broker_options(p)
+    p.add_argument("--nodes", type=int, default=100, metavar="N")
+    p.add_argument("--window", type=float, default=10.0, metavar="S")
+    p.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of counting")
+    p.add_argument(
+        "--wait", type=float, default=90.0, metavar="S", help="for a recorder at the end"
+    )
+    p.add_argument("--no-recorder", action="store_true", help="the broker's word is enough")
+    p.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if not 1 <= args.nodes <= 20_000:
+        raise UsageError("--nodes must be 1 to 20000")
+    if not (args.window >= 0.1 and args.seconds > 0 and args.wait >= 0):
+        raise UsageError("--window must be 0.1 or more, --seconds above 0, --wait not below it")
+    settings = broker_settings(args)
+    labels = load_bundle().labels
+    nodes = [SimNode(i, labels, args.window, args.seed) for i in range(args.nodes)]
+    hall, stop = Hall(settings, nodes), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    began = last = time.monotonic()
+    while not stop.is_set() and (now := time.monotonic()) - began < args.seconds:
+        for node in nodes:
+            node.live(now)
+        hall.turn()
+        if now - last >= 10:
+            last = now
+            print(tell(hall, now - began, not args.no_recorder), flush=True)
+        if now - began > 15 and not any(n.up for n in nodes) and not hall.losses:
+            raise BrokerError(f"broker {settings.url} {hall.reason}; check address and user")
+    for node in nodes:
+        node.end(time.monotonic())
+    deadline = time.monotonic() + args.wait
+
+    def missing() -> int:
+        if args.no_recorder:
+            return sum(n.outbox.depth() for n in nodes)
+        return sum(n.made - n.stored for n in nodes)
+
+    while missing() and time.monotonic() < deadline:
+        hall.turn()
+    left = missing()
+    print(tell(hall, time.monotonic() - began, not args.no_recorder))
+    hall.close()
+    if left:
+        whom = "the broker" if args.no_recorder else "a recorder"
+        raise BrokerError(f"{left} readings are not acknowledged by {whom}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-watch", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""A thousand nodes over mutual TLS into a database while broker, recorder and database are killed again
+and again: by the end-to-end `ack` nothing is lost, and nothing stands twice. Prints its figures.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from postgres import Postgres
+from support import ROOT, Mosquitto, certificates
+
+from edge.watch.broker import files
+from edge.watch.store import database
+from edge.watch.tables import COUNTS, LOGS
+
+pytestmark = pytest.mark.scale
+
+NODES = int(os.environ.get("SCALE_NODES", "1000"))
+WINDOW_SECONDS = 10
+KILLS_EACH = 5
+BETWEEN = (7.0, 11.0)  # seconds between two kills of anything
+
+
+class School:
+    """mosquitto as `edge-watch broker` sets it up, with a client that may play every node."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        certificates(folder, ["broker", "server", "simulator"])
+        for name, text in files(str(folder), 8883, "server").items():
+            (folder / name).write_text(text)
+        with (folder / "edge.acl").open("a") as acl:
+            acl.write("\nuser simulator\ntopic readwrite edge/v1/sim/#\n")
+        config = (folder / "edge.conf").read_text().replace("/var/lib/mosquitto/", f"{folder}/")
+        self.broker = Mosquitto(folder, "", config, listener="listener 8883")
+
+    def watch(self, name: str, *words: object) -> list[str]:
+        """edge-watch with the certificate of that name."""
+        f = self.folder
+        tls = ["--ca", f / "ca.pem", "--certificate", f / f"{name}.pem", "--key", f / f"{name}.key"]
+        whole = [sys.executable, "-m", "edge.watch.run", *words, "--broker", self.broker.url, *tls]
+        return [str(word) for word in whole]
+
+
+class Recorder:
+    """edge-watch --record, to be killed and started again."""
+
+    def __init__(self, school: School, url: str, *more: object) -> None:
+        self._command = school.watch("server", "--record", url, *more)
+        self._log = (school.folder / "recorder.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, cwd=ROOT, stderr=self._log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.start()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(30) == 0
+
+
+def tally(url: str) -> tuple[int, int, int]:
+    """Readings stored, those that a log lacks, and windows of a node that stand twice."""
+    engine = sa.create_engine(database(url))
+    with engine.connect() as db:
+        count = sa.func.count()
+        stored = db.execute(sa.select(count).select_from(COUNTS)).scalar_one()
+        lacking = db.execute(sa.select(sa.func.sum(LOGS.c.highest - LOGS.c.whole))).scalar_one()
+        window = (COUNTS.c.node, COUNTS.c.start)
+        doubled = sa.select(COUNTS.c.node).group_by(*window).having(count > 1).subquery()
+        twice = db.execute(sa.select(count).select_from(doubled)).scalar_one()
+    engine.dispose()
+    return int(stored), int(lacking), int(twice)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_thousand_nodes_while_everything_is_killed(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    rng, school = random.Random(0), School(tmp_path)
+    server: Postgres | None = None
+    url = str(tmp_path / "school.sqlite")
+    if kind == "postgresql":
+        server = request.getfixturevalue("postgres")
+        url = server.url
+    recorder = Recorder(school, url)
+    victims = ["broker", "recorder", *(["database"] if server else [])] * KILLS_EACH
+    rng.shuffle(victims)
+    seconds = 25 + 9 * len(victims)
+    simulator = subprocess.Popen(
+        school.watch("simulator", "simulate", "--nodes", NODES, "--window", WINDOW_SECONDS,
+                     "--seconds", seconds, "--wait", 240),
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(20)
+    for victim in victims:
+        if victim == "broker":
+            school.broker.stop(signal.SIGKILL)
+            time.sleep(rng.uniform(0, 1))
+            school.broker.start()
+        elif victim == "recorder":
+            recorder.kill()
+        elif server is not None:
+            server.kill()
+            time.sleep(rng.uniform(0, 2))
+            server.start()
+        time.sleep(rng.uniform(*BETWEEN))
+    out, _ = simulator.communicate(timeout=600)
+    recorder.stop()
+    school.broker.stop()
+    last = out.strip().splitlines()[-1]
+    stored, lacking, twice = tally(url)
+    made = int(last.split(" readings")[0].split()[-1])
+    kills = {name: victims.count(name) for name in dict.fromkeys(victims)}
+    print(f"\n{kind}: {last}\nkills {kills} made {made} stored {stored} lost {made - stored} "
+          f"gaps {lacking} twice {twice}")  # fmt: skip
+    assert simulator.returncode == 0, out
+    assert (made - stored, lacking, twice) == (0, 0, 0)
+    assert made > NODES * seconds / WINDOW_SECONDS / 2
