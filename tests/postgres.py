@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,21 +23,20 @@ def postgres_programs() -> Path | None:
 
 
 class Postgres:
-    """A cluster in a folder, on a free port of loopback."""
+    """A cluster in a folder of its own, on a free port of loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         programs = postgres_programs()
         if programs is None:
             pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
+        # Not below pytest's folders, which are closed to PostgreSQL's user.
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="edge-postgres-"))
         self._programs, self.data = programs, folder / "cluster"
         self.port, self._log = free_port(), folder / "postgres.log"
         # PostgreSQL refuses to run as root; Debian's package brings the user that it runs as.
         self._as = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         self.user = "postgres" if self._as else getpass.getuser()
         if self._as:
-            for parent in [folder, *folder.parents][:4]:
-                with contextlib.suppress(PermissionError):
-                    parent.chmod(parent.stat().st_mode | 0o055)
             shutil.chown(folder, "postgres")
         self._run("initdb", "-D", self.data, "-U", self.user, "--auth=trust", "-N")
         self.start()
@@ -63,6 +62,10 @@ class Postgres:
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.data, "-w", "-m", "fast", "stop")
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
 
     def kill(self) -> None:
         """SIGKILL to the server; its children go when they notice."""

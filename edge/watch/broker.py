@@ -94,7 +94,7 @@ def files(folder: str, port: int, server: str) -> dict[str, str]:
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-watch broker",
-        "Write mosquitto's configuration and access list for a school: mutual TLS, a node writes only "
+        "Write mosquitto's configuration and access list for a school: mutual TLS, a node writes only\n"
         "its own topics, the server reads all, nobody else anything.",
         "edge-watch broker --out broker",
     )

@@ -15,7 +15,7 @@ from edge.watch.store import Store
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-watch forget",
-        "Delete counts, health and status from a recorder's database. How far each log was stored is "
+        "Delete counts, health and status from a recorder's database. How far each log was stored is\n"
         "kept: it holds no counts, and without it the nodes would send everything again.",
         "edge-watch forget --record school.sqlite --room school/room-12 --older-than 30",
     )

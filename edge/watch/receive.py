@@ -33,7 +33,7 @@ from edge.settings import Broker
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
-ANSWER_SECONDS = 5.0
+FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 2.0, 32.0
 SESSION_SECONDS = 86400
 UNACKNOWLEDGED = 1000  # messages the broker may send before the first of them is acknowledged
 KINDS = ("counts", "status", "info", "health")
@@ -77,6 +77,7 @@ class Receiver:
         self._version = self._mqtt.MQTTv5
         self._client: Any = None
         self.state = "connecting"
+        self._patience = FIRST_ANSWER_SECONDS
 
     def run(
         self,
@@ -154,7 +155,7 @@ class Receiver:
         except (OSError, ssl.SSLError) as error:
             self._say(why_not(error))
             return False
-        deadline, stood = time.monotonic() + ANSWER_SECONDS, False
+        deadline, stood = time.monotonic() + self._patience, False
         try:
             while not stop.is_set():
                 if not turn(client, 0.05):
@@ -167,11 +168,13 @@ class Receiver:
                     self._client = client
                     client.subscribe([(topic, 1) for topic in self._topics()])
                 if not stood and subscribed.is_set():
-                    stood = True
+                    stood, self._patience = True, FIRST_ANSWER_SECONDS
                     self._say(f"connected: {self._settings.url}")
                     connected()
                 if not stood and time.monotonic() > deadline:
+                    # An older broker says nothing to MQTT 5, a slow one nothing yet.
                     self._say("away: silent after connecting")
+                    self._patience = min(2 * self._patience, LONGEST_ANSWER_SECONDS)
                     return False
             if not stop.is_set():
                 lost = "the connection was lost" if stood else "closed the connection"

@@ -69,9 +69,9 @@ def broker_settings(args: argparse.Namespace) -> Broker:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "edge-watch",
-        "Show what every node of a broker publishes, as a table (a line a message where there is no "
-        "terminal), as JSON, or as a page; record it. More: edge-watch "
-        + ", ".join(f"{name} ({text})" for name, (_, text) in COMMANDS.items()),
+        "Show what every node of a broker publishes: a table (a line a message where there is no\n"
+        "terminal), JSON, or a page; and record it. More commands, each with its own --help:\n"
+        + "".join(f"\n  edge-watch {name:<9} {text}" for name, (_, text) in COMMANDS.items()),
         "edge-watch --broker mqtt://192.0.2.10\n"
         "  edge-watch --broker mqtt://192.0.2.10 --record school.sqlite --web 127.0.0.1:8080",
     )

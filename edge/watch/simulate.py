@@ -72,9 +72,9 @@ class Class:
     def __init__(self, labels: Sequence[str], rng: random.Random) -> None:
         self._labels, self._rng = labels, rng
         self._people = rng.randint(8, 28)
-        self._mood = np.array(
-            [rng.gammavariate(2.0 if i < 2 else 0.3, 1) for i in range(len(labels))]
-        )
+        # Most people look neutral or glad; how much so wanders around that and comes back.
+        self._usual = np.array([2.0, 1.0, *[-1.5] * (len(labels) - 2)])
+        self._mood = np.zeros(len(labels))
 
     def look(self) -> list[Expression]:
         """Who is in view now, one Expression each."""
@@ -82,8 +82,9 @@ class Class:
         self._people = min(32, max(0, self._people + rng.choice((-1, 0, 0, 0, 0, 1))))
         if rng.random() < 0.002:
             self._people = rng.choice((0, 3, 24))  # a lesson begins or ends
-        self._mood *= np.exp([rng.gauss(0, 0.1) for _ in self._labels])
-        shares = self._mood / self._mood.sum()
+        self._mood = 0.97 * self._mood + np.array([rng.gauss(0, 0.2) for _ in self._labels])
+        weights = np.exp(self._usual + self._mood)
+        shares = weights / weights.sum()
         found = []
         for number in range(self._people):
             pick = rng.choices(range(len(shares)), shares)[0]
@@ -109,7 +110,7 @@ class SimNode:
         self.up = False
         self.pause, self.next_try = FIRST_PAUSE_SECONDS, rng.uniform(0, SPREAD_SECONDS)
         self._step, self._next_look = window / SAMPLES, 0.0
-        self.made = 0
+        self.made, self.fresh = 0, False
 
     def live(self, now: float) -> None:
         """Pictures and windows up to now."""
@@ -127,7 +128,7 @@ class SimNode:
 
     def _keep(self, reading: Reading) -> None:
         self.outbox.append(counts_message(reading, self.path, MIN_GROUP, MIN_CELL, "utc"))
-        self.made += 1
+        self.made, self.fresh = self.made + 1, True
 
     def status(self, state: str) -> Outgoing:
         stamp: dict[str, Any] = {}
@@ -147,6 +148,7 @@ class SimNode:
         self.client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
 
     def offer(self) -> None:
+        self.fresh = False
         for seq, payload in self._replay.next():
             message = as_sent(payload)
             info = self.client.publish(message.topic, dumps(message.payload), qos=1)
@@ -199,7 +201,8 @@ class Hall:
         for node in self.nodes:
             if node.client is None:
                 continue
-            if node.up and node.outbox.depth():
+            # Each second too: what waits for its turn, and what a recorder still lacks.
+            if node.up and (node.fresh or look):
                 node.offer()
             if look:
                 self._served(node, node.client.loop_misc())
@@ -279,7 +282,7 @@ def tell(hall: Hall, seconds: float, wanted_recorder: bool) -> str:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "edge-watch simulate",
-        "Play nodes: each connects, counts a class that drifts, keeps its readings until a recorder's "
+        "Play nodes: each connects, counts a class that drifts, keeps its readings until a recorder's\n"
         "ack names them. Exit code 1 where some are not stored in the end.",
         "edge-watch simulate --nodes 1000 --window 10 --seconds 120",
     )
