@@ -36,8 +36,8 @@ class _Message(BaseModel):
 class Faces(_Message):
     """People in view at once."""
 
-    mean: float = Field(ge=0, description="average over the seen part of the window")
-    max: Number
+    mean: float = Field(ge=0, le=1e6, description="average over the seen part of the window")
+    max: int = Field(ge=0, le=1_000_000)
 
 
 class Quality(_Message):
@@ -59,14 +59,14 @@ class Counts(_Message):
     seq: int = Field(ge=1, le=LARGEST, description="counts up by one within a log")
     start: str = Field(pattern=TIME_PATTERN)
     end: str = Field(pattern=TIME_PATTERN)
-    window_seconds: float = Field(gt=0)
+    window_seconds: float = Field(gt=0, le=3600)
     time_base: Literal["utc", "file"] = Field(
         description="file: windows follow a file's own time, counted from the run's start"
     )
     clock_synced: bool | None = Field(description="null where the system does not say")
     historical: bool = Field(description="sent more than one window after it closed")
-    min_group: int = Field(ge=1)
-    min_cell: int = Field(ge=1)
+    min_group: int = Field(ge=1, le=1000)
+    min_cell: int = Field(ge=1, le=1000)
     faces: Union[Faces, str, None] = Field(
         description='"<K" when fewer than min_group were in view at some moment; null when not seen'
     )

@@ -22,6 +22,8 @@ BACKLOG_PER_SECOND = 50.0
 REFUSED_PAUSE_SECONDS = 30.0
 # A broker's acknowledgement so old, and still no recorder's: offered again, and as often.
 RECORDER_SECONDS = 60.0
+# While its `ack` does not move, the pause doubles up to this: its database is away, not the broker.
+LONGEST_RECORDER_SECONDS = 3600.0
 
 Waiting = list[tuple[int, dict[str, Any]]]
 
@@ -32,7 +34,8 @@ class Replay:
     def __init__(self, outbox: Outbox, clock: Callable[[], float] = time.monotonic) -> None:
         self._outbox, self._clock = outbox, clock
         self._in_flight: set[tuple[str, int]] = set()
-        self._again_at = clock() + RECORDER_SECONDS
+        self._pause = RECORDER_SECONDS
+        self._again_at = clock() + self._pause
         self.connected()
 
     def connected(self) -> None:
@@ -54,8 +57,9 @@ class Replay:
         if self._outbox.log != self._log:
             self.connected()  # the file was damaged and set aside: seq starts again
         if now >= self._again_at:
-            self._again_at = now + RECORDER_SECONDS
             self._offer_again()
+            self._again_at = now + self._pause
+            self._pause = min(2 * self._pause, LONGEST_RECORDER_SECONDS)
         free = IN_FLIGHT - len(self._in_flight)
         if free <= 0:
             return []
@@ -111,4 +115,7 @@ class Replay:
 
     def recorder_has(self, seq: int, log: str) -> None:
         """Everything up to seq is stored where it was wanted."""
+        if log == self._outbox.log and seq != self._outbox.stored:
+            self._pause = RECORDER_SECONDS
+            self._again_at = min(self._again_at, self._clock() + RECORDER_SECONDS)
         self._outbox.recorder_has(seq, log)

@@ -21,8 +21,8 @@ NODE_READS = ("ack", "cmd/+")
 ANY_NODE = f"{PREFIX}/+/+/+"
 
 CONFIGURATION = """\
-# mosquitto 2 for a school's nodes. Install as /etc/mosquitto/conf.d/edge.conf; certificates:
-#   openssl or edge-flash makes the authority, a certificate for this host, one for each client
+# mosquitto 2 for a school's nodes. Install as /etc/mosquitto/conf.d/edge.conf beside Debian's own
+# mosquitto.conf, which switches persistence on; with another, say `persistence true` there.
 per_listener_settings false
 allow_anonymous false
 
@@ -38,8 +38,6 @@ acl_file {folder}/edge.acl
 # crlfile {folder}/revoked.pem      # certificates that were taken back: restart after a change
 
 # A recorder's session waits for it: as long as it may be away, and as much as comes meanwhile.
-persistence true
-persistence_location /var/lib/mosquitto/
 autosave_interval 60
 persistent_client_expiration 7d
 max_queued_messages 0
@@ -59,7 +57,9 @@ RestartSec=2
 # A node each, and the server's
 LimitNOFILE=65536
 ProtectSystem=strict
-ReadWritePaths=/var/lib/mosquitto /var/log/mosquitto /run/mosquitto
+StateDirectory=mosquitto
+LogsDirectory=mosquitto
+RuntimeDirectory=mosquitto
 ProtectHome=true
 PrivateTmp=true
 NoNewPrivileges=true

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 
 from edge import cli
 from edge.errors import UsageError
-from edge.watch.store import Store
+from edge.watch.store import MOST_DAYS, Store
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -26,12 +26,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
     if args.room and not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+){0,2}", args.room):
         raise UsageError("--room must be SITE, SITE/ROOM or SITE/ROOM/NODE")
-    if args.older_than is not None and not args.older_than >= 0:
-        raise UsageError("--older-than must be a number of days")
+    if args.older_than is not None and not 0 <= args.older_than <= MOST_DAYS:
+        raise UsageError(f"--older-than must be 0 to {MOST_DAYS} days")
     if not (args.room or args.older_than is not None or args.everything):
         raise UsageError("say what to delete: --room, --older-than, both, or --everything")
     age = None if args.older_than is None else timedelta(days=args.older_than)
     store = Store(args.record)
+    store.there()
     store.migrate()
     gone = store.forget(age, args.room, datetime.now(timezone.utc))
     store.close()

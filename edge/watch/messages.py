@@ -72,9 +72,11 @@ def read(topic: str, raw: bytes) -> Heard | None:
         raise Refused("holds a null character")  # which PostgreSQL cannot keep
     if isinstance(message, Counts):
         try:
-            moment(message.start), moment(message.end)
+            span = (moment(message.end) - moment(message.start)).total_seconds()
         except ValueError as error:
             raise Refused("a time that no calendar has") from error
+        if abs(span - message.window_seconds) > 0.01:
+            raise Refused("a window of another length than its times")
     return Heard(node, kind, message)
 
 

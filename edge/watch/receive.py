@@ -55,6 +55,7 @@ class Token:
     client: Any
     mid: int
     qos: int
+    retained: bool = False
 
 
 class Receiver:
@@ -78,6 +79,7 @@ class Receiver:
         self._client: Any = None
         self.state = "connecting"
         self._patience = FIRST_ANSWER_SECONDS
+        self._flipped = False
 
     def run(
         self,
@@ -85,23 +87,24 @@ class Receiver:
         idle: Callable[[], None] = lambda: None,
         connected: Callable[[], None] = lambda: None,
         lost: Callable[[], None] = lambda: None,
+        ending: Callable[[], None] = lambda: None,
     ) -> None:
         """Until `stop`. idle: called many times a second, connected or not; connected: after each
-        subscription; lost: when a connection is gone, and with it the tokens."""
+        subscription; lost: when a connection is gone, and with it the tokens; ending: once, at `stop`,
+        while the connection still stands."""
         pause, tried = FIRST_PAUSE_SECONDS, 0
         while not stop.is_set():
-            stood = self._connection(stop, idle, connected)
+            stood = self._connection(stop, idle, connected, ending)
             if stop.is_set():
                 return
             lost()
             if not stood:
                 tried += 1
                 # The first failure may be an older broker's: asked once in its own version.
-                if tried == 2 and not self._patient:
+                if not self._patient and (tried == 2 or not self._flipped):
                     raise BrokerError(
                         f"broker {self._settings.url} {self.state}; check address and user"
                     )
-                self._other_version()
             else:
                 pause, tried = FIRST_PAUSE_SECONDS, 0
                 self._patient = True
@@ -128,23 +131,32 @@ class Receiver:
             log.log(logging.INFO if good else logging.WARNING, "broker %s", state)
 
     def _other_version(self) -> None:
+        """For brokers that know nothing newer: they are silent to MQTT 5, hang up, or say so."""
+        self._flipped = True
         five, three = self._mqtt.MQTTv5, self._mqtt.MQTTv311
         self._version = three if self._version == five else five
 
     def _connection(
-        self, stop: threading.Event, idle: Callable[[], None], connected: Callable[[], None]
+        self,
+        stop: threading.Event,
+        idle: Callable[[], None],
+        connected: Callable[[], None],
+        ending: Callable[[], None],
     ) -> bool:
         """One, from start to end; whether it stood."""
+        self._flipped = False
         client_id = self._keep.client_id if self._keep else ""
         client = new_client(
             self._mqtt, self._settings, client_id, self._version, keep=self._keep is not None
         )
         secure(client, self._settings, self._password, self._context)
         answer: list[Any] = []
-        subscribed = threading.Event()
+        granted: list[Any] = []
         client.on_connect = lambda c, u, f, code, p: answer.append(code)
-        client.on_subscribe = lambda *_: subscribed.set()
-        client.on_message = lambda c, u, m: self._take(m.topic, m.payload, Token(c, m.mid, m.qos))
+        client.on_subscribe = lambda c, u, mid, codes, p: granted.extend(codes)
+        client.on_message = lambda c, u, m: self._take(
+            m.topic, m.payload, Token(c, m.mid, m.qos, m.retain)
+        )
         try:
             client.connect(
                 self._address.host,
@@ -160,14 +172,20 @@ class Receiver:
             while not stop.is_set():
                 if not turn(client, 0.05):
                     break
-                idle()
+                if stood:
+                    idle()
                 if answer and answer[0].is_failure:
                     self._say(f"refused: {answer[0]}")
+                    if "protocol version" in str(answer[0]).lower():
+                        self._other_version()
                     return False
                 if answer and self._client is None:
                     self._client = client
                     client.subscribe([(topic, 1) for topic in self._topics()])
-                if not stood and subscribed.is_set():
+                if refusals := [code for code in granted if code.is_failure]:
+                    self._say(f"refused: to hear the nodes ({refusals[0]})")
+                    return False
+                if not stood and granted:
                     stood, self._patience = True, FIRST_ANSWER_SECONDS
                     self._say(f"connected: {self._settings.url}")
                     connected()
@@ -175,10 +193,15 @@ class Receiver:
                     # An older broker says nothing to MQTT 5, a slow one nothing yet.
                     self._say("away: silent after connecting")
                     self._patience = min(2 * self._patience, LONGEST_ANSWER_SECONDS)
+                    self._other_version()
                     return False
             if not stop.is_set():
+                if not answer:
+                    self._other_version()
                 lost = "the connection was lost" if stood else "closed the connection"
                 self._say(f"away: {lost}")
+            elif stood:
+                ending()
             return stood
         finally:
             self._client = None

@@ -1,7 +1,7 @@
 """Messages > the store > an acknowledgement, in this order.
 
-A batch is committed, then its messages are acknowledged to the broker, then each node hears by the
-retained `ack` how far its log is stored. Killed in between, nothing acknowledged is missing: the broker
+A batch is committed; then each node hears by the retained `ack` how far its log is stored, and the
+broker that its messages have arrived. Killed in between, nothing acknowledged is missing: the broker
 sends again what it was not told, and what a broker lost, the node offers again.
 """
 

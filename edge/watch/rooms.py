@@ -13,6 +13,7 @@ from edge.payload import Counts, Faces, Health, Info, Status
 from edge.watch.messages import Heard, moment
 
 KEEP_MINUTES = 240
+MOST_LABELS = 40  # that the page shows; a bundle has eight or so
 REMEMBERED = 500  # readings of a node, against being counted twice
 MOST_NODES = 20_000  # a flood of made-up names costs no more memory than this
 SILENT_WINDOWS = (
@@ -23,11 +24,11 @@ SILENT_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Minute:
-    """One minute of one node. seconds: that its windows cover; people_seconds: of shown windows;
-    suppressed, unseen: seconds of windows that say nothing."""
+    """One minute of one node. seconds: that its windows cover; shown: of them, those
+    that show counts; suppressed, unseen: those that say nothing."""
 
     seconds: float = 0.0
-    people_seconds: float = 0.0
+    shown: float = 0.0
     by_label: Counter[str] = field(default_factory=Counter)
     suppressed: float = 0.0
     unseen: float = 0.0
@@ -51,6 +52,7 @@ class Room:
 
     node: str
     heard: datetime
+    counted: datetime | None = None  # our own clock's time of the last reading
     status: Status | None = None
     counts: Counts | None = None
     health: Health | None = None
@@ -64,9 +66,19 @@ class Room:
         said = self.status.state if self.status else "unknown"
         if said not in ("online", "degraded"):
             return said
-        window = self.counts.window_seconds if self.counts else SILENT_SECONDS / SILENT_WINDOWS
-        patience = max(SILENT_SECONDS, SILENT_WINDOWS * window)
-        return "silent" if (now - self.heard).total_seconds() > patience else said
+        late = (now - (self.counted or self.heard)).total_seconds() > self.patience
+        return "silent" if late else said
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a reading after which what it said last is no longer so."""
+        window = self.counts.window_seconds if self.counts else 0.0
+        return max(SILENT_SECONDS, SILENT_WINDOWS * window)
+
+    def present(self, now: datetime) -> bool:
+        """Whether its last reading speaks of now."""
+        counted = self.counted
+        return counted is not None and (now - counted).total_seconds() <= self.patience
 
 
 class Rooms:
@@ -83,8 +95,8 @@ class Rooms:
         with self.lock:
             self.refused[reason] += 1
 
-    def hear(self, heard: Heard, now: datetime) -> None:
-        """Take a message in."""
+    def hear(self, heard: Heard, now: datetime, retained: bool = False) -> None:
+        """Take a message in. retained: it was said some time ago."""
         with self.lock:
             self.messages += 1
             room = self.rooms.get(heard.node)
@@ -94,9 +106,11 @@ class Rooms:
                     return
                 room = self.rooms[heard.node] = Room(heard.node, now)
             message = heard.message
-            if not (isinstance(message, Status) and message.state in ("lost", "stopped")):
+            gone = isinstance(message, Status) and message.state in ("lost", "stopped")
+            if not (gone or retained):
                 room.heard = now
             if isinstance(message, Counts):
+                room.counted = now
                 self._count(room, message, now)
             elif isinstance(message, Status):
                 room.status = message
@@ -133,7 +147,9 @@ class Rooms:
         self._add(room, window, now)
 
     def _add(self, room: Room, window: Windowed, now: datetime) -> None:
-        self.labels += [n for n in window.person_seconds or () if n not in self.labels]
+        for label in window.person_seconds or ():
+            if label not in self.labels and len(self.labels) < MOST_LABELS:
+                self.labels.append(label)
         _add(room, window, now)
 
 
@@ -149,14 +165,17 @@ def _add(room: Room, window: Windowed, now: datetime) -> None:
     minute = room.minutes.setdefault(window.start.replace(second=0, microsecond=0), Minute())
     minute.seconds += window.seconds
     if window.people is not None and window.person_seconds is not None:
-        minute.people_seconds += window.people * window.seconds
-        minute.by_label.update(window.person_seconds)
+        minute.shown += window.seconds
+        for label, amount in window.person_seconds.items():
+            if label in minute.by_label or len(minute.by_label) < MOST_LABELS:
+                minute.by_label[label] += amount
     elif window.suppressed:
         minute.suppressed += window.seconds
     else:
         minute.unseen += window.seconds
-    while len(room.minutes) > KEEP_MINUTES:
-        room.minutes.pop(min(room.minutes))
+    oldest = now - timedelta(minutes=KEEP_MINUTES + 1)
+    for at in [at for at in room.minutes if at < oldest]:
+        del room.minutes[at]
 
 
 def utc_now() -> datetime:

@@ -119,7 +119,7 @@ class Desk:
                     "refused %s, %d so far: %d bytes on %s", refusal, count, len(raw), where
                 )
         if heard is not None:
-            self.rooms.hear(heard, utc_now())
+            self.rooms.hear(heard, utc_now(), token.retained)
             if self._lines:
                 self.show(topic, heard)
         if self.recorder is not None:
@@ -142,11 +142,11 @@ class Desk:
 
 def open_recorder(args: argparse.Namespace, desk: Desk) -> tuple[Keep, Any]:
     """The store, and how the broker keeps messages for it."""
-    from edge.watch.store import Store
+    from edge.watch.store import MOST_DAYS, Store
 
     store = Store(args.record)
-    if args.keep_days is not None and not args.keep_days > 0:
-        raise UsageError("--keep-days must be above 0")
+    if args.keep_days is not None and not 0 < args.keep_days <= MOST_DAYS:
+        raise UsageError(f"--keep-days must be above 0 and at most {MOST_DAYS}")
     place = hashlib.sha256(store.name.encode()).hexdigest()[:8]
     own = f"edge-watch-{socket.gethostname()}-{place}"
     return Keep(args.client_id or own, args.group), store
@@ -206,6 +206,7 @@ def watch(
     elif not table:
         print(f"watching {settings.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     failed: list[EdgeError] = []
+    ended: list[bool] = []
 
     def receive() -> None:
         recorder = desk.recorder
@@ -213,9 +214,12 @@ def watch(
             if recorder is None:
                 receiver.run(desk.stop, connected=ready)
             else:
-                receiver.run(desk.stop, recorder.turn, ready, recorder.lost)
+                receiver.run(desk.stop, recorder.turn, ready, recorder.lost, recorder.finish)
+            ended.append(True)
         except EdgeError as error:
             failed.append(error)
+        finally:
+            # Also after a fault of ours: a process that hears nothing must not look alive.
             desk.stop.set()
 
     thread = threading.Thread(target=receive, name="receiver")
@@ -233,8 +237,12 @@ def watch(
             server.close()
         if store is not None:
             store.close()
+    if desk.recorder is not None:
+        log.info("stored %d readings, %d were known", desk.recorder.new, desk.recorder.known)
     if failed:
         raise failed[0]
+    if not ended:
+        raise EdgeError("the receiver stopped; its error stands above")
 
 
 def remember(rooms: Rooms, store: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edge.errors import EdgeError, UsageError
@@ -24,6 +25,7 @@ from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS, CONNECT_SECONDS = 10, 5
+MOST_DAYS = 36_500
 STEP = 1000  # readings looked at in one question
 # Between two schools' recorders that start on one new database.
 MIGRATION_LOCK = 7_310_441
@@ -86,10 +88,11 @@ class Store:
         self._postgresql = self._url.get_backend_name() == "postgresql"
         options: dict[str, Any] = {"timeout": BUSY_SECONDS}
         if self._postgresql:
-            options = {"connect_timeout": CONNECT_SECONDS}
+            options = {"connect_timeout": CONNECT_SECONDS, "options": "-c timezone=UTC"}
         self.engine = sa.create_engine(self._url, connect_args=options, pool_pre_ping=True)
         if not self._postgresql:
             sa.event.listen(self.engine, "connect", self._careful)
+            sa.event.listen(self.engine, "begin", self._begin)
         self._insert = postgresql.insert if self._postgresql else sqlite.insert
 
     @property
@@ -98,9 +101,16 @@ class Store:
 
     @staticmethod
     def _careful(connection: Any, record: Any) -> None:
-        # What was acknowledged must be on the disk.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
+        # The driver would commit each change of a table by itself, and a kill leave half of them.
+        connection.isolation_level = None
+        # What was acknowledged must be on the disk, and what was deleted must not.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @staticmethod
+    def _begin(connection: sa.Connection) -> None:
+        reading = connection.get_execution_options().get("reading")
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     def migrate(self) -> None:
         """Bring the tables up to this version. Raises StoreError."""
@@ -110,10 +120,22 @@ class Store:
             if self._postgresql:
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config.attributes["connection"] = db
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise StoreError(
+                    f"database {self.name} is of another version of this kit ({error}); use that one"
+                ) from error
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self)
+    def _transaction(self, reading: bool = False) -> _Transaction:
+        return _Transaction(self, reading)
+
+    def there(self) -> None:
+        """Raises UsageError where the address is a file that does not exist: what deletes or exports
+        should not make one."""
+        file = self._url.database or ""
+        if not self._postgresql and not Path(file).is_file():
+            raise UsageError(f"--record {file} does not exist; give the recorder's own")
 
     def write(self, batch: Sequence[Heard], received: datetime) -> Written:
         """Store all or nothing. Raises StoreError."""
@@ -229,34 +251,44 @@ class Store:
 
     def forget(self, older_than: timedelta | None, place: str, now: datetime) -> int:
         """Delete what a place (site, site/room or site/room/node; "" for all) said before that age, or
-        ever; readings by the time of counting. How far a log was stored stays, or its node would send
-        it again. Returns how many readings went. Raises StoreError."""
+        ever; readings by the time of counting. Their logs count as stored so far, or the nodes would
+        send them again. Returns how many readings went. Raises StoreError."""
         before = None if older_than is None else now - older_than
         with self._transaction() as db:
             gone = 0
+            self._count_as_stored(db, _said(COUNTS, COUNTS.c.end, before, place))
             for table, column in (
                 (COUNTS, COUNTS.c.end),
                 (HEALTH, HEALTH.c.received),
                 (STATUSES, STATUSES.c.received),
             ):
-                what = sa.delete(table)
-                if before is not None:
-                    what = what.where(column < before)
-                if place:
-                    node = table.c.node
-                    what = what.where(
-                        sa.or_(node == place, node.startswith(f"{place}/", autoescape=True))
-                    )
-                rows = db.execute(what).rowcount
+                rows = db.execute(
+                    sa.delete(table).where(_said(table, column, before, place))
+                ).rowcount
                 gone += rows if table is COUNTS else 0
         return gone
+
+    @staticmethod
+    def _count_as_stored(db: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+        last = sa.func.max(COUNTS.c.seq).label("last")
+        question = sa.select(COUNTS.c.node, COUNTS.c.log, last).where(which)
+        rows = db.execute(question.group_by(COUNTS.c.node, COUNTS.c.log)).all()
+        own = sa.and_(LOGS.c.node == sa.bindparam("n"), LOGS.c.log == sa.bindparam("g"))
+        behind = LOGS.c.whole < sa.bindparam("s")
+        if rows:
+            db.execute(
+                sa.update(LOGS)
+                .where(own, behind)
+                .values(whole=sa.bindparam("s"), first=sa.bindparam("f")),
+                [{"n": r.node, "g": r.log, "s": r.last, "f": r.last + 1} for r in rows],
+            )
 
     def readings(self, since: datetime | None = None) -> Iterable[dict[str, Any]]:
         """Stored readings in the order of their time, as dicts by column. Raises StoreError."""
         question = sa.select(COUNTS).order_by(COUNTS.c.start, COUNTS.c.node)
         if since is not None:
             question = question.where(COUNTS.c.start >= since)
-        with self._transaction() as db:
+        with self._transaction(reading=True) as db:
             rows = db.execution_options(yield_per=STEP).execute(question)
             for row in rows.mappings():
                 yield dict(row)
@@ -268,13 +300,14 @@ class Store:
 class _Transaction:
     """One, committed at its end; whatever the database raises in it becomes a StoreError."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, reading: bool) -> None:
         self._store = store
+        self._engine = store.engine.execution_options(reading=True) if reading else store.engine
         self._begun: Any = None
 
     def __enter__(self) -> sa.Connection:
         try:
-            self._begun = self._store.engine.begin()
+            self._begun = self._engine.begin()
             connection: sa.Connection = self._begun.__enter__()
         except sa.exc.SQLAlchemyError as error:
             raise self._ours(error) from error
@@ -285,18 +318,30 @@ class _Transaction:
             self._begun.__exit__(kind, error, trace)
         except sa.exc.SQLAlchemyError as late:
             raise self._ours(late) from late
-        if isinstance(error, sa.exc.SQLAlchemyError):
+        # Drivers have errors of their own for a value that no column takes.
+        if isinstance(error, sa.exc.SQLAlchemyError | OverflowError | ValueError | TypeError):
             raise self._ours(error) from error
 
-    def _ours(self, error: sa.exc.SQLAlchemyError) -> StoreError:
+    def _ours(self, error: BaseException) -> StoreError:
         cause = getattr(error, "orig", None) or error
         ours = StoreError(f"database {self._store.name}: {str(cause)[:200]}")
         never = (sa.exc.DataError, sa.exc.IntegrityError)
-        bound = isinstance(error, sa.exc.StatementError) and not isinstance(
-            error, sa.exc.DBAPIError
-        )
+        bound = not isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError)
         ours.refused = isinstance(error, never) or bound
         return ours
+
+
+def _said(
+    table: sa.Table, column: sa.Column[Any], before: datetime | None, place: str
+) -> sa.ColumnElement[bool]:
+    """What a place ("" for all) said before a moment (None for ever), by that column."""
+    wanted: list[sa.ColumnElement[bool]] = [sa.true()]
+    if before is not None:
+        wanted.append(column < before)
+    if place:
+        node = table.c.node
+        wanted.append(sa.or_(node == place, node.startswith(f"{place}/", autoescape=True)))
+    return sa.and_(*wanted)
 
 
 def _row(m: Counts, received: datetime) -> dict[str, Any]:

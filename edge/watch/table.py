@@ -24,8 +24,10 @@ def ago(then: datetime, now: datetime) -> str:
     return f"{seconds}s"
 
 
-def people(room: Room) -> str:
+def people(room: Room, now: datetime) -> str:
     if room.counts is None:
+        return "-"
+    if not room.present(now):
         return "-"
     faces = room.counts.faces
     if isinstance(faces, Faces):
@@ -33,9 +35,9 @@ def people(room: Room) -> str:
     return faces or "unseen"
 
 
-def expressions(room: Room) -> str:
+def expressions(room: Room, now: datetime) -> str:
     """The commonest of the last window; "hidden" for a small group."""
-    if room.counts is None or room.counts.faces is None:
+    if room.counts is None or room.counts.faces is None or not room.present(now):
         return ""
     if room.counts.counts is None:
         return "hidden (small group)"
@@ -52,8 +54,8 @@ def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
             (
                 room.node,
                 room.state(now),
-                people(room),
-                expressions(room),
+                people(room, now),
+                expressions(room, now),
                 ago(room.heard, now),
                 f"{room.health.temperature_celsius:.0f}"
                 if room.health and room.health.temperature_celsius is not None

@@ -31,6 +31,7 @@ def _room(room: Room, now: datetime) -> dict[str, Any]:
         "reason": status.reason if status else None,
         "heard_seconds": int((now - room.heard).total_seconds()),
         "people": faces.mean if isinstance(faces, Faces) else None,
+        "present": room.present(now),
         "hidden": faces if isinstance(faces, str) else None,
         "unseen": counts.quality.camera if counts and faces is None else None,
         "counts": counts.counts if counts else None,
@@ -49,13 +50,13 @@ def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
         labels = list(rooms.labels)
         refused = dict(rooms.refused)
     shown.sort(key=lambda room: (room["state"] == "online", room["node"]))
-    people = [room["people"] for room in shown if room["people"] is not None]
+    people = [r["people"] for r in shown if r["people"] is not None and r["present"]]
     return {
         "broker": broker,
         "labels": labels,
         "rooms": shown,
         "people": round(sum(people), 1),
-        "hidden_rooms": sum(room["hidden"] is not None for room in shown),
+        "hidden_rooms": sum(r["hidden"] is not None and r["present"] for r in shown),
         "online": sum(room["state"] == "online" for room in shown),
         "refused": refused,
     }
@@ -73,7 +74,8 @@ def timeline(rooms: Rooms, node: str | None, now: datetime) -> dict[str, Any]:
                 minutes.setdefault(at, []).append(minute)
         if not minutes:
             return {"labels": labels, "minutes": []}
-        first = max(min(minutes), now - timedelta(minutes=KEEP_MINUTES))
+        oldest = (now - timedelta(minutes=KEEP_MINUTES)).replace(second=0, microsecond=0)
+        first = max(min(minutes), oldest)
         steps = int((max(minutes) - first).total_seconds() // 60) + 1
         found = [first + timedelta(minutes=i) for i in range(steps)]
         return {
@@ -90,10 +92,9 @@ def _minute(at: datetime, parts: Iterable[Minute], labels: list[str]) -> dict[st
         return {"time": time, "counts": None, "hidden": 0.0, "unseen": 0.0}
     totals: Counter[str] = Counter()
     for part in parts:
-        shown = part.seconds - part.suppressed - part.unseen
         for label, amount in part.by_label.items():
             # People on average over what this room's windows of the minute show.
-            totals[label] += amount / shown  # type: ignore[assignment]
+            totals[label] += amount / part.shown  # type: ignore[assignment]
     return {
         "time": time,
         "counts": {label: round(float(totals[label]), 2) for label in labels},

@@ -12,6 +12,7 @@ import binascii
 import hmac
 import ipaddress
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +33,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge.errors import EdgeError, UsageError
 from edge.watch import view
 from edge.watch.rooms import Rooms, utc_now
+
+log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
 EVENT_SECONDS = 1.0
@@ -79,6 +82,8 @@ def place(
         raise UsageError(f"--web must be HOST:PORT, such as 127.0.0.1:8080, not '{text}'")
     if (certificate is None) != (key is None):
         raise UsageError("--web-certificate and --web-key go together")
+    if password == "":
+        raise UsageError("the file of --web-password-file has an empty first line")
     if not loopback(host) and password is None:
         raise UsageError(
             f"--web {text} is open to everybody who reaches {host}: give --web-password-file (user "
@@ -138,8 +143,18 @@ def application(
         kept = {"cache-control": "private, max-age=86400"}
         return Response(script, media_type="text/javascript", headers=kept)
 
+    made: tuple[float, str] = (-EVENT_SECONDS, "")
+
+    def now() -> str:
+        """The state as JSON, made once a second for everybody who looks."""
+        nonlocal made
+        moment = time.monotonic()
+        if moment - made[0] >= EVENT_SECONDS:
+            made = (moment, json.dumps(view.state(rooms, broker(), utc_now())))
+        return made[1]
+
     def state(request: Request) -> Response:
-        return JSONResponse(view.state(rooms, broker(), utc_now()))
+        return Response(now(), media_type="application/json")
 
     def timeline(request: Request) -> Response:
         return JSONResponse(view.timeline(rooms, request.query_params.get("node"), utc_now()))
@@ -148,7 +163,7 @@ def application(
         async def stream() -> AsyncIterator[str]:
             last = ""
             while not (stop.is_set() or await request.is_disconnected()):
-                text = json.dumps(view.state(rooms, broker(), utc_now()))
+                text = now()
                 # A comment keeps proxies from closing what is quiet.
                 yield f"data: {text}\n\n" if text != last else ": quiet\n\n"
                 last = text
@@ -200,8 +215,9 @@ class Server:
     def _run(self) -> None:
         try:
             self._server.run()
-        except SystemExit:
-            return  # uvicorn's answer to a port that is taken; `start` says so
+        except (SystemExit, OSError) as error:
+            # uvicorn's answers to a port that is taken and a certificate that is none; `start` says so.
+            log.debug("the page ended: %s", error)
 
     def start(self) -> None:
         """Raises EdgeError where the address cannot be served."""

@@ -198,3 +198,23 @@ def test_a_full_disk_keeps_nothing_from_being_sent_when_a_recorder_lags(
     clock.now += RECORDER_SECONDS + 1
     box.append({})
     assert [seq for seq, _ in replay.next()] == [1]
+
+
+def test_a_recorder_whose_ack_stands_still_is_offered_less_and_less(
+    box: Outbox, clock: Clock
+) -> None:
+    """Its database is away: the broker has everything already."""
+    replay = Replay(box, clock)
+    replay.recorder_has(0, box.log)
+    for _ in range(3):
+        box.append({})
+    sent = 0
+    for _ in range(4 * 3600):
+        clock.now += 1
+        for seq, payload in replay.next():
+            sent += 1
+            replay.acknowledged(seq, payload["log"])
+    assert 3 * 6 <= sent <= 3 * 12, "four hours: 1, 2, 4 ... 60 minutes apart"
+    replay.recorder_has(2, box.log)
+    clock.now += RECORDER_SECONDS + 1
+    assert [seq for seq, _ in replay.next()] == [3], "and at once when it moves again"

@@ -39,8 +39,10 @@ class School:
             (folder / name).write_text(text)
         with (folder / "edge.acl").open("a") as acl:
             acl.write("\nuser simulator\ntopic readwrite edge/v1/sim/#\n")
-        config = (folder / "edge.conf").read_text().replace("/var/lib/mosquitto/", f"{folder}/")
-        self.broker = Mosquitto(folder, "", config, listener="listener 8883")
+        own = f"persistence true\npersistence_location {folder}/\n"
+        self.broker = Mosquitto(
+            folder, own, (folder / "edge.conf").read_text(), listener="listener 8883"
+        )
 
     def watch(self, name: str, *words: object) -> list[str]:
         """edge-watch with the certificate of that name."""

@@ -29,8 +29,11 @@ class School:
         made["ca.pem"].chmod(0o644)
         for name, text in files(str(folder), 8883, "server").items():
             (folder / name).write_text(text)
-        config = (folder / "edge.conf").read_text().replace("/var/lib/mosquitto/", f"{folder}/")
-        self.broker = Mosquitto(folder, "", config, listener="listener 8883")
+        # Beside what Debian's own mosquitto.conf says.
+        own = f"persistence true\npersistence_location {folder}/\nlog_dest stderr\n"
+        self.broker = Mosquitto(
+            folder, own, (folder / "edge.conf").read_text(), listener="listener 8883"
+        )
 
     def client(self, name: str, **options: Any) -> mqtt.Client:
         file = name.replace("/", "-")
@@ -173,6 +176,11 @@ def test_a_message_beyond_64_kib_is_not_passed_on(school: School) -> None:
     server.on_message = lambda c, u, m: heard.append(len(m.payload))
     server.subscribe(f"edge/v1/{OWN}/counts", qos=1)
     time.sleep(0.3)
+    node.publish(f"edge/v1/{OWN}/counts", b"x" * 60_000, qos=1)
+    deadline = time.monotonic() + 10
+    while heard != [60_000]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     node.publish(f"edge/v1/{OWN}/counts", b"x" * 10_000_000, qos=1)
     time.sleep(1)
     assert [n for n in heard if n > 65536] == []

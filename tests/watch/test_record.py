@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,11 +31,12 @@ from edge.watch.store import Store, StoreError, Written
 class Faulty(Store):
     """A store that is away, or refuses rows, when a test says so."""
 
-    away = False
+    away, tries = False, 0
     poison: Sequence[int] = ()
 
     def write(self, batch: Sequence[Heard], received: datetime) -> Written:
         if self.away:
+            self.tries += 1
             raise StoreError("database away")
         if any(getattr(h.message, "seq", 0) in self.poison for h in batch):
             error = StoreError("a row that no table takes")
@@ -99,11 +101,11 @@ def test_a_batch_is_stored_then_acknowledged_then_told_to_the_node(bench: Bench)
 def test_while_the_database_is_away_nothing_is_acknowledged(bench: Bench) -> None:
     bench.store.away = True
     bench.take(counts(1))
-    tries = 0
     for _ in range(600):
-        before = bench.recorder.fault
         bench.turn(0.5)
-        tries += bool(bench.recorder.fault) and not before
+    assert 15 <= bench.store.tries <= 60, (
+        "in five minutes: with growing pauses, but it does not give up"
+    )
     assert bench.done == bench.acks == []
     assert bench.recorder.fault == "database away"
     bench.store.away = False
@@ -157,7 +159,7 @@ def start(broker: Mosquitto, record: object, *more: str) -> subprocess.Popen[byt
         "--record",
         str(record),
     ]
-    return subprocess.Popen([*command, *more], cwd=ROOT, stderr=subprocess.DEVNULL)
+    return subprocess.Popen([*command, *more], cwd=ROOT, stderr=subprocess.PIPE)
 
 
 def wait_for(store: Store, number: int) -> None:
@@ -224,6 +226,10 @@ def test_two_recorders_of_a_group_share_the_load(tmp_path: Path) -> None:
     log = broker.log.read_text()
     assert " as one " in log
     assert " as two " in log
+    told = [recorder.stderr.read().decode() for recorder in recorders if recorder.stderr]
+    shares = [int(re.findall(r"stored (\d+) readings", text)[-1]) for text in told]
+    assert sum(shares) == 200
+    assert min(shares) > 20, "each had its part"
     school.loop_stop()
     broker.stop()
 

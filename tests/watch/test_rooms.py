@@ -52,9 +52,14 @@ def test_a_node_that_says_online_and_counts_nothing_is_silent() -> None:
     rooms.hear(heard(counts(1)), NOON)
     assert rows(rooms, NOON + 29 * SECOND)[0][1] == "online"
     assert rows(rooms, NOON + 31 * SECOND)[0][1] == "silent"
-    rooms.hear(heard(raw("status", state="stopped")), NOON + 31 * SECOND)
-    assert rows(rooms, NOON + 31 * SECOND)[0][1] == "stopped"
-    assert rows(rooms, NOON + 31 * SECOND)[0][4] == "31s", "its will is no sign of life"
+    rooms.hear(heard(raw("health")), NOON + 31 * SECOND)
+    rooms.hear(heard(raw("status")), NOON + 32 * SECOND, retained=True)
+    assert rows(rooms, NOON + 33 * SECOND)[0][1] == "silent", "health is no reading"
+    assert rows(rooms, NOON + 33 * SECOND)[0][4] == "2s", "and what is retained was said before"
+    assert rows(rooms, NOON + 33 * SECOND)[0][2] == "-", "nor does the last speak of now"
+    rooms.hear(heard(raw("status", state="stopped")), NOON + 33 * SECOND)
+    assert rows(rooms, NOON + 41 * SECOND)[0][1] == "stopped"
+    assert rows(rooms, NOON + 41 * SECOND)[0][4] == "10s", "its will is no sign of life"
 
 
 def test_a_reading_counts_once_and_a_late_one_in_its_own_minute() -> None:
@@ -111,6 +116,31 @@ def test_the_pages_data_show_gaps_small_groups_and_the_lesson() -> None:
     assert [r["hidden"] for r in state["rooms"]] == ["<5", None]
     assert state["rooms"][0]["lesson"]["calm"] == 240
     assert state["hidden_rooms"] == 1
+
+
+def test_a_room_that_is_gone_is_in_no_sum_and_blanks_no_timeline() -> None:
+    rooms, later = Rooms(), NOON + timedelta(hours=6, seconds=42)
+    rooms.hear(heard(counts(1)), NOON)
+    start = (later - timedelta(minutes=1)).replace(second=0)
+    rooms.hear(heard(counts(1, "school/room-2/node-1", start)), later)
+    state = view.state(rooms, "", later)
+    assert state["people"] == 6.0
+    assert {room["node"]: room["present"] for room in state["rooms"]} == {
+        NODE: False,
+        "school/room-2/node-1": True,
+    }
+    found = view.timeline(rooms, None, later)["minutes"]
+    assert found[-1]["counts"]["calm"] == 4.0
+    assert len(found) <= 242
+
+
+def test_made_up_labels_are_bounded() -> None:
+    rooms = Rooms()
+    for seq in range(1, 60):
+        cells = {f"label-{seq}-{i}": 1 for i in range(60)}
+        rooms.hear(heard(counts(seq, counts=cells, person_seconds=cells)), NOON + 600 * SECOND)
+    assert len(rooms.labels) <= 40
+    assert all(len(m.by_label) <= 40 for m in rooms.rooms[NODE].minutes.values())
 
 
 def test_what_was_recorded_before_counts_like_what_comes() -> None:

@@ -128,6 +128,63 @@ def test_forgetting_takes_a_room_or_an_age_and_is_not_undone_by_its_node(store: 
     assert list(store.readings()) == []
 
 
+def test_what_is_deleted_above_a_gap_is_not_stored_again(store: Store) -> None:
+    store.write(seqs(1, 2, 4, 5), NOON)
+    assert store.forget(None, "", NOON) == 4
+    again = store.write(seqs(4, 5, 6), NOON)
+    assert (again.new, again.known, again.whole) == (1, 2, {KEY: 6})
+
+
+def test_a_kill_while_the_tables_are_made_leaves_none_half_made(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Store(str(tmp_path / "fresh.sqlite"))
+    create, count = sa.schema.CreateTable, []
+
+    def stop(element: object, compiler: object, **kw: object) -> str:
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return str(compiler.visit_create_table(element, **kw))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(
+        create, "_compiler_dispatch", lambda self, compiler, **kw: stop(self, compiler, **kw)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        made.migrate()
+    monkeypatch.undo()
+    with made.engine.connect() as db:
+        assert sa.inspect(db).get_table_names() == []
+    made.migrate()
+    assert made.write(seqs(1), NOON).new == 1
+
+
+def test_a_database_of_a_newer_version_is_one_line(store: Store) -> None:
+    with store.engine.begin() as db:
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="another version of this kit"):
+        store.migrate()
+
+
+def test_a_value_that_no_column_takes_is_refused_not_a_crash(store: Store) -> None:
+    message = heard(counts(1))
+    monster = message.message.model_copy(update={"min_group": 2**70})
+    with pytest.raises(StoreError) as caught:
+        store.write([Heard(message.node, "counts", monster)], NOON)
+    assert caught.value.refused
+    assert store.write(seqs(1), NOON).new == 1
+
+
+def test_times_are_utc_whatever_zone_a_database_is_set_to(store: Store) -> None:
+    store.write(seqs(1), NOON)
+    if store.engine.dialect.name == "postgresql":
+        with store.engine.begin() as db:
+            db.execute(sa.text("SET TIME ZONE 'Europe/Berlin'"))
+    (row,) = store.readings()
+    assert row["start"].utcoffset() == timedelta(0)
+    assert row["start"] == NOON
+
+
 def test_migrations_make_the_tables_that_the_code_uses(store: Store) -> None:
     store.migrate()  # twice does nothing
     with store.engine.connect() as db:

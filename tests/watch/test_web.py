@@ -101,6 +101,8 @@ def test_beyond_loopback_a_password_is_demanded() -> None:
     assert place("8080", None).host == place(":8080", None).host == "127.0.0.1"
     assert place("[::1]:8080", None).url == "http://[::1]:8080/"
     assert place("0.0.0.0:8080", "secret").password == "secret"
+    with pytest.raises(UsageError, match="empty first line"):
+        place("0.0.0.0:8080", "")
 
 
 def test_a_password_opens_every_part_and_nothing_else_does(rooms: Rooms) -> None:
@@ -137,6 +139,8 @@ def test_a_port_that_is_taken_is_one_line(rooms: Rooms, url: str) -> None:
     taken = int(url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(EdgeError, match="the port is taken"):
         serve(rooms, Place("127.0.0.1", taken))
+    with pytest.raises(EdgeError, match="certificate is not"):
+        serve(rooms, Place("127.0.0.1", free_port(), None, ROOT / "LICENSE", ROOT / "LICENSE"))
 
 
 @pytest.fixture(scope="module")
@@ -275,20 +279,24 @@ def test_a_node_a_recorder_and_the_page_outlive_their_broker(
         assert seen.wrong == []
         broker.stop()
         wait_for(seen.page, "broker away")
+        wait_for(seen.page, "heard 6 s ago")
         broker.start()
         wait_for(seen.page, "broker connected")
-        wait_for(seen.page, "1 of 1 rooms online")
+        wait_for(seen.page, "heard 0 s ago")
         assert seen.wrong == []
-        # A recorder that was killed starts with what it had stored.
+        # A recorder that was killed starts with what it had stored; nobody tells it anew.
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(30) == 0
+        wait_for(seen.page, "stopped")
         watch.kill()
         watch.wait()
         watch = subprocess.Popen(command, cwd=ROOT, env=env, stderr=log)
-        wait_for(seen.page, "1 of 1 rooms online", 60)
-        wait_for(seen.page, "the last 45 minutes", 60)
+        page = opened(browser, port).page
+        wait_for(page, "the last 45 minutes")
+        page.wait_for_selector("#chart .bars path")
     finally:
-        node.send_signal(signal.SIGTERM)
+        node.kill()
         watch.send_signal(signal.SIGTERM)
-        assert node.wait(30) == 0
         assert watch.wait(30) == 0
         broker.stop()
     log.close()

@@ -57,7 +57,9 @@ function card(room) {
   const title = make("h3", room.node);
   title.append(make("span", room.state, `state ${room.state}`));
   box.append(title);
-  if (room.hidden !== null) {
+  if (!room.present && (room.people !== null || room.hidden !== null)) {
+    box.append(make("p", "no reading for a while"));
+  } else if (room.hidden !== null) {
     box.append(make("p", `${room.hidden} people: too few to show expressions`));
     const mix = bar(null);
     mix.classList.add("hidden");
