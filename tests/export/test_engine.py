@@ -15,7 +15,8 @@ from fake_device import JETSON, FakeBuilder, FakeRuntime, workshop
 from support import Done
 
 from edge import engines as cache
-from edge.bundle import SHIPPED, load_bundle
+from edge.backends import open_backend
+from edge.bundle import ANSWER_TOLERANCE, SHIPPED, load_bundle
 from edge.engines import Engine, Facts, Latency, Sidecar, building, choose, find
 from edge.errors import BackendError
 from edge.settings import Settings
@@ -70,11 +71,22 @@ def test_the_key_holds_everything_that_an_engine_depends_on() -> None:
     assert replace(FACTS).key == FACTS.key
 
 
+def off_on_this_machine() -> float:
+    """How far ONNX Runtime itself, which plays the engine here, is from the shipped answers: they were
+    computed on another processor, whose INT8 kernels round otherwise."""
+    bundle = load_bundle()
+    backend = open_backend("ort", bundle.file("int8-trt"), 1)
+    logits = backend.run(bundle.known_inputs().astype(np.float32))["logits"]
+    stored = np.asarray(bundle.description.known_answers.logits["int8-trt"])
+    return float(np.abs(logits - stored).max())
+
+
 def test_an_engine_is_built_once_and_proven(tmp_path: Path, student: Network) -> None:
     builder = FakeBuilder()
     engine, built = make(workshop(builder), tmp_path, student, "int8", quiet)
     assert built
-    assert engine.sidecar.answer_error < 1e-3
+    assert engine.sidecar.answer_error == pytest.approx(off_on_this_machine(), abs=1e-3)
+    assert engine.sidecar.answer_error < ANSWER_TOLERANCE
     again, built = make(workshop(builder), tmp_path, student, "int8", quiet)
     assert not built
     assert again == engine
