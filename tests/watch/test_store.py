@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from heard import LOG, NODE, NOON, counts, heard, raw, small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import ROOT
 
 from edge.errors import UsageError
 from edge.watch.messages import Heard
@@ -243,4 +245,18 @@ def test_whatever_order_they_come_in(
         assert db.execute(sa.select(sa.func.count()).select_from(COUNTS)).scalar_one() == len(
             stored
         )
+    store.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_query_for_grafana_reads_the_table(database: str) -> None:
+    text = (ROOT / "edge" / "watch" / "README.md").read_text()
+    (query,) = re.findall(r"^```sql\n(.*?)^```", text, re.M | re.S)
+    store = Store(database)
+    store.migrate()
+    counted = {"happiness": 4, "neutral": 2, "unclassified": 0, "other": 0}
+    store.write([heard(counts(1, counts=counted)), heard(small(2))], NOON)
+    with store.engine.connect() as db:
+        rows = db.execute(sa.text(query.replace('$__timeFilter("end")', "true"))).all()
+    assert [(row.node, row.happiness) for row in rows] == [(NODE, 4)]
     store.close()
