@@ -12,7 +12,6 @@ demo: .venv-node/ready
 
 test: .venv/ready
 	.venv/bin/python -m pytest
-	@$(MAKE) --no-print-directory test-310
 
 # A real broker behind a proxy that misbehaves, cameras that fail, and hundreds of SIGKILLs.
 test-faults: .venv/ready
@@ -26,7 +25,7 @@ test-scale: .venv/ready
 soak: .venv/ready
 	.venv/bin/python -m pytest -m soak -s tests/soak
 
-# The node must run on Python 3.10 (JetPack 6); where there is one, its tests run under it too.
+# The node must run on Python 3.10 (JetPack 6): its tests under it, where there is one.
 .PHONY: test-310
 ifeq ($(PYTHON310),)
 test-310:
