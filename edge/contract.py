@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import edge
+from edge.commands import NAMES
 from edge.errors import UsageError
 from edge.payload import MESSAGES, PREFIX, schema_of
 
@@ -26,7 +27,6 @@ CHANNELS: dict[str, tuple[str, str, bool, str]] = {
     "cmd/{command}": ("Command", "server", False, "What a school asks of a node, once an id."),
     "cmd/{command}/result": ("Result", "node", False, "What became of a command."),
 }
-COMMANDS = ["pause", "resume", "set-window", "set-min-group", "report", "reload-bundle"]
 SEGMENTS = {
     "site": "The school: a-z, 0-9 and -.",
     "room": "The room: a-z, 0-9 and -.",
@@ -59,7 +59,7 @@ def asyncapi() -> dict[str, Any]:
         key = kind.replace("/{command}", "").replace("/", "-")
         parameters: dict[str, Any] = {n: {"description": d} for n, d in SEGMENTS.items()}
         if "{command}" in kind:
-            parameters["command"] = {"description": "Which command.", "enum": COMMANDS}
+            parameters["command"] = {"description": "Which command.", "enum": list(NAMES)}
         channels[key] = {
             "address": f"{PREFIX}/{{site}}/{{room}}/{{node}}/{kind}",
             "description": text,

@@ -29,6 +29,7 @@ from edge.broker import (
 from edge.errors import BrokerError
 from edge.payload import PREFIX
 from edge.settings import Broker
+from edge.watch.messages import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
 FIRST_ANSWER_SECONDS, LONGEST_ANSWER_SECONDS = 2.0, 32.0
 SESSION_SECONDS = 86400
 UNACKNOWLEDGED = 1000  # messages the broker may send before the first of them is acknowledged
-KINDS = ("counts", "status", "info", "health")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ class Receiver:
         lost: Callable[[], None] = lambda: None,
         ending: Callable[[], None] = lambda: None,
     ) -> None:
-        """Until `stop`. idle: called many times a second, connected or not; connected: after each
-        subscription; lost: when a connection is gone, and with it the tokens; ending: once, at `stop`,
-        while the connection still stands."""
+        """Until `stop`. idle: called many times a second, while a connection stands and between two;
+        connected: after each subscription; lost: when a connection is gone, and with it the tokens;
+        ending: once, at `stop`, while the connection still stands."""
         pause, tried = FIRST_PAUSE_SECONDS, 0
         while not stop.is_set():
             stood = self._connection(stop, idle, connected, ending)

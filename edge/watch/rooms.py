@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from edge.payload import Counts, Faces, Health, Info, Status
+from edge.payload import Counts, Faces, Health, Status
 from edge.watch.messages import Heard, moment
 
 KEEP_MINUTES = 240
@@ -56,7 +56,6 @@ class Room:
     status: Status | None = None
     counts: Counts | None = None
     health: Health | None = None
-    info: Info | None = None
     # Keys of the last readings: a broker may send one twice.
     seen: OrderedDict[tuple[str, int], None] = field(default_factory=OrderedDict)
     minutes: OrderedDict[datetime, Minute] = field(default_factory=OrderedDict)
@@ -116,8 +115,6 @@ class Rooms:
                 room.status = message
             elif isinstance(message, Health):
                 room.health = message
-            else:
-                room.info = message
 
     def remember(self, row: Mapping[str, Any], now: datetime) -> None:
         """A reading that a recorder stored before this start; row: by column of its table."""
@@ -147,35 +144,31 @@ class Rooms:
         self._add(room, window, now)
 
     def _add(self, room: Room, window: Windowed, now: datetime) -> None:
+        """To the minute in which it began."""
+        if window.key in room.seen:
+            return
+        room.seen[window.key] = None
+        if len(room.seen) > REMEMBERED:
+            room.seen.popitem(last=False)
         for label in window.person_seconds or ():
             if label not in self.labels and len(self.labels) < MOST_LABELS:
                 self.labels.append(label)
-        _add(room, window, now)
-
-
-def _add(room: Room, window: Windowed, now: datetime) -> None:
-    """To the minute in which it began."""
-    if window.key in room.seen:
-        return
-    room.seen[window.key] = None
-    if len(room.seen) > REMEMBERED:
-        room.seen.popitem(last=False)
-    if not now - timedelta(minutes=KEEP_MINUTES) <= window.start <= now + timedelta(minutes=5):
-        return
-    minute = room.minutes.setdefault(window.start.replace(second=0, microsecond=0), Minute())
-    minute.seconds += window.seconds
-    if window.people is not None and window.person_seconds is not None:
-        minute.shown += window.seconds
-        for label, amount in window.person_seconds.items():
-            if label in minute.by_label or len(minute.by_label) < MOST_LABELS:
-                minute.by_label[label] += amount
-    elif window.suppressed:
-        minute.suppressed += window.seconds
-    else:
-        minute.unseen += window.seconds
-    oldest = now - timedelta(minutes=KEEP_MINUTES + 1)
-    for at in [at for at in room.minutes if at < oldest]:
-        del room.minutes[at]
+        if not now - timedelta(minutes=KEEP_MINUTES) <= window.start <= now + timedelta(minutes=5):
+            return
+        minute = room.minutes.setdefault(window.start.replace(second=0, microsecond=0), Minute())
+        minute.seconds += window.seconds
+        if window.people is not None and window.person_seconds is not None:
+            minute.shown += window.seconds
+            for label, amount in window.person_seconds.items():
+                if label in minute.by_label or len(minute.by_label) < MOST_LABELS:
+                    minute.by_label[label] += amount
+        elif window.suppressed:
+            minute.suppressed += window.seconds
+        else:
+            minute.unseen += window.seconds
+        oldest = now - timedelta(minutes=KEEP_MINUTES + 1)
+        for at in [at for at in room.minutes if at < oldest]:
+            del room.minutes[at]
 
 
 def utc_now() -> datetime:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge import cli
 from edge.broker import read_password
@@ -32,6 +32,7 @@ from edge.watch.rooms import KEEP_MINUTES, Rooms, utc_now
 
 if TYPE_CHECKING:
     from edge.watch.record import Recorder
+    from edge.watch.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Desk:
         return r.fault or f"{r.new} readings stored, {r.known} already known"
 
 
-def open_recorder(args: argparse.Namespace, desk: Desk) -> tuple[Keep, Any]:
+def open_store(args: argparse.Namespace) -> tuple[Keep, Store]:
     """The store, and how the broker keeps messages for it."""
     from edge.watch.store import MOST_DAYS, Store
 
@@ -186,7 +187,7 @@ def watch(
 ) -> None:
     """Until desk.stop. ready: called after each subscription. Raises what the receiver, the page or the
     recorder could not mend."""
-    keep, store = open_recorder(args, desk) if args.record else (None, None)
+    keep, store = open_store(args) if args.record else (None, None)
     receiver = Receiver(settings, desk.take, keep, patient=bool(args.record or args.web))
     if store is not None:
         from edge.watch.record import Recorder
@@ -245,7 +246,7 @@ def watch(
         raise EdgeError("the receiver stopped; its error stands above")
 
 
-def remember(rooms: Rooms, store: Any) -> None:
+def remember(rooms: Rooms, store: Store) -> None:
     """The last hours, from what was recorded before this start; a database that is away is told later,
     by the recorder."""
     from edge.watch.store import StoreError

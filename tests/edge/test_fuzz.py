@@ -294,6 +294,16 @@ CONVERSATION = [RTSP % (1, b"Public: DESCRIBE, SETUP, PLAY\r\n"), DESCRIBED,
                 RTSP % (4, b"Session: 1\r\n") + b"$\0\0\x20" + bytes(32) * 40]  # fmt: skip
 
 
+def watched(address: str) -> None:
+    """A second of what a camera at that address gives."""
+    settings = Camera(source=address, timeout_seconds=0.5, hang_seconds=6)
+    source = open_source(settings, max_seconds=1.0)
+    try:
+        frames(iter(source))
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_an_address_that_talks_nonsense_is_one_line(seed: int) -> None:
     rng = random.Random(seed)
@@ -305,18 +315,7 @@ def test_an_address_that_talks_nonsense_is_one_line(seed: int) -> None:
         answers = [rng.randbytes(2000)]
     camera = Nonsense(answers)
     scheme = "http" if seed % 4 == 3 else "rtsp"
-    settings = Camera(
-        source=f"{scheme}://127.0.0.1:{camera.port}/x", timeout_seconds=0.5, hang_seconds=6
-    )
-
-    def watch() -> None:
-        source = open_source(settings, max_seconds=1.0)
-        try:
-            frames(iter(source))
-        finally:
-            source.close()
-
-    one_line(watch, SourceError)
+    one_line(lambda: watched(f"{scheme}://127.0.0.1:{camera.port}/x"), SourceError)
     camera.close()
 
 
@@ -327,16 +326,5 @@ def test_a_damaged_stream_over_http_is_frames_or_one_line(tmp_path: Path, seed: 
     body = damaged(video_file(tmp_path, "a.avi", "MJPG"), rng)
     head = b"HTTP/1.0 200 OK\r\nContent-Type: video/x-msvideo\r\n\r\n"
     camera = Nonsense([head + body])
-    settings = Camera(
-        source=f"http://127.0.0.1:{camera.port}/x", timeout_seconds=0.5, hang_seconds=6
-    )
-
-    def watch() -> None:
-        source = open_source(settings, max_seconds=1.0)
-        try:
-            frames(iter(source))
-        finally:
-            source.close()
-
-    one_line(watch, SourceError)
+    one_line(lambda: watched(f"http://127.0.0.1:{camera.port}/x"), SourceError)
     camera.close()

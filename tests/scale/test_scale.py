@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from postgres import Postgres
-from support import ROOT, Mosquitto, certificates
+from support import ROOT, school_broker
 
-from edge.watch.broker import files
 from edge.watch.store import database
 from edge.watch.tables import COUNTS, LOGS
 
@@ -34,15 +33,8 @@ class School:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        certificates(folder, ["broker", "server", "simulator"])
-        for name, text in files(str(folder), 8883, "server").items():
-            (folder / name).write_text(text)
-        with (folder / "edge.acl").open("a") as acl:
-            acl.write("\nuser simulator\ntopic readwrite edge/v1/sim/#\n")
-        own = f"persistence true\npersistence_location {folder}/\n"
-        self.broker = Mosquitto(
-            folder, own, (folder / "edge.conf").read_text(), listener="listener 8883"
-        )
+        access = "\nuser simulator\ntopic readwrite edge/v1/sim/#\n"
+        self.broker = school_broker(folder, ["server", "simulator"], access)
 
     def watch(self, name: str, *words: object) -> list[str]:
         """edge-watch with the certificate of that name."""

@@ -13,9 +13,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from support import Done, Mosquitto, certificates
-
-from edge.watch.broker import files
+from support import Done, certificates, school_broker
 
 OWN, OTHER = "school/room-1/node-1", "school/room-2/node-1"
 
@@ -24,16 +22,8 @@ class School:
     """A broker as `edge-watch broker` sets it up, and clients by their certificates."""
 
     def __init__(self, folder: Path) -> None:
-        made = certificates(folder, ["broker", OWN, OTHER, "server", "visitor"])
         self._folder = folder
-        made["ca.pem"].chmod(0o644)
-        for name, text in files(str(folder), 8883, "server").items():
-            (folder / name).write_text(text)
-        # Beside what Debian's own mosquitto.conf says.
-        own = f"persistence true\npersistence_location {folder}/\nlog_dest stderr\n"
-        self.broker = Mosquitto(
-            folder, own, (folder / "edge.conf").read_text(), listener="listener 8883"
-        )
+        self.broker = school_broker(folder, [OWN, OTHER, "server", "visitor"])
 
     def client(self, name: str, **options: Any) -> mqtt.Client:
         file = name.replace("/", "-")
