@@ -62,6 +62,8 @@ def test_each_library_of_the_node_has_its_files() -> None:
     assert {path for path in users("edge", *server) if not path.startswith("edge/watch/")} == set()
     assert users("edge", "prometheus_client") == {"edge/metrics.py"}
     assert users("edge", "scipy") == {"edge/track.py"}
+    # The technician's side alone makes keys; a node verifies with openssl's program.
+    assert users("edge", "cryptography") == {"edge/flash/authority.py", "edge/flash/release.py"}
     # Pixels are touched where they come in, are looked at, and are cut; nowhere near the publisher.
     assert users("edge", "cv2") == {
         "edge/bench.py",
@@ -171,7 +173,7 @@ def test_what_edge_run_imports_is_the_node_alone() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "edge.publish" in loaded
-    unwanted = {"edge.crops", "edge.bench", "edge.watch", "PIL", "imageio", "matplotlib", "requests",
+    unwanted = {"edge.crops", "edge.bench", "edge.watch", "edge.flash", "PIL", "imageio", "matplotlib", "requests",
                 "smtplib", "ftplib", "socketserver", "torch", "paho", "onnxruntime"}  # fmt: skip
     assert loaded & unwanted == set()
 

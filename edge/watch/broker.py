@@ -35,7 +35,8 @@ require_certificate true
 use_identity_as_username true
 tls_version tlsv1.2
 acl_file {folder}/edge.acl
-# crlfile {folder}/revoked.pem      # certificates that were taken back: restart after a change
+# Certificates that were taken back (edge-flash ca revoke): restart after a change.
+# crlfile {folder}/revoked.pem
 
 # A recorder's session waits for it: as long as it may be away, and as much as comes meanwhile.
 autosave_interval 60

@@ -1,0 +1,228 @@
+"""`edge-flash ca`: the school's certificate authority, from its set-up to taking a certificate back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from edge import cli
+from edge.errors import EdgeError, UsageError
+from edge.flash.authority import (
+    AUTHORITY_DAYS,
+    BROKER,
+    DAYS,
+    SERVER,
+    Authority,
+    Issued,
+    create,
+    name_in,
+    utc_now,
+)
+from edge.flash.index import Entry, State, node_name, write_file
+
+WARN_DAYS = 60
+# From then on the authority cannot sign a certificate of the usual length: time to plan the next one.
+WARN_AUTHORITY_DAYS = DAYS + WARN_DAYS
+# A line of `list` is 80 columns: name, serial 16, end 10, state 10, two spaces between.
+NAME_WIDTH = 38
+
+
+def build_parser() -> argparse.ArgumentParser:
+    p = cli.parser(
+        "edge-flash ca",
+        "The school's certificate authority: a folder (DIR) on the technician's machine whose key\n"
+        "never leaves it. Nodes, broker and server trust what it signs until it ends or is revoked.",
+        "edge-flash ca init authority --school 'Green Lane School'\n"
+        "  edge-flash ca broker authority mqtt.school.example 192.0.2.10\n"
+        "  edge-flash ca issue authority school/room-12/node-1",
+    )
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=cli.EXIT_CODES, allow_abbrev=False
+        )
+        made.add_argument("folder", type=Path, metavar="DIR", help="the authority")
+        return made
+
+    def issues(made: argparse.ArgumentParser, out: str) -> None:
+        made.add_argument("--days", type=int, default=DAYS, help=f"of validity; {DAYS}")
+        made.add_argument("--out", type=Path, metavar="DIR", help=f"for the files; {out}")
+        made.add_argument(
+            "--renew",
+            action="store_true",
+            help="beside one that is valid, which stays valid until it ends or is revoked",
+        )
+
+    init = command("init", "make the authority")
+    init.add_argument("--school", required=True, metavar="NAME")
+    init.add_argument(
+        "--days", type=int, default=AUTHORITY_DAYS, help=f"of validity; {AUTHORITY_DAYS}"
+    )
+    issue = command("issue", "a node's certificate: node.pem, node.key, ca.pem")
+    issue.add_argument("name", metavar="SITE/ROOM/NODE")
+    issues(issue, "certificates/SITE/ROOM/NODE")
+    broker = command("broker", "the broker's: broker.pem, broker.key, ca.pem, revoked.pem")
+    broker.add_argument("hosts", nargs="+", metavar="HOST", help="names and addresses of it")
+    issues(broker, "certificates/broker")
+    server = command("server", "the recorder's: server.pem, server.key, ca.pem")
+    issues(server, "certificates/server")
+    revoke = command("revoke", "take back all certificates of a name, or one; writes revoked.pem")
+    revoke.add_argument("what", metavar="NAME|SERIAL|FILE.pem")
+    command("crl", "write revoked.pem, mosquitto's crlfile, anew")
+    command("list", "every certificate, and what ends soon")
+    return p
+
+
+def place(given: Path | None, usual: str, stem: str, name: str) -> Path:
+    """A folder that takes the files, before anything is signed. Raises EdgeError."""
+    out = given or Path("certificates") / usual
+    there = out / f"{stem}.pem"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        owner = name_in(there.read_bytes()) if there.exists() else name
+    except OSError as error:
+        raise EdgeError(f"{out} cannot be used ({error.strerror}); give another --out") from error
+    if owner != name:
+        raise EdgeError(f"{there} is {owner or 'something else'}'s; give another --out")
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise EdgeError(f"{out} takes no file; give another --out")
+    return out
+
+
+def hand_out(out: Path, stem: str, issued: Issued, more: dict[str, bytes]) -> None:
+    """Write the files and say what they are. Raises EdgeError."""
+    write_file(out / f"{stem}.key", issued.key)
+    public = {f"{stem}.pem": issued.certificate, "ca.pem": issued.authority, **more}
+    for name, data in public.items():
+        write_file(out / name, data, 0o644)
+    for name in (f"{stem}.key", *public):
+        print(out / name)
+    entry = issued.entry
+    print(f"{entry.name}: serial {entry.serial}, ends {entry.ends:%Y-%m-%d}")
+
+
+def tell_older(authority: Authority, name: str) -> None:
+    for entry, state in authority.listed():
+        if entry.name == name and state == "superseded":
+            print(
+                f"{entry.serial}, the one before, stays valid until {entry.ends:%Y-%m-%d}; end it "
+                f"with: edge-flash ca revoke {authority.folder} {entry.serial}"
+            )
+
+
+def sign(args: argparse.Namespace) -> None:
+    """issue, broker or server."""
+    authority = Authority.open(args.folder)
+    more: dict[str, bytes] = {}
+    if args.command == "issue":
+        stem = "node"
+        out = place(args.out, node_name(args.name), stem, args.name)
+        issued = authority.issue(args.name, args.days, args.renew)
+    elif args.command == "broker":
+        stem = BROKER
+        out = place(args.out, stem, stem, stem)
+        issued = authority.issue_broker(args.hosts, args.days, args.renew)
+        more["revoked.pem"] = authority.write_revoked().read_bytes()
+    else:
+        stem = SERVER
+        out = place(args.out, stem, stem, stem)
+        issued = authority.issue_server(args.days, args.renew)
+    hand_out(out, stem, issued, more)
+    tell_older(authority, issued.entry.name)
+
+
+def tell_list(authority: Authority, path: Path) -> None:
+    print(
+        f"{path}, valid until the authority ends ({authority.ends:%Y-%m-%d}): put it where the "
+        f"broker's crlfile is, and restart mosquitto"
+    )
+
+
+def revoke(authority: Authority, what: str) -> None:
+    """what: a name, a serial, or the file of a certificate that the index lost. Raises EdgeError."""
+    if what.endswith(".pem"):
+        try:
+            data = Path(what).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{what} cannot be read ({error.strerror})") from error
+        what = authority.adopt(data)
+    for entry in authority.revoke(what):
+        print(f"revoked {entry.name}: serial {entry.serial}")
+    tell_list(authority, authority.folder / "revoked.pem")
+
+
+def row(name: str, serial: str, ends: str, state: str) -> str:
+    """80 columns at the most: a longer name has a line of its own."""
+    own = f"{name}\n{'':{NAME_WIDTH}}" if len(name) > NAME_WIDTH else f"{name:{NAME_WIDTH}}"
+    return f"{own}  {serial:16}  {ends:10}  {state}".rstrip()
+
+
+def lines(authority: Authority, moment: datetime) -> list[str]:
+    """Of the table: the authority, then every certificate by name."""
+    listed = sorted(authority.listed(), key=lambda item: (item[0].name, item[0].ends))
+    state = "valid" if moment < authority.ends else "ended"
+    return [
+        row("NAME", "SERIAL", "ENDS", "STATE"),
+        row(authority.school, "the authority", f"{authority.ends:%Y-%m-%d}", state),
+        *(row(e.name, e.serial, f"{e.ends:%Y-%m-%d}", state) for e, state in listed),
+    ]
+
+
+def warnings(authority: Authority, moment: datetime) -> list[str]:
+    """What to renew: valid for 60 days or less, or ended with nothing valid after it."""
+    listed = authority.listed()
+    alive = {entry.name for entry, state in listed if state == "valid"}
+
+    def dying(entry: Entry, state: State) -> bool:
+        ended = state == "ended" and entry.name not in alive
+        return ended or (state == "valid" and entry.ends - moment <= timedelta(days=WARN_DAYS))
+
+    # Of several that have ended the last one counts.
+    last = {entry.name: entry for entry, state in listed if dying(entry, state)}
+    told = [
+        f"warning: {name} ended on {entry.ends:%Y-%m-%d}"
+        if entry.ends <= moment
+        else f"warning: {name} ends in {(entry.ends - moment).days} days"
+        for name, entry in sorted(last.items())
+    ]
+    if told:
+        told.append("renew: edge-flash ca issue (or broker, server) DIR ... --renew")
+    left = (authority.ends - moment).days
+    if left <= WARN_AUTHORITY_DAYS:
+        told.append(f"warning: the authority itself has {max(left, 0)} days left; plan a new one")
+    return told
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if args.command == "init":
+        authority = create(args.folder, args.school, args.days)
+        print(f"{authority.folder}: {authority.school}, ends {authority.ends:%Y-%m-%d}")
+        print("back this folder up, encrypted: whoever has its key.pem can be any node")
+        return
+    if args.command in ("issue", "broker", "server"):
+        sign(args)
+        return
+    authority = Authority.open(args.folder)
+    if args.command == "revoke":
+        revoke(authority, args.what)
+    elif args.command == "crl":
+        tell_list(authority, authority.write_revoked())
+    else:
+        moment = utc_now()
+        print("\n".join(lines(authority, moment)))
+        for told in warnings(authority, moment):
+            print(told, file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-flash", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""index.json: every certificate that the school's authority signed, and what each is now."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, ValidationError
+
+from edge.errors import EdgeError, UsageError
+from edge.strict import Strict
+
+NODE = re.compile(r"[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+")
+# X.509 has room for no more in a common name.
+MOST_CHARACTERS = 64
+
+State = Literal["valid", "superseded", "revoked", "ended"]
+
+
+class Entry(Strict):
+    """A certificate that was signed. serial: 16 hex digits."""
+
+    serial: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    name: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+    ends: AwareDatetime
+    revoked: AwareDatetime | None = None
+
+
+class Index(Strict):
+    """authority: sha256 of ca.pem; certificates: oldest first."""
+
+    version: Literal[1] = 1
+    authority: str
+    certificates: tuple[Entry, ...] = ()
+
+    def with_entry(self, entry: Entry) -> Index:
+        return self.model_copy(update={"certificates": (*self.certificates, entry)})
+
+    def without(self, serials: set[str], moment: datetime) -> Index:
+        """The same, with these revoked; who was revoked before keeps the time."""
+        changed = tuple(
+            entry.model_copy(update={"revoked": entry.revoked or moment})
+            if entry.serial in serials
+            else entry
+            for entry in self.certificates
+        )
+        return self.model_copy(update={"certificates": changed})
+
+    def as_json(self) -> bytes:
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
+
+def read_index(path: Path, authority: str) -> Index:
+    """authority: sha256 of its ca.pem. Raises EdgeError."""
+    try:
+        index = Index.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise EdgeError(
+            f"{path} is damaged ({error.errors()[0]['msg']}); restore it from the backup: what it "
+            f"does not list cannot be revoked"
+        ) from error
+    except OSError as error:
+        raise EdgeError(f"{path} cannot be read ({error.strerror})") from error
+    if index.authority != authority:
+        raise EdgeError(f"{path} is another authority's; restore the folder's backup")
+    return index
+
+
+def states(index: Index, moment: datetime) -> list[tuple[Entry, State]]:
+    """Every certificate, oldest first. superseded: valid still, and its owner has a newer one."""
+    newer: set[str] = set()
+    found: list[tuple[Entry, State]] = []
+    for entry in reversed(index.certificates):
+        state: State = "valid"
+        if entry.revoked is not None:
+            state = "revoked"
+        elif entry.ends <= moment:
+            state = "ended"
+        elif entry.name in newer:
+            state = "superseded"
+        else:
+            newer.add(entry.name)
+        found.append((entry, state))
+    return found[::-1]
+
+
+def node_name(name: str) -> str:
+    """site/room/node as the broker's access list wants it; raises UsageError."""
+    if not NODE.fullmatch(name):
+        raise UsageError(f"'{name}' is no site/room/node; use a-z, 0-9 and '-' between two '/'")
+    if len(name) > MOST_CHARACTERS:
+        raise UsageError(
+            f"'{name}' has {len(name)} characters, a certificate takes {MOST_CHARACTERS}; "
+            f"use shorter names"
+        )
+    return name
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Whole or not at all, on the disk when this returns, and at no moment wider than `mode`.
+
+    Raises EdgeError."""
+    try:
+        # mkstemp makes it 0600 whatever the umask is.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fchmod(out.fileno(), mode)
+                if os.geteuid() == 0:
+                    # With sudo once, and the technician could not read the own authority again.
+                    owner = path.parent.stat()
+                    os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
+                os.fsync(out.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        # Else a power cut may bring the old file back, after the certificate has left.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise EdgeError(
+            f"{path} cannot be written ({error.strerror}); make room or take another folder"
+        ) from error
