@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edge.errors import BackendError, BrokerError, SettingsError
+from edge.payload import Outgoing, dumps
 from edge.replay import IN_FLIGHT
 from edge.settings import Broker, Tls
 
@@ -155,8 +156,8 @@ def why_not(error: OSError) -> str:
     return f"away: {error.strerror or error}"
 
 
-def probe(settings: Broker) -> str:
-    """Connect as the node would, and leave: "MQTT 5" or "MQTT 3.1.1".
+def _connected(settings: Broker, client_id: str) -> tuple[Any, str]:
+    """A client that the broker took, and the version it speaks: "MQTT 5" or "MQTT 3.1.1".
 
     Raises BrokerError with the broker's reason, SettingsError for unusable files.
     """
@@ -167,7 +168,7 @@ def probe(settings: Broker) -> str:
     answer = "no answer"
     for version, title in ((mqtt.MQTTv5, "MQTT 5"), (mqtt.MQTTv311, "MQTT 3.1.1")):
         heard: list[Any] = []
-        client = new_client(mqtt, settings, f"edge-check-{uuid.uuid4().hex[:8]}", version)
+        client = new_client(mqtt, settings, client_id, version)
         secure(client, settings, password, context)
         client.on_connect = lambda c, u, f, reason, p, heard=heard: heard.append(reason)
         try:
@@ -176,12 +177,31 @@ def probe(settings: Broker) -> str:
             while not heard and time.monotonic() < deadline:
                 if not turn(client, 0.1):
                     break
-            client.disconnect()
         except (OSError, ssl.SSLError) as error:
             raise BrokerError(f"broker {settings.url} {why_not(error)}") from error
         if heard and not heard[0].is_failure:
-            return title
+            return client, title
+        client.disconnect()
         answer = f"refused: {heard[0]}" if heard else answer
         if heard and "protocol version" not in str(heard[0]).lower():
             break
     raise BrokerError(f"broker {settings.url} {answer}; check address, user and access list")
+
+
+def probe(settings: Broker) -> str:
+    """Connect as the node would, and leave: "MQTT 5" or "MQTT 3.1.1". Raises as `_connected`."""
+    client, title = _connected(settings, f"edge-check-{uuid.uuid4().hex[:8]}")
+    client.disconnect()
+    return title
+
+
+def deliver(settings: Broker, client_id: str, message: Outgoing) -> None:
+    """One message at QoS 1, acknowledged, from a program that is no node. Raises as `_connected`, and
+    BrokerError where no acknowledgement comes."""
+    client, _ = _connected(settings, client_id)
+    sent = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while not sent.is_published():
+        if time.monotonic() > deadline or not turn(client, 0.1):
+            raise BrokerError(f"broker {settings.url} acknowledges nothing; try again")
+    client.disconnect()

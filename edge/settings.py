@@ -17,6 +17,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from edge import hours
 from edge.strict import Strict
 
+# How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
+CREDENTIALS = "$CREDENTIALS_DIRECTORY"
+
 
 def _segment(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]+", value):
@@ -27,6 +30,9 @@ def _segment(value: str) -> str:
 def _path(value: object) -> object:
     if not isinstance(value, str):
         return value
+    first, *rest = Path(value).parts or [""]
+    if first == CREDENTIALS and (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
+        return Path(folder, *rest)
     try:
         return Path(value).expanduser()
     except RuntimeError as error:
@@ -262,6 +268,34 @@ class Runtime(Strict):
     )
 
 
+class Update(Strict):
+    url: str | None = Field(
+        default=None, description="folder of releases, https://...; null is off"
+    )
+    ca: FilePath | None = Field(default=None, description="PEM; default: the system's authorities")
+    key: FilePath | None = Field(default=None, description="public, of the school's releases, PEM")
+
+    @model_validator(mode="after")
+    def _address(self) -> Update:
+        if self.url is None:
+            return self
+        wrong = "url must be https://host[:port]/folder or null"
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError:
+            raise ValueError(wrong) from None
+        if parts.scheme != "https" or not parts.hostname or port == 0:
+            raise ValueError(wrong)
+        if "@" in self.url or parts.query or parts.fragment:
+            raise ValueError("url must hold neither a password nor ? nor #")
+        if not all("!" <= c <= "~" for c in self.url):
+            raise ValueError("url must be of ASCII characters, without spaces")
+        if self.key is None:
+            raise ValueError("needs key beside url: releases are signed")
+        return self
+
+
 class Settings(Strict):
     """The whole of node.yaml."""
 
@@ -276,6 +310,7 @@ class Settings(Strict):
     clock: Clock = Clock()
     outbox: Outbox = Outbox()
     runtime: Runtime = Runtime()
+    update: Update = Update()
 
     @property
     def state_folder(self) -> Path:

@@ -173,8 +173,9 @@ def test_what_edge_run_imports_is_the_node_alone() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "edge.publish" in loaded
-    unwanted = {"edge.crops", "edge.bench", "edge.watch", "edge.flash", "PIL", "imageio", "matplotlib", "requests",
-                "smtplib", "ftplib", "socketserver", "torch", "paho", "onnxruntime"}  # fmt: skip
+    unwanted = {"edge.crops", "edge.bench", "edge.watch", "edge.flash", "PIL", "imageio",
+                "matplotlib", "requests", "smtplib", "ftplib", "socketserver", "torch", "paho",
+                "onnxruntime"}  # fmt: skip
     assert loaded & unwanted == set()
 
 

@@ -11,6 +11,8 @@ import pytest
 from support import ROOT
 
 UNITS = ROOT / "systemd"
+OURS = sorted(p.name for p in UNITS.glob("edge-*") if p.suffix in (".service", ".timer"))
+COMMANDS = ("edge-run", "edge-provision", "edge-update", "export-engine", "python")
 pytestmark = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="needs systemd-analyze"
 )
@@ -24,32 +26,41 @@ def systemd(*words: object) -> subprocess.CompletedProcess[str]:
 def root(tmp_path: Path) -> Path:
     """A file system in which the node is installed."""
     units = tmp_path / "usr/lib/systemd/system"
-    program = tmp_path / "opt/edge-node/bin/edge-run"
-    for folder in (units, program.parent, tmp_path / "etc"):
+    commands = [tmp_path / "opt/edge-node/current/bin" / name for name in COMMANDS]
+    commands += [tmp_path / "usr/lib/edge-node/bootstrap", tmp_path / "bin/sh"]
+    for folder in (units, tmp_path / "etc"):
         folder.mkdir(parents=True)
-    shutil.copy(UNITS / "edge-run.service", units)
+    for path in sorted(UNITS.glob("edge-*.service")) + sorted(UNITS.glob("edge-*.timer")):
+        shutil.copy(path, units)
     shutil.copytree("/usr/lib/systemd/system", units, dirs_exist_ok=True, symlinks=True)
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+    for program in commands:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
     return tmp_path
 
 
-def test_systemd_finds_nothing_to_say(root: Path) -> None:
+@pytest.mark.parametrize("unit", OURS)
+def test_systemd_finds_nothing_to_say(root: Path, unit: str) -> None:
     """It warns of unknown keys on stderr and still exits 0."""
-    done = systemd("systemd-analyze", "verify", "--man=no", f"--root={root}", "edge-run.service")
-    said = [line for line in done.stderr.splitlines() if "edge-run" in line]
+    done = systemd("systemd-analyze", "verify", "--man=no", f"--root={root}", unit)
+    said = [line for line in done.stderr.splitlines() if "edge-" in line]
     assert said == []
     assert done.returncode == 0, done.stderr
+
+
+def test_systemd_would_have_said_it(root: Path) -> None:
     path = root / "usr/lib/systemd/system/edge-run.service"
     path.write_text(path.read_text().replace("WatchdogSec", "WatchdogSeconds"))
     done = systemd("systemd-analyze", "verify", "--man=no", f"--root={root}", "edge-run.service")
-    assert "WatchdogSeconds" in done.stderr, "and would have said it"
+    assert "WatchdogSeconds" in done.stderr
 
 
-def test_exposure_is_at_most_1_6(root: Path) -> None:
-    unit = root / "usr/lib/systemd/system/edge-run.service"
+@pytest.mark.parametrize("name", ["edge-run.service", "edge-engine.service"])
+def test_exposure_is_at_most_1_6(root: Path, name: str) -> None:
+    unit = root / "usr/lib/systemd/system" / name
     done = systemd("systemd-analyze", "security", "--offline=true", "--threshold=16", unit)
-    level = re.search(r"Overall exposure level for edge-run\.service: ([\d.]+)", done.stdout)
+    level = re.search(rf"Overall exposure level for {re.escape(name)}: ([\d.]+)", done.stdout)
     assert level is not None, done.stderr
     assert float(level[1]) <= 1.6
     assert done.returncode == 0
@@ -57,7 +68,7 @@ def test_exposure_is_at_most_1_6(root: Path) -> None:
 
 def test_no_directive_is_newer_than_jetpacks_systemd() -> None:
     """249 knows neither LoadCredentialEncrypted (250) nor RestartSteps and RestartMaxDelaySec (254)."""
-    text = (UNITS / "edge-run.service").read_text()
+    text = "".join((UNITS / name).read_text() for name in OURS)
     for newer in (
         "LoadCredentialEncrypted",
         "RestartSteps",

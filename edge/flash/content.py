@@ -1,0 +1,229 @@
+"""All that goes into one node's root file system: package, settings, name, user, network, certificates.
+
+What must never be the same on two nodes (host keys, machine id) is taken out; the node makes its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from edge.errors import EdgeError, SettingsError, UsageError
+from edge.flash.accounts import add_user, public_keys
+from edge.flash.authority import Authority
+from edge.flash.board import SETTINGS, Board
+from edge.flash.network import WANTS, Network
+from edge.flash.network import entries as network_entries
+from edge.flash.package import BOOTSTRAP, PROVISION, Package
+from edge.flash.tree import Entry, File, Folder, Gone, Link, Tree
+from edge.settings import CREDENTIALS, Settings
+from edge.strict import read_yaml, validate
+
+SECRETS = "/etc/edge-node"
+UPDATES = "/var/lib/edge-update"
+UNITS = "/etc/systemd/system"
+# JetPack's interactive first boot, and the desktop that nobody sits at.
+INTERACTIVE = (
+    "nv-oem-config.service",
+    "nv-oem-config-gui.service",
+    "nv-oem-config-debconf@.service",
+)
+HEADER = "# Written by edge-flash. Every setting: /usr/share/doc/edge-node/examples/node.yaml\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all nodes of a school have in common. authority: the folder of `edge-flash ca`, None where
+    the broker asks for no certificate; release_key: public key that updates are signed with; nvidia:
+    folder of packages; renew: a node's name may have a valid certificate already."""
+
+    package: Package
+    ssh_key: Path
+    user: str = "technician"
+    authority: Path | None = None
+    release_key: Path | None = None
+    nvidia: Path | None = None
+    cpu: bool = False
+    renew: bool = False
+
+
+def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[str, Any], Settings]:
+    """node.yaml as this node gets it. names: site, room and name, laid over the file's.
+
+    Raises SettingsError in one line, also for what only a service refuses.
+    """
+    data = read_yaml(file)
+    update = data.get("update")
+    if site.release_key is not None and isinstance(update, dict) and update.get("url"):
+        update["key"] = f"{SECRETS}/release.pub"
+    validate(Settings, data, str(file))  # its own faults first
+    defaults: dict[str, dict[str, object]] = {
+        "node": dict(names),
+        "detector": {"weights": "/usr/share/edge-node/weights"},
+        "runtime": {"bundle": f"{UPDATES}/bundle"},
+    }
+    for section, values in defaults.items():
+        for key, value in values.items():
+            if section == "node" or data.get(section, {}).get(key) is None:
+                data.setdefault(section, {})[key] = value
+    if site.authority is not None:
+        data.setdefault("broker", {})["tls"] = {
+            "ca": f"{SECRETS}/ca.pem",
+            "certificate": f"{SECRETS}/node.pem",
+            "key": f"{CREDENTIALS}/node.key",
+        }
+    settings = validate(Settings, data, str(file))
+    _refuse(settings, data, file, site)
+    return data, settings
+
+
+def _refuse(settings: Settings, data: dict[str, Any], file: Path, site: Site) -> None:
+    if not settings.privacy.legal_basis.strip():
+        raise SettingsError(
+            f"{file}: 'privacy.legal_basis' is empty: no node is flashed without it (AI Act, Article "
+            f"5); write the medical or safety reason"
+        )
+    if settings.broker.url == "-":
+        raise SettingsError(
+            f"{file}: 'broker.url' is -; a node needs its school's mqtts:// address"
+        )
+    for key in ("site", "room", "name"):
+        if key not in data.get("node", {}):
+            raise SettingsError(
+                f"{file}: 'node.{key}' is missing; topics and certificate are named by it"
+            )
+    secure = urlsplit(settings.broker.url).scheme == "mqtts"
+    if secure and site.authority is None and settings.broker.tls.certificate is None:
+        raise SettingsError(
+            f"{file}: 'broker.url' is mqtts://; give the school's authority with --ca DIR"
+        )
+    if site.authority is not None and not secure:
+        raise SettingsError(
+            f"{file}: 'broker.url' is not mqtts://, and --ca is for that; change one"
+        )
+    if data.get("update", {}).get("url") and site.release_key is None:
+        raise SettingsError(
+            f"{file}: 'update.url' is set; give the key that signs with --release-key"
+        )
+
+
+def _text(data: dict[str, Any]) -> bytes:
+    return (HEADER + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).encode()
+
+
+def _hosts(tree: Tree, name: str) -> bytes:
+    old = (tree.read("/etc/hosts") or b"127.0.0.1 localhost\n::1 localhost\n").decode()
+    lines = [line for line in old.splitlines() if not line.startswith("127.0.1.1")]
+    return "\n".join([*lines, f"127.0.1.1 {name}"]).encode() + b"\n"
+
+
+def _first_boot(tree: Tree) -> list[Entry]:
+    """Nobody is asked anything, no desktop is started, and nothing is the same on two nodes."""
+    found: list[Entry] = [
+        Link(f"{UNITS}/default.target", "/lib/systemd/system/multi-user.target"),
+        Link(f"{WANTS}/edge-provision.service", PROVISION),
+        File("/etc/machine-id", b"", 0o444),
+    ]
+    for unit in INTERACTIVE:
+        if tree.kind(f"/usr/lib/systemd/system/{unit}") or tree.kind(f"{UNITS}/{unit}"):
+            found.append(Link(f"{UNITS}/{unit}", "/dev/null"))
+    if tree.kind(f"{UNITS}/nv-oem-config.target") is not None:
+        found.append(Gone(f"{UNITS}/nv-oem-config.target"))
+    for name in tree.names("/etc/ssh"):
+        if name.startswith("ssh_host_"):
+            found.append(Gone(f"/etc/ssh/{name}"))
+    if tree.kind("/etc/ssh/sshd_config.d") == "folder":
+        rule = b"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin no\n"
+        found.append(File("/etc/ssh/sshd_config.d/edge-node.conf", rule))
+    return found
+
+
+def _clock(settings: Settings, now: int) -> list[Entry]:
+    """A board without a battery starts from here instead of 1970, and asks the school's servers."""
+    found: list[Entry] = [File("/var/lib/systemd/timesync/clock", b"", mtime=now)]
+    if settings.clock.servers:
+        line = f"[Time]\nNTP={' '.join(settings.clock.servers)}\n"
+        found.append(File("/etc/systemd/timesyncd.conf.d/edge-node.conf", line.encode()))
+    return found
+
+
+def _packages(site: Site) -> list[Entry]:
+    own = site.package
+    found: list[Entry] = [
+        File(f"{UPDATES}/packages/{own.path.name}", own.path),
+        File(BOOTSTRAP, own.bootstrap, 0o755),
+        File(PROVISION, own.provision),
+    ]
+    if site.nvidia is not None:
+        files = sorted(site.nvidia.glob("*.deb"))
+        if not files:
+            raise UsageError(
+                f"--nvidia {site.nvidia} holds no .deb; give the folder with the packages"
+            )
+        found += [File(f"{UPDATES}/nvidia/{file.name}", file) for file in files]
+    return found
+
+
+def _certificates(site: Site, node: str) -> list[Entry]:
+    """Issued as the last thing before writing: what is refused earlier has cost none."""
+    if site.authority is None:
+        return []
+    issued = Authority.open(site.authority).issue(node, renew=site.renew)
+    return [
+        File(f"{SECRETS}/ca.pem", issued.authority),
+        File(f"{SECRETS}/node.pem", issued.certificate),
+        File(f"{SECRETS}/node.key", issued.key, 0o600),
+    ]
+
+
+def _public_key(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read; give a public key file") from error
+
+
+def write_node(
+    tree: Tree, board: Board, settings_file: Path, names: dict[str, str], wish: Network, site: Site
+) -> Settings:
+    """Everything of one node into its root file system. Raises EdgeError before anything is written
+    where it cannot be, or where it would not fit."""
+    now = int(time.time())
+    data, settings = node_settings(settings_file, names, site)
+    entries: list[Entry] = [
+        *_packages(site),
+        Folder(SECRETS),
+        File(SETTINGS, _text(data), mtime=now),
+        File("/etc/hostname", f"{settings.node.name}\n".encode()),
+        File("/etc/hosts", _hosts(tree, settings.node.name)),
+        *add_user(tree, site.user, public_keys(_public_key(site.ssh_key), str(site.ssh_key))),
+        *network_entries(tree, board, wish),
+        *_first_boot(tree),
+        *_clock(settings, now),
+    ]
+    if site.release_key is not None:
+        key = _public_key(site.release_key)
+        if "BEGIN PUBLIC KEY" not in key:
+            raise UsageError(
+                f"--release-key {site.release_key} is no public key (PEM); give release.pub"
+            )
+        entries.append(File(f"{SECRETS}/release.pub", key.encode()))
+    _fits(tree, entries)
+    tree.apply([*entries, *_certificates(site, settings.node.path)])
+    return settings
+
+
+def _fits(tree: Tree, entries: Sequence[Entry]) -> None:
+    wanted = sum(entry.size for entry in entries if isinstance(entry, File)) + 2**20
+    free = tree.free_bytes()
+    if wanted > free:
+        raise EdgeError(
+            f"{tree.name} has {free / 2**20:.0f} MiB free, and the node needs {wanted / 2**20:.0f}; "
+            f"give a base image with a larger root partition"
+        )

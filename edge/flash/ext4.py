@@ -1,0 +1,258 @@
+"""The ext4 partition of a disk image, read and written in place, without root and without mounting it.
+
+By e2fsprogs' debugfs at the partition's offset: no loop device, no partition nodes, no kernel. What was
+written is read back and compared, and e2fsck has the last word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import EdgeError
+from edge.flash.tree import Entry, File, Folder, Gone, Kind, Link, with_parents
+
+SECTOR = 512
+# Also where only root's PATH looks.
+SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+PACKAGES = {"sfdisk": "fdisk", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs"}
+# What debugfs's own command line takes without quoting.
+PLAIN = re.compile(r"/[A-Za-z0-9._@+:=/-]+")
+KINDS: dict[str, Kind] = {"regular": "file", "directory": "folder", "symlink": "link"}
+
+
+def program(name: str) -> str:
+    """Path of a tool; raises EdgeError with the package that holds it."""
+    found = shutil.which(name, path=SEARCH)
+    if found is None:
+        raise EdgeError(
+            f"{name} is not installed; on Debian or Ubuntu: apt-get install {PACKAGES.get(name, name)}"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """start and size in bytes."""
+
+    number: int
+    name: str
+    start: int
+    size: int
+
+
+def partitions(image: Path) -> list[Partition]:
+    """Of a GPT image. Raises EdgeError where it has no such table, or ends before a partition does."""
+    done = subprocess.run([program("sfdisk"), "--json", str(image)], capture_output=True, text=True)
+    try:
+        table = json.loads(done.stdout)["partitiontable"] if done.returncode == 0 else {}
+    except (ValueError, KeyError):
+        table = {}
+    if table.get("label") != "gpt":
+        with image.open("rb") as content:
+            content.seek(SECTOR)
+            signed = content.read(8) == b"EFI PART"
+        # Where its end is missing, sfdisk sees the protective table of old in it.
+        if signed:
+            raise EdgeError(f"{image} is cut or damaged: its table does not fit it; unpack it again")
+        raise EdgeError(
+            f"{image} is no disk image with a GPT; give the .img of an SD card, unzipped"
+        )
+    sector = int(table.get("sectorsize", SECTOR))
+    found = [
+        Partition(number, p.get("name", ""), p["start"] * sector, p["size"] * sector)
+        for number, p in enumerate(table.get("partitions", []), start=1)
+    ]
+    size = image.stat().st_size
+    for part in found:
+        if part.start + part.size > size:
+            raise EdgeError(
+                f"{image} ends before its partition {part.name or part.number} does ({size} of "
+                f"{part.start + part.size} bytes); download or unpack it again"
+            )
+    return found
+
+
+def root_partition(image: Path, name: str = "APP") -> Partition:
+    """By its name in the table, as JetPack calls it; raises EdgeError."""
+    found = partitions(image)
+    for part in found:
+        if part.name == name:
+            return part
+    names = ", ".join(p.name or "-" for p in found) or "none"
+    raise EdgeError(
+        f"{image} has no partition named {name} (it has: {names}); give a JetPack SD card image, or "
+        f"the name of its root partition with --partition"
+    )
+
+
+class Ext4:
+    """The file system at a partition of an image."""
+
+    def __init__(self, image: Path, partition: Partition) -> None:
+        """Raises EdgeError where it is no ext4, or was not unmounted."""
+        self.name, self._image = str(image), image
+        self._where = f"{image.resolve()}?offset={partition.start}"
+        stats = self._ask("stats -h")
+        if "Filesystem features:" not in stats:
+            raise EdgeError(f"{image}: partition {partition.name} holds no ext4 file system")
+        features = re.findall(r"^Filesystem features: +(.*)$", stats, re.MULTILINE)[0].split()
+        if "needs_recovery" in features or not re.search(r"Filesystem state: +clean\b", stats):
+            raise EdgeError(
+                f"{image} was not unmounted cleanly; take an image that never ran, or boot it and "
+                f"shut it down"
+            )
+
+    def _ask(self, request: str) -> str:
+        """The answer to one debugfs request, as text."""
+        return self._ask_bytes(request).decode(errors="replace")
+
+    def _ask_bytes(self, request: str) -> bytes:
+        command = [program("debugfs"), "-R", request, self._where]
+        return subprocess.run(command, capture_output=True).stdout
+
+    def _stat(self, path: str) -> dict[str, str]:
+        """type, mode (octal), uid, gid and target of a link; empty where there is nothing."""
+        if not PLAIN.fullmatch(path):
+            raise EdgeError(f"{self.name}: '{path}' holds what edge-flash writes no path with")
+        text = self._ask(f"stat {path}")
+        head = re.search(r"Type: (\w+) +Mode: +(\d+)", text)
+        owner = re.search(r"User: +(\d+) +Group: +(\d+)", text)
+        if head is None or owner is None:
+            return {}
+        target = re.search(r'Fast link dest: "(.*)"', text)
+        return {
+            "type": head[1],
+            "mode": head[2],
+            "uid": owner[1],
+            "gid": owner[2],
+            "target": target[1] if target else "",
+        }
+
+    def kind(self, path: str) -> Kind:
+        return KINDS.get(self._stat(path).get("type", ""))
+
+    def read(self, path: str) -> bytes | None:
+        return self._ask_bytes(f"cat {path}") if self.kind(path) == "file" else None
+
+    def names(self, path: str) -> list[str]:
+        if self.kind(path) != "folder":
+            return []
+        rows = [line.split("/") for line in self._ask(f"ls -p {path}").splitlines()]
+        return sorted(row[5] for row in rows if len(row) > 6 and row[5] not in (".", ".."))
+
+    def free_bytes(self) -> int:
+        stats = self._ask("stats -h")
+        free = re.search(r"^Free blocks: +(\d+)$", stats, re.MULTILINE)
+        size = re.search(r"^Block size: +(\d+)$", stats, re.MULTILINE)
+        return int(free[1]) * int(size[1]) if free and size else 0
+
+    def apply(self, entries: Sequence[Entry]) -> None:
+        whole = with_parents(entries, self)
+        with tempfile.TemporaryDirectory(prefix="edge-flash-") as folder:
+            script = Path(folder, "script")
+            script.write_text("\n".join(self._requests(whole, Path(folder))) + "\n")
+            done = subprocess.run(
+                [program("debugfs"), "-w", "-f", str(script), self._where],
+                capture_output=True,
+                text=True,
+                cwd=folder,
+            )
+        # It reports on stderr, below its own name, and exits 0.
+        said = [line for line in done.stderr.splitlines() if not line.startswith("debugfs ")]
+        if said or done.returncode:
+            raise EdgeError(f"{self.name} takes not all: {(said or ['no reason given'])[0]}")
+        self._prove(whole)
+
+    def _requests(self, entries: Sequence[Entry], folder: Path) -> list[str]:
+        """debugfs's requests, with the contents laid down in `folder` under plain names."""
+        lines: list[str] = []
+        for number, entry in enumerate(entries):
+            parent, _, name = entry.path.rpartition("/")
+            lines.append(f"cd {parent or '/'}")
+            if not isinstance(entry, Folder) and self.kind(entry.path) is not None:
+                lines.append(f"rm {name}")
+            if isinstance(entry, Gone):
+                continue
+            if isinstance(entry, Link):
+                if not PLAIN.fullmatch(entry.target):
+                    raise EdgeError(f"{self.name}: a link to '{entry.target}' cannot be written")
+                lines.append(f"symlink {name} {entry.target}")
+                continue
+            kind = 0o040000
+            if isinstance(entry, File):
+                kind = 0o100000
+                source = folder / f"{number}"
+                if isinstance(entry.content, bytes):
+                    source.write_bytes(entry.content)
+                else:
+                    source.symlink_to(entry.content.resolve())
+                lines.append(f"write {number} {name}")
+            else:
+                lines.append(f"mkdir {name}")
+            lines += [
+                f"sif {name} mode 0{kind | entry.mode:o}",
+                f"sif {name} uid {entry.uid}",
+                f"sif {name} gid {entry.gid}",
+            ]
+            if isinstance(entry, File) and entry.mtime is not None:
+                lines.append(f"sif {name} mtime @{entry.mtime}")
+        return lines
+
+    def _prove(self, entries: Sequence[Entry]) -> None:
+        """Read back what was written; a later entry of the same path wins."""
+        for path, entry in {entry.path: entry for entry in entries}.items():
+            found = self._stat(path)
+            if isinstance(entry, Gone):
+                right = not found
+            elif isinstance(entry, Link):
+                right = found.get("type") == "symlink" and (
+                    len(entry.target) > 59 or found["target"] == entry.target
+                )
+            else:
+                wanted = "file" if isinstance(entry, File) else "folder"
+                right = (
+                    KINDS.get(found.get("type", "")) == wanted
+                    and int(found["mode"], 8) & 0o7777 == entry.mode
+                    and (int(found["uid"]), int(found["gid"])) == (entry.uid, entry.gid)
+                )
+            if right and isinstance(entry, File):
+                right = self._digest(path) == digest(entry.content)
+            if not right:
+                raise EdgeError(
+                    f"{self.name}: {path} reads otherwise than it was written; is the disk full?"
+                )
+        check = subprocess.run(
+            [program("e2fsck"), "-f", "-n", self._where], capture_output=True, text=True
+        )
+        if check.returncode:
+            last = (check.stdout.strip().splitlines() or ["no reason given"])[-1]
+            raise EdgeError(f"{self.name}: e2fsck finds the file system damaged: {last}")
+
+    def _digest(self, path: str) -> str:
+        command = [program("debugfs"), "-R", f"cat {path}", self._where]
+        running = hashlib.sha256()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
+            assert reader.stdout is not None
+            while block := reader.stdout.read(2**20):
+                running.update(block)
+        return running.hexdigest()
+
+
+def digest(content: bytes | Path) -> str:
+    """sha256 of bytes, or of a file read in pieces."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    running = hashlib.sha256()
+    with content.open("rb") as source:
+        while block := source.read(2**20):
+            running.update(block)
+    return running.hexdigest()

@@ -1,0 +1,157 @@
+"""`edge-flash fleet`: a whole school's images in one go, a row of a table each.
+
+    site,room,name,address,gateway,dns,broker,camera
+    north,room-12,cam-1,192.0.2.21/24,192.0.2.1,192.0.2.53,,
+    north,room-13,cam-1,,,,,csi:0
+
+site, room and name are needed; the rest may be left out, and what is empty is as in node.yaml. Every
+row is checked before the first image is made; an image that is there already is kept, so that a run
+that was cut goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from edge import cli
+from edge.errors import EdgeError, UsageError
+from edge.flash.content import node_settings
+from edge.flash.image import add_site_options, make_image, read_site
+from edge.flash.network import Network, network
+from edge.strict import read_yaml
+
+NEEDED = ("site", "room", "name")
+COLUMNS = (*NEEDED, "address", "gateway", "dns", "broker", "camera")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One node. changes: what its row says of node.yaml, by section and setting."""
+
+    line: int
+    names: dict[str, str]
+    changes: dict[tuple[str, str], str]
+    wish: Network
+
+    @property
+    def file(self) -> str:
+        return "-".join(self.names.values()) + ".img"
+
+
+def read_rows(table: Path, wifi: Path | None) -> list[Row]:
+    """Raises UsageError naming the line that cannot be meant."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, restkey="", strict=True)
+            header = reader.fieldnames or []
+            raw = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{table} cannot be read as CSV in UTF-8: {error}") from error
+    lacking, unknown = set(NEEDED) - set(header), set(header) - set(COLUMNS)
+    if lacking or unknown or len(set(header)) != len(header):
+        raise UsageError(
+            f"{table} line 1: the columns must be of {','.join(COLUMNS)} with the first three, not "
+            f"{','.join(header)}"
+        )
+    rows: list[Row] = []
+    for line, row in raw:
+        if "" in row or None in row.values():
+            raise UsageError(f"{table} line {line}: {len(header)} values are wanted, one a column")
+        values = {key: value.strip() for key, value in row.items()}
+        settings = {("broker", "url"): "broker", ("camera", "source"): "camera"}
+        try:
+            wish = network(
+                values.get("address") or None,
+                values.get("gateway") or None,
+                values.get("dns", "").split(),
+                wifi,
+            )
+        except UsageError as error:
+            raise UsageError(f"{table} line {line}: {error}") from error
+        changes = {path: values[name] for path, name in settings.items() if values.get(name)}
+        rows.append(Row(line, {key: values[key] for key in NEEDED}, changes, wish))
+    for number, node in enumerate(rows):
+        for other in rows[:number]:
+            if node.file == other.file:
+                raise UsageError(f"{table} line {node.line}: the same node as line {other.line}")
+            if node.wish.address and node.wish.address == other.wish.address:
+                raise UsageError(f"{table} line {node.line}: the same address as line {other.line}")
+    if not rows:
+        raise UsageError(f"{table} names no node; a line each below the header")
+    return rows
+
+
+def _settings_file(base: Path, row: Row, folder: Path) -> Path:
+    """node.yaml with the row's changes; called as the base is, since messages name it."""
+    data = read_yaml(base)
+    for (section, key), value in row.changes.items():
+        data.setdefault(section, {})[key] = value
+    own = folder / row.file / base.name
+    own.parent.mkdir()
+    own.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return own
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "edge-flash fleet",
+        "Make the images of a whole school from a table: site,room,name[,address,gateway,dns,broker,\n"
+        "camera]. What a row leaves empty is as in node.yaml; images that are there are kept.",
+        "edge-flash fleet nodes.csv --base jp62-orin-nano-sd.img --out images --node node.yaml \\\n"
+        "    --ca school-ca --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+    )
+    p.add_argument("table", type=Path, metavar="nodes.csv")
+    p.add_argument("--base", type=Path, required=True, metavar="BASE.img")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--partition", default="APP", metavar="NAME", help="of the root file system")
+    add_site_options(p)
+    args = p.parse_args(argv)
+    rows = read_rows(args.table, args.wifi)
+    site = read_site(args)
+    with tempfile.TemporaryDirectory(prefix="edge-fleet-") as folder:
+        files = {row.file: _settings_file(args.node, row, Path(folder)) for row in rows}
+        for row in rows:
+            try:
+                node_settings(files[row.file], row.names, site)
+            except EdgeError as error:
+                raise UsageError(f"{args.table} line {row.line}: {error}") from error
+        args.out.mkdir(parents=True, exist_ok=True)
+        wanted = [row for row in rows if not (args.out / row.file).exists()]
+        _room(args.base, args.out, len(wanted))
+        for number, row in enumerate(rows, start=1):
+            out = args.out / row.file
+            if row not in wanted:
+                print(f"{number}/{len(rows)} {out}: is there, kept", flush=True)
+                continue
+            settings = make_image(
+                args.base, out, args.partition, files[row.file], row.names, row.wish, site
+            )
+            print(f"{number}/{len(rows)} {out}: node {settings.node.path}", flush=True)
+
+
+def _room(base: Path, out: Path, images: int) -> None:
+    """Empty parts take no room, so this is what they take at the least."""
+    if not base.is_file():
+        raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
+    least, free = base.stat().st_blocks * 512 * images, shutil.disk_usage(out).free
+    if least > free:
+        raise EdgeError(
+            f"{out} has {free / 2**30:.1f} GiB free, {images} images take {least / 2**30:.1f}; give "
+            f"another --out, or fewer rows"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-flash", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

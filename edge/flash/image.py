@@ -1,0 +1,171 @@
+"""`edge-flash image` and `rootfs`: one node, into a card's image or into an unpacked root."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge import cli
+from edge.errors import UsageError
+from edge.flash.board import Board, inspect, refuse
+from edge.flash.content import Site, node_settings, write_node
+from edge.flash.ext4 import Ext4, digest, root_partition
+from edge.flash.network import Network, network
+from edge.flash.package import open_package
+from edge.flash.tree import Tree, UnpackedRoot
+from edge.settings import Settings
+
+BLOCK = 4 * 2**20
+HOLE = b"\0" * BLOCK
+
+
+def add_site_options(p: argparse.ArgumentParser) -> None:
+    """What image, rootfs and fleet share."""
+    p.add_argument("--node", type=Path, required=True, metavar="node.yaml", help="its settings")
+    p.add_argument(
+        "--package", type=Path, required=True, metavar="DEB", help="what `make deb` left"
+    )
+    p.add_argument("--ssh-key", type=Path, required=True, metavar="PUB", help="the technician's")
+    p.add_argument(
+        "--user", default="technician", metavar="NAME", help="with that key, no password"
+    )
+    p.add_argument(
+        "--ca", type=Path, metavar="DIR", help="the school's authority, see edge-flash ca"
+    )
+    p.add_argument("--renew", action="store_true", help="the node's name has a certificate already")
+    p.add_argument("--release-key", type=Path, metavar="PUB", help="updates must be signed with it")
+    p.add_argument(
+        "--nvidia", type=Path, metavar="DIR", help="NVIDIA's packages with TensorRT (.deb)"
+    )
+    p.add_argument("--cpu", action="store_true", help="any arm64 board, without TensorRT")
+    p.add_argument("--wifi", type=Path, metavar="FILE", help="two lines: its name, its passphrase")
+
+
+def add_address_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--address", metavar="IP/BITS", help="fixed, such as 192.0.2.20/24; default: DHCP"
+    )
+    p.add_argument("--gateway", metavar="IP")
+    p.add_argument("--dns", action="append", default=[], metavar="IP", help="may stand twice")
+
+
+def read_site(args: argparse.Namespace) -> Site:
+    """Raises EdgeError where package, key or folder cannot be used."""
+    if args.nvidia is not None and not args.nvidia.is_dir():
+        raise UsageError(
+            f"--nvidia {args.nvidia} is no folder; give the one with NVIDIA's packages"
+        )
+    return Site(
+        open_package(args.package),
+        args.ssh_key,
+        args.user,
+        args.ca,
+        args.release_key,
+        args.nvidia,
+        args.cpu,
+        args.renew,
+    )
+
+
+def fit_board(tree: Tree, site: Site) -> Board:
+    """What the root file system is; raises EdgeError where it cannot become a node."""
+    board, package = inspect(tree), site.package
+    pythons = list(package.pythons)
+    refuse(tree, board, site.cpu, site.nvidia is not None, pythons, package.depends)
+    return board
+
+
+def flash(tree: Tree, node: Path, names: dict[str, str], wish: Network, site: Site) -> Settings:
+    """One node into a root file system; returns its settings."""
+    return write_node(tree, fit_board(tree, site), node, names, wish, site)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """What is empty in it takes no room. The copy will hold a key: it is its owner's alone."""
+    size, done, told = source.stat().st_size, 0, -1
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with source.open("rb") as reader, os.fdopen(handle, "wb") as writer:
+        while block := reader.read(BLOCK):
+            if block == HOLE[: len(block)]:
+                writer.seek(len(block), os.SEEK_CUR)
+            else:
+                writer.write(block)
+            done += len(block)
+            if (percent := done * 10 // size) > told:
+                told = percent
+                print(f"copying {source.name}: {percent * 10} %", file=sys.stderr, flush=True)
+        writer.truncate(size)
+
+
+def make_image(
+    base: Path,
+    out: Path,
+    partition: str,
+    node: Path,
+    names: dict[str, str],
+    wish: Network,
+    site: Site,
+) -> Settings:
+    """One image. Until it is whole it is called OUT.part; the base is only read."""
+    if not base.is_file():
+        raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
+    if out.exists():
+        raise UsageError(f"{out} is there already; remove it, or give another --out")
+    # What can be refused is, before a card's worth of bytes is copied.
+    node_settings(node, names, site)
+    fit_board(Ext4(base, root_partition(base, partition)), site)
+    part = out.with_name(f"{out.name}.part")
+    try:
+        copy_sparse(base, part)
+        settings = flash(Ext4(part, root_partition(part, partition)), node, names, wish, site)
+        os.replace(part, out)
+    except BaseException:
+        part.unlink(missing_ok=True)  # it may hold a key
+        raise
+    return settings
+
+
+def _tell(settings: Settings, site: Site, where: Path) -> None:
+    print(f"{where}: node {settings.node.path}, broker {settings.broker.url}")
+    print(f"  package {site.package.path.name}, sha256 {digest(site.package.path)}")
+    print(f"  ssh {site.user}@{settings.node.name}")
+
+
+def run_image(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "edge-flash image",
+        "Make one node's SD card image from NVIDIA's, offline and without root.",
+        "edge-flash image jp62-orin-nano-sd.img --node node.yaml --out room-12.img --ca school-ca \\\n"
+        "    --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+    )
+    p.add_argument("base", type=Path, metavar="BASE.img", help="JetPack's SD card image, unzipped")
+    p.add_argument("--out", type=Path, required=True, metavar="NODE.img")
+    p.add_argument("--partition", default="APP", metavar="NAME", help="of the root file system")
+    add_site_options(p)
+    add_address_options(p)
+    args = p.parse_args(argv)
+    site = read_site(args)
+    wish = network(args.address, args.gateway, args.dns, args.wifi)
+    settings = make_image(args.base, args.out, args.partition, args.node, {}, wish, site)
+    _tell(settings, site, args.out)
+    print(f"next: edge-flash write {args.out} DEVICE")
+
+
+def run_rootfs(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "edge-flash rootfs",
+        "Write one node into an unpacked root file system, for l4t_initrd_flash.sh and an NVMe disk.",
+        "sudo edge-flash rootfs Linux_for_Tegra/rootfs --node node.yaml --ca school-ca \\\n"
+        "    --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+    )
+    p.add_argument("folder", type=Path, metavar="DIR", help="Linux_for_Tegra/rootfs")
+    add_site_options(p)
+    add_address_options(p)
+    args = p.parse_args(argv)
+    site = read_site(args)
+    wish = network(args.address, args.gateway, args.dns, args.wifi)
+    settings = flash(UnpackedRoot(args.folder), args.node, {}, wish, site)
+    _tell(settings, site, args.folder)

@@ -1,0 +1,137 @@
+"""How a node finds its network: a fixed address or Wi-Fi, for NetworkManager (JetPack) or
+systemd-networkd.
+
+Without either, the base's own ways hold: NetworkManager asks DHCP on a wire by itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import EdgeError, UsageError
+from edge.flash.board import Board
+from edge.flash.tree import Entry, File, Link, Tree
+
+KEYFILES = "/etc/NetworkManager/system-connections"
+NETWORKD = "/lib/systemd/system/systemd-networkd.service"
+WANTS = "/etc/systemd/system/multi-user.target.wants"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """address: such as "192.0.2.20/24", None for DHCP; gateway and dns go with it; wifi: name and
+    passphrase."""
+
+    address: str | None = None
+    gateway: str | None = None
+    dns: tuple[str, ...] = ()
+    wifi: tuple[str, str] | None = None
+
+    @property
+    def plain(self) -> bool:
+        return self.address is None and self.wifi is None
+
+
+def read_wifi(path: Path) -> tuple[str, str]:
+    """Name and passphrase, a line each: no secret is ever an argument. Raises UsageError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read; two lines: the Wi-Fi's name, its passphrase"
+        ) from error
+    if len(lines) != 2 or not 1 <= len(lines[0].encode()) <= 32 or not 8 <= len(lines[1]) <= 63:
+        raise UsageError(
+            f"{path}: two lines: the Wi-Fi's name, its passphrase (8 to 63 characters)"
+        )
+    return lines[0], lines[1]
+
+
+def network(
+    address: str | None, gateway: str | None, dns: Sequence[str], wifi: Path | None
+) -> Network:
+    """Checked; raises UsageError naming what cannot be meant."""
+    if address is None:
+        if gateway or dns:
+            raise UsageError("a gateway and name servers go with an address, such as 192.0.2.20/24")
+        return Network(wifi=read_wifi(wifi) if wifi else None)
+    try:
+        own = ipaddress.ip_interface(address)
+    except ValueError as error:
+        raise UsageError(f"address {address}: {error}; such as 192.0.2.20/24") from error
+    if "/" not in address:
+        raise UsageError(f"address {address} needs the length of its network, such as {address}/24")
+    for what, value in [("gateway", gateway), *(("dns", server) for server in dns)]:
+        try:
+            given = ipaddress.ip_address(value) if value else None
+        except ValueError as error:
+            raise UsageError(f"{what} {value}: {error}") from error
+        if what == "gateway" and given is not None and given not in own.network:
+            raise UsageError(f"gateway {gateway} does not lie in the network of {address}")
+    return Network(address, gateway, tuple(dns), read_wifi(wifi) if wifi else None)
+
+
+def _escaped(value: str) -> str:
+    """As GLib's key files want it."""
+    return value.replace("\\", "\\\\").replace(";", "\\;").replace(" ", "\\s")
+
+
+def _keyfile(wish: Network) -> bytes:
+    kind = "wifi" if wish.wifi else "ethernet"
+    lines = ["[connection]", "id=edge-node", f"uuid={uuid.uuid4()}", f"type={kind}"]
+    lines += ["autoconnect-priority=10", ""]
+    if wish.wifi:
+        name, passphrase = wish.wifi
+        lines += ["[wifi]", f"ssid={_escaped(name)}", "", "[wifi-security]", "key-mgmt=wpa-psk"]
+        lines += [f"psk={_escaped(passphrase)}", ""]
+    for family in (4, 6):
+        own = ipaddress.ip_interface(wish.address) if wish.address else None
+        lines.append(f"[ipv{family}]")
+        if own is None or own.version != family:
+            lines += ["method=auto", ""]
+            continue
+        gateway = f",{wish.gateway}" if wish.gateway else ""
+        lines += ["method=manual", f"address1={wish.address}{gateway}"]
+        servers = [s for s in wish.dns if ipaddress.ip_address(s).version == family]
+        lines += [f"dns={';'.join(servers)};", ""] if servers else [""]
+    return "\n".join(lines).encode()
+
+
+def _networkd(wish: Network) -> bytes:
+    lines = ["[Match]", "Name=en* eth*", "", "[Network]"]
+    if wish.address is None:
+        lines.append("DHCP=yes")
+    else:
+        lines.append(f"Address={wish.address}")
+        lines += [f"Gateway={wish.gateway}"] if wish.gateway else []
+        lines += [f"DNS={server}" for server in wish.dns]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def entries(tree: Tree, board: Board, wish: Network) -> list[Entry]:
+    """Raises EdgeError where the base has nothing that could do it."""
+    if "network-manager" in board.packages:
+        if wish.plain:
+            return []
+        return [File(f"{KEYFILES}/edge-node.nmconnection", _keyfile(wish), 0o600)]
+    if tree.kind(f"/usr{NETWORKD}") is None:
+        if wish.plain:
+            return []
+        raise EdgeError(
+            f"{tree.name} has neither NetworkManager nor systemd-networkd; set up its network there"
+        )
+    if wish.wifi:
+        raise EdgeError(f"{tree.name} has no NetworkManager, which Wi-Fi needs; use a wire")
+    return [
+        File("/etc/systemd/network/10-edge-node.network", _networkd(wish)),
+        Link(f"{WANTS}/systemd-networkd.service", NETWORKD),
+        *(
+            [File("/etc/resolv.conf", "".join(f"nameserver {s}\n" for s in wish.dns).encode())]
+            if wish.dns and tree.kind("/etc/resolv.conf") == "file"
+            else []
+        ),
+    ]

@@ -1,0 +1,51 @@
+"""`edge-flash`: the technician's side, a command a step."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import edge
+from edge import cli
+from edge.errors import BackendError
+
+# module, function, what it does
+COMMANDS = {
+    "ca": ("edge.flash.ca", "run", "the school's authority: certificates of nodes, broker, server"),
+    "image": ("edge.flash.image", "run_image", "one node's SD card image from JetPack's"),
+    "rootfs": ("edge.flash.image", "run_rootfs", "one node into Linux_for_Tegra/rootfs (NVMe)"),
+    "fleet": ("edge.flash.fleet", "run", "a whole school's images from a table"),
+    "write": ("edge.flash.write", "run", "an image onto a card, and read it back"),
+    "wipe": ("edge.flash.wipe", "run", "a card that leaves the school: nothing stays on it"),
+    "release": ("edge.flash.release", "run", "sign an update for the school's server to offer"),
+}
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    listed = "\n".join(f"  {name:8} {text}" for name, (_, _, text) in COMMANDS.items())
+    p = cli.parser(
+        "edge-flash",
+        f"From a blank card to a publishing node.\n\n{listed}\n\nEach has its own --help.",
+        "edge-flash image --help",
+    )
+    p.add_argument("--version", action="version", version=f"edge-flash {edge.__version__}")
+    p.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = p.parse_args(words[:1])
+    module, function, _ = COMMANDS[args.command]
+    try:
+        command = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name != "cryptography":
+            raise
+        raise BackendError("cryptography is not installed; install the 'flash' extra") from error
+    command(words[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("edge-flash", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
