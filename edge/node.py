@@ -13,6 +13,7 @@ from edge import hours
 from edge.aggregate import Window
 from edge.bundle import Bundle, load_bundle
 from edge.camera import Source, open_source
+from edge.certificate import WARN_SECONDS
 from edge.classify import Classifier
 from edge.commands import Commands
 from edge.detect import Detector
@@ -21,7 +22,7 @@ from edge.metrics import Metrics
 from edge.notify import Systemd
 from edge.outbox import Limits, Outbox
 from edge.pace import HALVED, Pace
-from edge.payload import counts_message
+from edge.payload import counts_message, rfc3339
 from edge.pipeline import Pipeline
 from edge.publish import Publisher, open_publisher
 from edge.records import Frame, Tick
@@ -301,7 +302,7 @@ class Node:
         elif self.publisher.state.startswith("refused: "):
             self._tell("degraded", self.publisher.state)
         elif self._frames:
-            self._tell("online")
+            self._tell("online", self._expiry())
         if self._health_at is None:
             self._health_at = now
         span = now - self._health_at
@@ -320,6 +321,13 @@ class Node:
             self.publisher.send(health)
             if self._metrics:
                 self._metrics.tell(health=health.payload)
+
+    def _expiry(self) -> str:
+        """A word of warning while there is time to renew the node's certificate, else ""."""
+        ends = self.reports.certificate.ends()
+        if ends is None or ends - time.time() > WARN_SECONDS:
+            return ""
+        return f"certificate ends on {rfc3339(ends)[:10]}"
 
     def _close_outbox(self) -> None:
         """A file's outbox goes when nothing waits in it, or when its lines were for a reader who is

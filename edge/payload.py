@@ -133,7 +133,7 @@ class Health(_Message):
     """How the node does. Holds no figure that moves with one person: stages whose time grows with
     the number of faces are left out, and so are the pictures skipped; frames/s are the camera's."""
 
-    schema_: Literal["edge.health/1"] = Field(default="edge.health/1", alias="schema")
+    schema_: Literal["edge.health/2"] = Field(default="edge.health/2", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
     session: str = Field(max_length=64)
     n: Number
@@ -157,6 +157,12 @@ class Health(_Message):
     log: str = Field(max_length=64, description="UUID of the node's outbox, as in counts")
     outbox_first: Number = Field(description="seq of that log below which nothing will come")
     outbox_damaged: int = Field(description="1 when a damaged file was set aside since the start")
+    certificate_expires: str | None = Field(
+        pattern=TIME_PATTERN, description="the node's own, for the broker; null where it has none"
+    )
+    update: str | None = Field(
+        max_length=300, description="what became of the last release tried; null before the first"
+    )
 
 
 class Ack(_Message):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 import uuid
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +16,7 @@ import cv2
 import edge
 from edge.aggregate import Window
 from edge.bundle import Bundle
+from edge.certificate import Validity
 from edge.clock import clock_synced
 from edge.commands import Done
 from edge.detect import Detector
@@ -35,6 +38,8 @@ from edge.runtime import Opened
 from edge.settings import Settings
 from edge.weights import locked
 
+LAST_UPDATE = Path("/var/lib/edge-update/last.json")
+
 
 def versions() -> dict[str, str]:
     found = {
@@ -48,6 +53,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # said only of what is there
     return found
+
+
+def last_update(file: Path = LAST_UPDATE) -> str | None:
+    """What edge-update left to say, such as "release 7 committed"; None where it left nothing."""
+    try:
+        last = json.loads(file.read_bytes())
+        return f"release {last['serial']} {last['outcome']}: {last['reason']}"[:300]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +86,7 @@ class Reports:
         self._settings, self._bundle, self._student = settings, bundle, student
         self._path = settings.node.path
         self._started = time.monotonic()
+        self.certificate = Validity(settings.broker.tls.certificate)
 
     def _stamp(self) -> dict[str, Any]:
         """What every message but the will begins with; n counts them."""
@@ -138,6 +153,7 @@ class Reports:
         # Stages whose time grows with the number of faces would tell it.
         latency = stages.milliseconds("detect")
         rate = None if vitals.frames is None else round(vitals.frames / vitals.seconds)
+        ends = self.certificate.ends()
         message = Health(
             **self._stamp(),
             uptime_seconds=int(time.monotonic() - self._started),
@@ -156,5 +172,7 @@ class Reports:
             outbox_dropped=outbox.dropped + vitals.unwritten,
             outbox_first=outbox.span()[0],
             outbox_damaged=int(outbox.set_aside is not None),
+            certificate_expires=None if ends is None else rfc3339(ends),
+            update=last_update(),
         )
         return Outgoing("health", as_dict(message), retain=False)

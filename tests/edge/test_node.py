@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections import deque
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import certificates
 
 from edge.errors import OutboxError, SourceError
 from edge.node import Node
 from edge.payload import Outgoing, rfc3339
 from edge.records import Face, Frame, Tick
 from edge.settings import Settings
+from edge.watch.messages import moment
 
 MONDAY_NOON = time.mktime((2026, 11, 23, 12, 0, 0, 0, 0, -1))
 Steps = Iterator[Frame | Tick]
@@ -285,3 +288,25 @@ def test_an_end_that_nobody_asked_for_says_why(
     with pytest.raises(SourceError):
         one.node.run()
     assert one.state == ("stopped", "the camera is away")
+
+
+def test_a_certificate_that_ends_soon_is_told_while_there_is_time(
+    tmp_path: Path, run: Callable[..., Run]
+) -> None:
+    made = certificates(tmp_path, ["a/b/c"], days={"a/b/c": "30"})
+    tls = {"certificate": str(made["a-b-c.pem"]), "key": str(made["a-b-c.key"])}
+    here = run(broker={"url": "mqtts://192.0.2.1", "tls": tls})
+    here.step(1.5)
+    state, reason = here.state
+    assert state == "online"
+    ends = here.publisher.of("health")[-1]["certificate_expires"]
+    assert reason == f"certificate ends on {ends[:10]}"
+    shown = subprocess.run(
+        ["openssl", "x509", "-noout", "-checkend", "0", "-enddate", "-in", str(made["a-b-c.pem"])],
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert f"{moment(ends):%b %e %H:%M:%S %Y} GMT" in shown
+    certificates(tmp_path, ["a/b/c"], days={"a/b/c": "825"}, renew=True)
+    here.step(0.1)
+    assert here.state == ("online", ""), "renewed"
