@@ -62,7 +62,9 @@ def partitions(image: Path) -> list[Partition]:
             signed = content.read(8) == b"EFI PART"
         # Where its end is missing, sfdisk sees the protective table of old in it.
         if signed:
-            raise EdgeError(f"{image} is cut or damaged: its table does not fit it; unpack it again")
+            raise EdgeError(
+                f"{image} is cut or damaged: its table does not fit it; unpack it again"
+            )
         raise EdgeError(
             f"{image} is no disk image with a GPT; give the .img of an SD card, unzipped"
         )
