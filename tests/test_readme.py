@@ -20,7 +20,10 @@ SCRIPTS = {
     if entry.group == "console_scripts"
 }
 # Hardware, another machine or data that a clone does not have.
-NEEDS_MORE = ("--camera 0", "192.0.2.", "export-engine", "ferplus", "runs/", "edge-watch ")
+NEEDS_MORE = (
+    *("--camera 0", "192.0.2.", "export-engine", "ferplus", "runs/"),
+    *("edge-watch ", "edge-flash ", "edge-provision", "edge-update"),
+)
 
 
 READMES = (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md"))
@@ -59,8 +62,9 @@ def test_command_runs(line: str, command: Callable[..., Done], detector_file: Pa
 @pytest.mark.parametrize("line", sorted(set(OURS) - set(RUNNABLE)))
 def test_options_of_a_command_exist(line: str, command: Callable[..., Done]) -> None:
     script, *arguments = shlex.split(line)
-    # Of a command's own command, such as `edge-watch forget`, its own help.
-    named = [a for a in arguments[:1] if not a.startswith("-") and script == "edge-watch"]
+    # Of a command's own command, such as `edge-watch forget` or `edge-flash ca init`, its own help.
+    depth = {"edge-watch": 1, "edge-flash": 2 if arguments[:1] in (["ca"], ["release"]) else 1}
+    named = [a for a in arguments[: depth.get(script, 0)] if not a.startswith("-")]
     shown = command(module(script), *named, "--help")
     assert shown.code == 0
     for option in [a for a in arguments if a.startswith("--")]:

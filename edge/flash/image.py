@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from edge.flash.content import Site, node_settings, write_node
 from edge.flash.ext4 import Ext4, digest, root_partition
 from edge.flash.network import Network, network
 from edge.flash.package import open_package
+from edge.flash.progress import Progress
 from edge.flash.tree import Tree, UnpackedRoot
 from edge.settings import Settings
 
@@ -85,18 +85,19 @@ def flash(tree: Tree, node: Path, names: dict[str, str], wish: Network, site: Si
 
 def copy_sparse(source: Path, target: Path) -> None:
     """What is empty in it takes no room. The copy will hold a key: it is its owner's alone."""
-    size, done, told = source.stat().st_size, 0, -1
+    size = source.stat().st_size
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with source.open("rb") as reader, os.fdopen(handle, "wb") as writer:
+    with (
+        source.open("rb") as reader,
+        os.fdopen(handle, "wb") as writer,
+        Progress(f"copying {source.name}", size) as told,
+    ):
         while block := reader.read(BLOCK):
             if block == HOLE[: len(block)]:
                 writer.seek(len(block), os.SEEK_CUR)
             else:
                 writer.write(block)
-            done += len(block)
-            if (percent := done * 10 // size) > told:
-                told = percent
-                print(f"copying {source.name}: {percent * 10} %", file=sys.stderr, flush=True)
+            told.advance(len(block))
         writer.truncate(size)
 
 

@@ -1,0 +1,121 @@
+"""What `write` and `wipe` share: a disk that may be overwritten, held so that nobody else can use it.
+
+Blocks go past the page cache (O_DIRECT): the progress is the card's own pace, not the memory's, and
+what is read back comes from the card.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import EdgeError, UsageError
+from edge.flash import disks
+from edge.flash.disks import Disk
+
+BLOCK = 4 << 20  # bytes at once; a card's own erase blocks are smaller
+
+
+@dataclass(frozen=True)
+class Target:
+    disk: Disk
+    file: int  # descriptor, exclusive, O_DIRECT
+
+
+def buffer() -> memoryview:
+    """BLOCK bytes at the start of a page, as O_DIRECT wants them."""
+    return memoryview(mmap.mmap(-1, BLOCK))
+
+
+@contextmanager
+def held(path: Path, least: int = 0) -> Iterator[Target]:
+    """The disk, open for this process alone: nothing mounts it until the end of the block.
+
+    least: bytes that have to fit. Raises EdgeError or UsageError where it must not be overwritten.
+    """
+    device = disks.number(path)
+    disk = disks.examine(device)
+    disks.refuse(disk, least)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_EXCL | os.O_DIRECT | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise EdgeError(
+            f'{disk.path} takes root to write; put `sudo "$(command -v edge-flash)"` in the place '
+            f"of `edge-flash`"
+        ) from error
+    except OSError as error:
+        why = {
+            errno.EBUSY: "is in use (mounted in a container, or by another program); close that",
+            errno.EROFS: "is read-only; slide the card's lock, or take another card",
+            errno.ENOMEDIUM: "holds no card; put one in",
+        }.get(error.errno or 0, f"cannot be opened ({error.strerror}); plug it in again")
+        raise EdgeError(f"{disk.path} {why}") from error
+    try:
+        opened = os.fstat(file).st_rdev
+        now = disks.examine(device)
+        # The answers above are of a moment ago: a card may have been changed, a link moved.
+        if f"{os.major(opened)}:{os.minor(opened)}" != device or now.size != disk.size:
+            raise EdgeError(f"{disk.path} was changed while it was looked at; start again")
+        disks.refuse(now, least)
+        yield Target(now, file)
+    finally:
+        os.close(file)
+
+
+def confirm(disk: Disk, yes: bool) -> None:
+    """Shows the disk and, unless `yes`, wants its name typed. Raises EdgeError for another answer."""
+    print(f"{disk}\neverything on it will be lost", file=sys.stderr, flush=True)
+    if yes:
+        return
+    try:
+        print(f"type its name ({disk.name}) to go on: ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        print("\nnothing was written", file=sys.stderr)
+        raise
+    if not answer:
+        raise UsageError("nobody answered; nothing was written (a script says --yes)")
+    if answer.strip() not in (disk.name, disk.path):
+        raise EdgeError(f"that is not {disk.name}; nothing was written")
+
+
+@contextmanager
+def spoiling(disk: Disk, advice: str) -> Iterator[None]:
+    """From here on the old content is gone; whatever ends the block early adds `advice`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {advice}", file=sys.stderr, flush=True)
+        raise
+    except EdgeError as error:
+        raise EdgeError(f"{error}; {advice}") from error
+    except OSError as error:
+        gone = (errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM)
+        why = "it was taken out" if error.errno in gone else error.strerror
+        raise EdgeError(f"{disk.path} failed: {why}; {advice}") from error
+
+
+def put(file: int, data: memoryview, offset: int) -> None:
+    """All of data at offset, in bytes; raises OSError."""
+    done = 0
+    while done < len(data):
+        written = os.pwrite(file, data[done:], offset + done)
+        if not written:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += written
+
+
+def get(file: int, into: memoryview, offset: int) -> None:
+    """Fills `into` from offset, in bytes; raises OSError, also where the disk ends before."""
+    done = 0
+    while done < len(into):
+        count = os.preadv(file, [into[done:]], offset + done)
+        if not count:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += count

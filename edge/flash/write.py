@@ -1,0 +1,168 @@
+"""`edge-flash write`: an image onto a card or disk, read back and compared.
+
+The first block, with the partition table, goes last, and old tables are cleared first: a disk that was
+stopped on the way holds no table, so that no board can start from half an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge import cli
+from edge.errors import EdgeError, UsageError
+from edge.flash.disks import SECTOR, Disk
+from edge.flash.overwrite import BLOCK, buffer, confirm, get, held, put, spoiling
+from edge.flash.progress import MIB, Progress
+
+TABLE = b"EFI PART"
+TAIL = 1 << 20  # bytes at a disk's end that may hold the copy of an old partition table
+
+
+@dataclass(frozen=True)
+class Image:
+    path: Path
+    file: int  # descriptor
+    stamp: tuple[int, int, int]
+    size: int  # bytes
+
+    def check_unchanged(self) -> None:
+        if _stamp(self.file) != self.stamp:
+            raise EdgeError(f"{self.path} changed while it was read")
+
+
+def _stamp(file: int) -> tuple[int, int, int]:
+    facts = os.fstat(file)
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image]:
+    """A disk image with a whole GPT; raises UsageError or EdgeError for anything else."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give the image's file") from error
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise UsageError(f"{path} is no file; give the image's file")
+        image = Image(path, file, _stamp(file), _stamp(file)[0])
+        _check_table(image)
+        yield image
+    finally:
+        os.close(file)
+
+
+def _check_table(image: Image) -> None:
+    """UEFI 2.10, 5.3.2: the header is in the second sector and knows where its copy lies."""
+    if not image.size:
+        raise EdgeError(f"{image.path} is empty; make it again with edge-flash image")
+    sector = os.pread(image.file, SECTOR, SECTOR)
+    if len(sector) < SECTOR or not sector.startswith(TABLE):
+        raise EdgeError(
+            f"{image.path} is no disk image (no GPT); give what edge-flash image made, unpacked"
+        )
+    length, crc = struct.unpack_from("<II", sector, 12)
+    header = bytearray(sector[: min(length, SECTOR)])
+    header[16:20] = bytes(4)
+    if length < 92 or zlib.crc32(header) != crc:
+        raise EdgeError(f"{image.path} has a damaged partition table; make it again")
+    needs = (struct.unpack_from("<Q", sector, 32)[0] + 1) * SECTOR
+    if image.size < needs or image.size % SECTOR:
+        raise EdgeError(
+            f"{image.path} is cut off: it has {image.size} bytes, its table speaks of {needs}; "
+            f"make or copy it again"
+        )
+
+
+def copy(image: Image, target: int, size: int, told: Progress) -> list[bytes]:
+    """Writes all of the image. target: a descriptor of `size` bytes.
+
+    Returns the sha256 of the image up to and with each block, so that the last is the image's own.
+    Raises OSError for the target, EdgeError for the image.
+    """
+    zeros = buffer()
+    first_length = min(BLOCK, image.size)
+    put(target, zeros[:first_length], 0)
+    tail = min(TAIL, size)
+    put(target, zeros[:tail], size - tail)
+    os.fsync(target)
+    whole = hashlib.sha256()
+    sums: list[bytes] = []
+    first, block = buffer(), buffer()
+    for offset in range(0, image.size, BLOCK):
+        part = (block if offset else first)[: min(BLOCK, image.size - offset)]
+        try:
+            get(image.file, part, offset)
+        except OSError as error:
+            image.check_unchanged()
+            raise EdgeError(f"{image.path} cannot be read ({error.strerror})") from error
+        whole.update(part)
+        sums.append(whole.digest())
+        if offset:
+            put(target, part, offset)
+            told.advance(len(part))
+    image.check_unchanged()
+    os.fsync(target)
+    put(target, first[:first_length], 0)
+    os.fsync(target)
+    told.advance(first_length)
+    return sums
+
+
+def read_back(target: int, size: int, sums: Sequence[bytes], told: Progress) -> None:
+    """Raises EdgeError at the first block that is not what was written, OSError."""
+    whole = hashlib.sha256()
+    block = buffer()
+    for offset, wanted in zip(range(0, size, BLOCK), sums, strict=True):
+        part = block[: min(BLOCK, size - offset)]
+        get(target, part, offset)
+        whole.update(part)
+        if whole.digest() != wanted:
+            raise EdgeError(
+                f"what was read back is not what was written, {offset // MIB} MiB from the start "
+                f"(a worn card, or one that is smaller than it says)"
+            )
+        told.advance(len(part))
+
+
+def write(image: Image, disk: Disk, target: int) -> str:
+    """The sha256 of what the disk now holds."""
+    advice = f"{disk.path} is not usable: write it again, or take another card"
+    with spoiling(disk, advice):
+        with Progress("writing", image.size) as told:
+            sums = copy(image, target, disk.size, told)
+        # Not from a copy in memory: the descriptor is O_DIRECT.
+        with Progress("comparing", image.size) as told:
+            read_back(target, image.size, sums, told)
+    return sums[-1].hex()
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "edge-flash write",
+        "Write an image onto a card or disk and read it back. Refuses a partition, a disk that is in\n"
+        "use, and the one that this machine runs from; asks for the disk's name.",
+        "edge-flash write aula-1.img /dev/sdb",
+    )
+    p.add_argument("image", type=Path, metavar="NODE.img")
+    p.add_argument("device", type=Path, metavar="DEVICE", help="the whole disk, such as /dev/sdb")
+    p.add_argument("--yes", action="store_true", help="do not ask")
+    args = p.parse_args(argv)
+    with opened(args.image) as image, held(args.device, image.size) as target:
+        disk = target.disk
+        if disk.block != SECTOR:
+            raise EdgeError(
+                f"{disk.path} has sectors of {disk.block} bytes, images are made for {SECTOR}; "
+                f"take another disk"
+            )
+        confirm(disk, args.yes)
+        sha256 = write(image, disk, target.file)
+    print(f"{sha256}  {args.image.name}\n{disk.path} holds it, read back and compared; take it out")
