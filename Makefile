@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-faults test-scale soak lint clip schemas node-tools tensorrt gpu clean
+.PHONY: demo test test-faults test-scale test-package test-boot deb soak lint clip schemas node-tools tensorrt gpu clean
 
 demo: .venv-node/ready
 	.venv-node/bin/python demo/run.py
@@ -20,6 +20,19 @@ test-faults: .venv/ready
 # SCALE_NODES (1000) simulated nodes into SQLite and PostgreSQL, with everything killed again and again.
 test-scale: .venv/ready
 	.venv/bin/python -m pytest -m scale -s tests/scale
+
+# The node's package for arm64, with all that it needs offline, into dist/. PYTHONS: whose wheels it has.
+PYTHONS = 3.10 3.11 3.12
+deb: .venv-node/ready
+	.venv-node/bin/python systemd/build_package.py --python $(PYTHONS)
+
+# Installed, cut, upgraded, removed and purged in an arm64 Debian; as root.
+test-package: .venv/ready deb
+	.venv/bin/python -m pytest -m package -s tests/package
+
+# A blank card to a publishing node, on an emulated arm64 computer, with the power cut twice; as root.
+test-boot: .venv/ready deb
+	.venv/bin/python -m pytest -m boot -s tests/boot
 
 # The demo clip as a camera for SOAK_MINUTES (10): nothing that the node holds may grow.
 soak: .venv/ready

@@ -1,6 +1,6 @@
 """`edge-provision`: the steps that make an installed node ready, each of which asks whether it is done.
 
-    network   who edge-run may speak to, as a drop-in for its sandbox   every boot, and hourly
+    network   who edge-run may speak to, as a drop-in for its sandbox   every boot, every 5 minutes
     engine    edge-engine.service, where the board has TensorRT         first boot
     check     edge-check: student, detector, broker, camera             first boot
     run       edge-run.service
@@ -38,11 +38,12 @@ SETTINGS = Path("/etc/edge-node/node.yaml")
 DROP_IN = Path("/etc/systemd/system/edge-run.service.d/network.conf")
 DONE = Path("/var/lib/edge-update/provisioned")
 NAME_SERVERS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
+TIMERS = ("edge-network.timer", "edge-update.timer")
 NAME_SECONDS = 60.0  # how long first boot waits for a network that knows the broker's name
 CHECK_SECONDS = 5
 HEADER = """\
 # Written by edge-provision from node.yaml: whom the node may speak to. Looked up anew at every boot and
-# every hour; what is changed here is overwritten.
+# every five minutes (edge-network.timer); what is changed here is overwritten.
 [Service]
 """
 
@@ -57,7 +58,9 @@ def peers(settings: Settings) -> list[str]:
     """Names and addresses that the node speaks to: broker, time servers, a camera at an address."""
     found = [urlsplit(settings.broker.url).hostname, *settings.clock.servers]
     if "://" in settings.camera.source:
-        found.append(urlsplit(settings.camera.source).hostname)
+        # What is no address, the camera itself will say.
+        with contextlib.suppress(ValueError):
+            found.append(urlsplit(settings.camera.source).hostname)
     return list(dict.fromkeys(host for host in found if host))
 
 
@@ -69,13 +72,20 @@ def name_servers(files: Iterable[Path] = NAME_SERVERS) -> list[str]:
         except OSError:
             continue  # the next one
         listed = re.findall(r"^nameserver\s+([0-9A-Fa-f.:]+)", text, re.MULTILINE)
-        if beyond := [a for a in listed if not ipaddress.ip_address(a).is_loopback]:
+        if beyond := [a for a in listed if _beyond_this_machine(a)]:
             return beyond
     return []
 
 
+def _beyond_this_machine(address: str) -> bool:
+    try:
+        return not ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def addresses(host: str) -> list[str]:
-    """All of a name's; raises OSError where it is not known now."""
+    """All of a name's; raises OSError where it is not known now, UnicodeError where it is none."""
     answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return sorted({str(answer[4][0]).split("%")[0] for answer in answers})
 
@@ -86,7 +96,7 @@ def allow(hosts: Sequence[str], servers: Sequence[str], before: str) -> tuple[st
     for host in hosts:
         try:
             allowed += addresses(host)
-        except OSError:
+        except (OSError, UnicodeError):
             unknown.append(host)
     if unknown:
         allowed += re.findall(r"^IPAddressAllow=(\S+)$", before, re.MULTILINE)
@@ -180,6 +190,8 @@ class Provision:
     def all(self) -> None:
         """Every step; those of a first boot once for each version of the program."""
         first = not self._done.is_file() or self._done.read_text() != edge.__version__
+        # Started again by hand, or by an update: the camera is taken, and the node speaks for itself.
+        first = first and self._run(["systemctl", "is-active", "edge-run"]).returncode != 0
         self.network(NAME_SECONDS if first else 0.0)
         if first:
             self.engine()
@@ -187,7 +199,7 @@ class Provision:
             write_atomically(self._done, edge.__version__.encode())
         self.say("run", "starting edge-run", tell=first)
         # Not waited for: it waits for this.
-        self._run(["systemctl", "start", "--no-block", "edge-run.service", "edge-update.timer"])
+        self._run(["systemctl", "start", "--no-block", "edge-run.service", *TIMERS])
 
 
 def run(argv: Sequence[str] | None = None) -> None:

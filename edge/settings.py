@@ -243,6 +243,10 @@ class Clock(Strict):
         for server in self.servers:
             if not re.fullmatch(r"[A-Za-z0-9.:-]+", server):
                 raise ValueError(f"servers must be host names or addresses, not '{server:.60}'")
+            try:
+                server.encode("idna")
+            except UnicodeError:
+                raise ValueError(f"servers: '{server:.60}' is no host name") from None
         return self
 
 

@@ -29,11 +29,13 @@ def _lines(tree: Tree, path: str) -> list[list[str]]:
     content = tree.read(path)
     if content is None:
         raise EdgeError(f"{tree.name} has no {path}; give a whole root file system")
-    return [line.split(":") for line in content.decode().splitlines() if line]
+    text = content.decode(errors="surrogateescape")
+    return [line.split(":") for line in text.splitlines() if line]
 
 
 def _text(rows: list[list[str]]) -> bytes:
-    return ("\n".join(":".join(row) for row in rows) + "\n").encode()
+    text = "\n".join(":".join(row) for row in rows) + "\n"
+    return text.encode(errors="surrogateescape")
 
 
 def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
@@ -44,7 +46,8 @@ def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
     groups = _lines(tree, "/etc/group")
     if any(row[0] == name for row in [*users, *groups]):
         raise UsageError(f"{tree.name} has a user or group {name} already; give another --user")
-    taken = {int(row[2]) for row in [*users, *groups]}
+    # A line such as "+::::::" has no number.
+    taken = {int(row[2]) for row in [*users, *groups] if len(row) > 2 and row[2].isdigit()}
     number = next(n for n in range(FIRST_UID, 60000) if n not in taken)
     home = f"/home/{name}"
     shell = "/bin/bash" if tree.kind("/usr/bin/bash") or tree.kind("/bin/bash") else "/bin/sh"
@@ -52,7 +55,7 @@ def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
     # "*": no password ever fits. "!" would be a locked account, which sshd refuses without PAM.
     shadow.append([name, "*", str(CHANGED), "0", "99999", "7", "", "", ""])
     for row in groups:
-        if row[0] in GROUPS:
+        if row[0] in GROUPS and len(row) == 4:
             row[3] = ",".join(filter(None, [row[3], name]))
     groups.append([name, "x", str(number), ""])
     keeper = next((int(row[2]) for row in groups if row[0] == "shadow"), 0)
@@ -67,7 +70,7 @@ def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
     if tree.kind("/etc/gshadow") == "file":
         hidden = _lines(tree, "/etc/gshadow")
         for row in hidden:
-            if row[0] in GROUPS:
+            if row[0] in GROUPS and len(row) == 4:
                 row[3] = ",".join(filter(None, [row[3], name]))
         hidden.append([name, "!", "", ""])
         entries.append(File("/etc/gshadow", _text(hidden), 0o640, gid=keeper))

@@ -5,6 +5,7 @@ What must never be the same on two nodes (host keys, machine id) is taken out; t
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +94,10 @@ def _refuse(settings: Settings, data: dict[str, Any], file: Path, site: Site) ->
         raise SettingsError(
             f"{file}: 'broker.url' is -; a node needs its school's mqtts:// address"
         )
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", settings.node.name):
+        raise SettingsError(
+            f"{file}: 'node.name' becomes the host name: at most 63 of a-z, 0-9 and '-', not at an end"
+        )
     for key in ("site", "room", "name"):
         if key not in data.get("node", {}):
             raise SettingsError(
@@ -118,9 +123,9 @@ def _text(data: dict[str, Any]) -> bytes:
 
 
 def _hosts(tree: Tree, name: str) -> bytes:
-    old = (tree.read("/etc/hosts") or b"127.0.0.1 localhost\n::1 localhost\n").decode()
-    lines = [line for line in old.splitlines() if not line.startswith("127.0.1.1")]
-    return "\n".join([*lines, f"127.0.1.1 {name}"]).encode() + b"\n"
+    old = tree.read("/etc/hosts") or b"127.0.0.1 localhost\n::1 localhost\n"
+    lines = [line for line in old.splitlines() if not line.startswith(b"127.0.1.1")]
+    return b"\n".join([*lines, f"127.0.1.1 {name}".encode()]) + b"\n"
 
 
 def _first_boot(tree: Tree) -> list[Entry]:
@@ -156,7 +161,8 @@ def _clock(settings: Settings, now: int) -> list[Entry]:
 def _packages(site: Site) -> list[Entry]:
     own = site.package
     found: list[Entry] = [
-        File(f"{UPDATES}/packages/{own.path.name}", own.path),
+        # Under the name by which bootstrap and updates look for it.
+        File(f"{UPDATES}/packages/edge-node_{own.version}_arm64.deb", own.path),
         File(BOOTSTRAP, own.bootstrap, 0o755),
         File(PROVISION, own.provision),
     ]
@@ -170,16 +176,35 @@ def _packages(site: Site) -> list[Entry]:
     return found
 
 
-def _certificates(site: Site, node: str) -> list[Entry]:
-    """Issued as the last thing before writing: what is refused earlier has cost none."""
+def refuse_taken(site: Site, node: str) -> None:
+    """Raise where the authority cannot be used, or the node's name has a valid certificate already."""
     if site.authority is None:
-        return []
-    issued = Authority.open(site.authority).issue(node, renew=site.renew)
-    return [
+        return
+    listed = Authority.open(site.authority).listed()
+    if not site.renew and any(e.name == node and state == "valid" for e, state in listed):
+        raise EdgeError(
+            f"{node} has a valid certificate; say --renew for one more, or revoke it (edge-flash ca)"
+        )
+
+
+def _apply(tree: Tree, entries: Sequence[Entry], site: Site, node: str) -> None:
+    """Write, with a certificate that is issued as the last thing before and taken back where the
+    writing fails: its key is then nowhere."""
+    if site.authority is None:
+        tree.apply(entries)
+        return
+    authority = Authority.open(site.authority)
+    issued = authority.issue(node, renew=site.renew)
+    certificates = [
         File(f"{SECRETS}/ca.pem", issued.authority),
         File(f"{SECRETS}/node.pem", issued.certificate),
         File(f"{SECRETS}/node.key", issued.key, 0o600),
     ]
+    try:
+        tree.apply([*entries, *certificates])
+    except BaseException:
+        authority.revoke(issued.entry.serial)
+        raise
 
 
 def _public_key(file: Path) -> str:
@@ -214,8 +239,10 @@ def write_node(
                 f"--release-key {site.release_key} is no public key (PEM); give release.pub"
             )
         entries.append(File(f"{SECRETS}/release.pub", key.encode()))
+    for entry in entries:
+        tree.kind(entry.path)  # refuses a path that it cannot write, while nothing is spent
     _fits(tree, entries)
-    tree.apply([*entries, *_certificates(site, settings.node.path)])
+    _apply(tree, entries, site, settings.node.path)
     return settings
 
 

@@ -25,7 +25,7 @@ SECTOR = 512
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 PACKAGES = {"sfdisk": "fdisk", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs"}
 # What debugfs's own command line takes without quoting.
-PLAIN = re.compile(r"/[A-Za-z0-9._@+:=/-]+")
+PLAIN = re.compile(r"/[A-Za-z0-9._@+:=~%/-]+")
 KINDS: dict[str, Kind] = {"regular": "file", "directory": "folder", "symlink": "link"}
 
 

@@ -68,6 +68,8 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
         values = {key: value.strip() for key, value in row.items()}
         settings = {("broker", "url"): "broker", ("camera", "source"): "camera"}
         try:
+            if "\0" in "".join(values.values()):
+                raise UsageError("holds a null character")
             wish = network(
                 values.get("address") or None,
                 values.get("gateway") or None,
@@ -81,7 +83,8 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
     for number, node in enumerate(rows):
         for other in rows[:number]:
             if node.file == other.file:
-                raise UsageError(f"{table} line {node.line}: the same node as line {other.line}")
+                same = "node" if node.names == other.names else f"file {node.file}"
+                raise UsageError(f"{table} line {node.line}: the same {same} as line {other.line}")
             if node.wish.address and node.wish.address == other.wish.address:
                 raise UsageError(f"{table} line {node.line}: the same address as line {other.line}")
     if not rows:
@@ -93,8 +96,10 @@ def _settings_file(base: Path, row: Row, folder: Path) -> Path:
     """node.yaml with the row's changes; called as the base is, since messages name it."""
     data = read_yaml(base)
     for (section, key), value in row.changes.items():
-        data.setdefault(section, {})[key] = value
-    own = folder / row.file / base.name
+        part = data.setdefault(section, {})
+        if isinstance(part, dict):  # else the check that follows says what is wrong with it
+            part[key] = value
+    own = folder / str(row.line) / base.name
     own.parent.mkdir()
     own.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return own

@@ -10,7 +10,7 @@ from pathlib import Path
 from edge import cli
 from edge.errors import UsageError
 from edge.flash.board import Board, inspect, refuse
-from edge.flash.content import Site, node_settings, write_node
+from edge.flash.content import Site, node_settings, refuse_taken, write_node
 from edge.flash.ext4 import Ext4, digest, root_partition
 from edge.flash.network import Network, network
 from edge.flash.package import open_package
@@ -84,9 +84,11 @@ def flash(tree: Tree, node: Path, names: dict[str, str], wish: Network, site: Si
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """What is empty in it takes no room. The copy will hold a key: it is its owner's alone."""
+    """What is empty in it takes no room. The copy will hold a key: it is its owner's alone, whatever
+    a run before left under its name."""
     size = source.stat().st_size
-    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    target.unlink(missing_ok=True)
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with (
         source.open("rb") as reader,
         os.fdopen(handle, "wb") as writer,
@@ -116,7 +118,8 @@ def make_image(
     if out.exists():
         raise UsageError(f"{out} is there already; remove it, or give another --out")
     # What can be refused is, before a card's worth of bytes is copied.
-    node_settings(node, names, site)
+    _, settings = node_settings(node, names, site)
+    refuse_taken(site, settings.node.path)
     fit_board(Ext4(base, root_partition(base, partition)), site)
     part = out.with_name(f"{out.name}.part")
     try:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from edge.errors import EdgeError, UsageError
 from edge.flash.board import Board
 from edge.flash.tree import Entry, File, Link, Tree
 
+Parsed = TypeVar("Parsed")
 KEYFILES = "/etc/NetworkManager/system-connections"
 NETWORKD = "/lib/systemd/system/systemd-networkd.service"
 WANTS = "/etc/systemd/system/multi-user.target.wants"
@@ -59,25 +61,31 @@ def network(
         if gateway or dns:
             raise UsageError("a gateway and name servers go with an address, such as 192.0.2.20/24")
         return Network(wifi=read_wifi(wifi) if wifi else None)
-    try:
-        own = ipaddress.ip_interface(address)
-    except ValueError as error:
-        raise UsageError(f"address {address}: {error}; such as 192.0.2.20/24") from error
     if "/" not in address:
-        raise UsageError(f"address {address} needs the length of its network, such as {address}/24")
-    for what, value in [("gateway", gateway), *(("dns", server) for server in dns)]:
-        try:
-            given = ipaddress.ip_address(value) if value else None
-        except ValueError as error:
-            raise UsageError(f"{what} {value}: {error}") from error
-        if what == "gateway" and given is not None and given not in own.network:
-            raise UsageError(f"gateway {gateway} does not lie in the network of {address}")
-    return Network(address, gateway, tuple(dns), read_wifi(wifi) if wifi else None)
+        raise UsageError(f"address {address!r} needs its network's length, such as 192.0.2.20/24")
+    own = _parsed("address", address, ipaddress.ip_interface)
+    way = _parsed("gateway", gateway, ipaddress.ip_address) if gateway else None
+    if way is not None and way not in own.network:
+        raise UsageError(f"gateway {way} does not lie in the network of {own}")
+    servers = tuple(str(_parsed("dns", server, ipaddress.ip_address)) for server in dns)
+    secret = read_wifi(wifi) if wifi else None
+    return Network(str(own), str(way) if way is not None else None, servers, secret)
+
+
+def _parsed(what: str, value: str, kind: Callable[[str], Parsed]) -> Parsed:
+    """What goes into files is written anew from this, never the text itself; a zone (%eth0) could be
+    any text, and has no place here."""
+    try:
+        if "%" in value:
+            raise ValueError("without a zone")
+        return kind(value)
+    except ValueError as error:
+        raise UsageError(f"{what} {value!r}: {error}; such as 192.0.2.20/24") from error
 
 
 def _escaped(value: str) -> str:
-    """As GLib's key files want it."""
-    return value.replace("\\", "\\\\").replace(";", "\\;").replace(" ", "\\s")
+    """A string in GLib's key files."""
+    return value.replace("\\", "\\\\").replace(" ", "\\s")
 
 
 def _keyfile(wish: Network) -> bytes:
@@ -86,7 +94,9 @@ def _keyfile(wish: Network) -> bytes:
     lines += ["autoconnect-priority=10", ""]
     if wish.wifi:
         name, passphrase = wish.wifi
-        lines += ["[wifi]", f"ssid={_escaped(name)}", "", "[wifi-security]", "key-mgmt=wpa-psk"]
+        # A name is read as a list of bytes where it holds ";", unless that is escaped for the list too.
+        ssid = _escaped(name.replace(";", "\\;"))
+        lines += ["[wifi]", f"ssid={ssid}", "", "[wifi-security]", "key-mgmt=wpa-psk"]
         lines += [f"psk={_escaped(passphrase)}", ""]
     for family in (4, 6):
         own = ipaddress.ip_interface(wish.address) if wish.address else None

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from support import ROOT
+from support import ROOT, free_port
 
 RELEASE, MIRROR = "bookworm", os.environ.get("EDGE_TEST_MIRROR", "http://deb.debian.org/debian")
 PACKAGES = (
     *("systemd", "systemd-sysv", "systemd-timesyncd", "udev", "dbus", "iproute2", "fdisk"),
-    *("linux-image-cloud-arm64", "initramfs-tools", "openssh-server", "python3", "openssl"),
+    *("linux-image-cloud-arm64", "initramfs-tools", "openssh-server", "python3", "openssl", "sudo"),
 )
 CACHE = Path(os.environ.get("EDGE_TEST_CACHE") or ROOT / "build" / "boot")
 TOOLS = {
@@ -88,11 +88,14 @@ def base_image(path: Path, clip: Path) -> Path:
 class Machine:
     """The computer with a card in it. Its network is the host's loopback, as 10.0.2.2."""
 
-    def __init__(self, card: Path, console: Path) -> None:
+    def __init__(self, card: Path, console: Path, key: Path) -> None:
+        """key: the technician's, for SSH."""
         boot = root_folder() / "boot"
         self._kernel = next(boot.glob("vmlinuz-*"))
         self._initrd = next(boot.glob("initrd.img-*"))
-        self._card, self.console = card, console
+        self._card, self.console, self._key = card, console, key
+        self._ssh = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
         console.touch()
 
     def power_on(self) -> None:
@@ -102,19 +105,36 @@ class Machine:
         command += ["-kernel", str(self._kernel), "-initrd", str(self._initrd), "-append"]
         command += ["root=/dev/vda1 rw console=ttyAMA0 systemd.show_status=0 quiet"]
         command += ["-drive", f"file={self._card},format=raw,if=virtio,cache=writethrough"]
-        command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
-        command += ["-monitor", f"unix:{self.console.with_suffix('.monitor')},server,nowait"]
+        network = f"user,id=net,hostfwd=tcp:127.0.0.1:{self._ssh}-:22"
+        command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net"]
         with self.console.open("ab") as out:
             self._process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
             )
 
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     def cut_power(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def shell(self, command: str) -> str:
+        """What a command of the technician's prints, over SSH; its failure is the test's."""
+        say(f"$ {command}")
+        ssh = ["ssh", "-i", str(self._key), "-p", str(self._ssh), "-o", "BatchMode=yes"]
+        ssh += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        ssh += ["-o", "LogLevel=ERROR", "technician@127.0.0.1", command]
+        done = subprocess.run(ssh, capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    def power_off(self) -> None:
+        """As a person would who has a shell."""
+        assert self._process is not None
+        self.shell("sudo systemctl poweroff --no-block")
+        self._process.wait(timeout=180)
 
     def shown(self) -> str:
         """All that the console has shown since the first start."""

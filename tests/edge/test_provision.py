@@ -25,6 +25,10 @@ def settings(broker: str = "-", camera: str = "test") -> Settings:
     )
 
 
+START = "systemctl start --no-block edge-run.service edge-network.timer edge-update.timer"
+STOPPED = {"is-active": (3, "inactive", "")}
+
+
 class Machine:
     """The programs that the steps call, answering as a test says."""
 
@@ -46,6 +50,7 @@ def known_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def look_up(host: str) -> list[str]:
         if host.startswith("unknown"):
             raise OSError("no such name")
+        host.encode("idna")
         return {"127.0.0.1": ["127.0.0.1"]}.get(host, ["192.0.2.10", "2001:db8::10"])
 
     monkeypatch.setattr(provision, "addresses", look_up)
@@ -71,6 +76,16 @@ def test_whom_a_node_speaks_to_is_read_off_its_settings() -> None:
     ]
 
 
+def test_what_is_no_name_stops_nothing(tmp_path: Path) -> None:
+    assert "rtsp" not in peers(settings("mqtts://mqtt.example", "rtsp://[::1/x"))
+    text, unknown = allow(["time..x", "a" * 64, "mqtt.example"], [], "")
+    assert unknown == ["time..x", "a" * 64]
+    assert "IPAddressAllow=192.0.2.10" in text
+    bad = tmp_path / "resolv.conf"
+    bad.write_text("nameserver bad.\nnameserver 1.2.3.4.5\nnameserver 192.0.2.53\n")
+    assert name_servers([bad]) == ["192.0.2.53"]
+
+
 def test_name_servers_are_those_beyond_this_machine(tmp_path: Path) -> None:
     local = tmp_path / "stub"
     local.write_text("nameserver 127.0.0.53\n")
@@ -89,18 +104,25 @@ def test_a_name_that_is_not_known_now_keeps_what_was_allowed() -> None:
 
 
 def test_first_boot_does_every_step_and_a_later_one_the_network_alone(tmp_path: Path) -> None:
-    machine = Machine()
+    machine = Machine(STOPPED)
     made(tmp_path, machine).all()
     assert machine.asked == [
+        "systemctl is-active edge-run",
         "systemctl daemon-reload",
         "systemctl start edge-engine.service",
         "systemctl show --property=Result,ConditionResult edge-engine",
         "/usr/sbin/edge-check --max-seconds 5",
-        "systemctl start --no-block edge-run.service edge-update.timer",
+        START,
     ]
-    later = Machine()
+    later = Machine(STOPPED)
     made(tmp_path, later).all()
-    assert later.asked == ["systemctl start --no-block edge-run.service edge-update.timer"]
+    assert later.asked == [START]
+
+
+def test_a_node_that_runs_keeps_its_camera_and_its_status(tmp_path: Path) -> None:
+    machine = Machine()
+    made(tmp_path, machine).all()
+    assert not [asked for asked in machine.asked if "edge-check" in asked or "engine" in asked]
 
 
 def test_what_fails_is_told_and_the_node_runs_all_the_same(
@@ -108,6 +130,7 @@ def test_what_fails_is_told_and_the_node_runs_all_the_same(
 ) -> None:
     machine = Machine(
         {
+            **STOPPED,
             "start edge-engine": (1, "", "failed"),
             "edge-check": (1, "ok   student: ort\nFAIL camera: no picture; check the cable\n", ""),
         }
@@ -122,7 +145,7 @@ def test_what_fails_is_told_and_the_node_runs_all_the_same(
 def test_a_board_without_tensorrt_is_no_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine = Machine({"show": (0, "Result=exec-condition\nConditionResult=yes\n", "")})
+    machine = Machine({**STOPPED, "show": (0, "Result=exec-condition\nConditionResult=yes\n", "")})
     made(tmp_path, machine).all()
     assert "engine: no TensorRT on this board; ONNX Runtime serves" in capsys.readouterr().out
 
@@ -134,11 +157,11 @@ def test_a_cut_before_the_end_means_all_steps_again(tmp_path: Path) -> None:
     def dies(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         if "edge-check" in command[0]:
             raise Cut
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return Machine(STOPPED)(command)
 
     with pytest.raises(Cut):
         Provision(settings(), dies, tmp_path / "n", tmp_path / "p", lambda seconds: None).all()
-    machine = Machine()
+    machine = Machine(STOPPED)
     made(tmp_path, machine).all()
     assert any("edge-check" in asked for asked in machine.asked)
 

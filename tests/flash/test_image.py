@@ -8,6 +8,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bases
 import pytest
@@ -127,7 +128,7 @@ def test_the_technician_has_a_key_and_no_password(bench: Path, flash: Flash) -> 
 
 
 def test_a_fixed_address_and_wifi_for_network_manager(bench: Path, flash: Flash) -> None:
-    (bench / "wifi").write_text("School net\np4ss;phrase\n")
+    (bench / "wifi").write_text("School; net\np4ss;\\phrase\n")
     done = flash(
         *("image", "base.img", "--out", "node.img", "--wifi", "wifi", "--address", "192.0.2.20/24"),
         *("--gateway", "192.0.2.1", "--dns", "192.0.2.53"),
@@ -137,10 +138,28 @@ def test_a_fixed_address_and_wifi_for_network_manager(bench: Path, flash: Flash)
     path = "/etc/NetworkManager/system-connections/edge-node.nmconnection"
     assert tree._stat(path)["mode"] == "0600"
     text = (tree.read(path) or b"").decode()
-    assert "ssid=School\\snet" in text
-    assert "psk=p4ss\\;phrase" in text
+    # As GLib reads them: the name as a list of bytes, whose separator is escaped in it, the
+    # passphrase as a string.
+    assert "\nssid=School\\\\;\\snet\n" in text
+    assert "\npsk=p4ss;\\\\phrase\n" in text
     assert "address1=192.0.2.20/24,192.0.2.1" in text
     assert "p4ss" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--address", "fe80::1%x\n[evil]\nkey=1;/64"),
+        ("--address", "192.0.2.20/24", "--gateway", "fe80::2%\nDHCP=yes"),
+        ("--address", "192.0.2.20/24", "--dns", "fe80::2%\n[evil]"),
+    ],
+)
+def test_no_address_writes_lines_of_its_own(
+    bench: Path, flash: Flash, words: tuple[str, ...]
+) -> None:
+    done = flash("image", "base.img", "--out", "node.img", *words)
+    assert done.code == 2
+    assert "without a zone" in done.last
 
 
 def test_another_arm64_board_gets_systemd_networkd(bench: Path, flash: Flash) -> None:
@@ -235,6 +254,31 @@ def test_an_image_that_cannot_become_a_node_is_refused(
     assert not list(bench.glob("node.img*"))
 
 
+def test_what_a_run_before_left_makes_no_image_that_others_read(bench: Path, flash: Flash) -> None:
+    (bench / "elsewhere").write_text("mine")
+    (bench / "node.img.part").symlink_to(bench / "elsewhere")
+    assert flash("image", "base.img", "--out", "node.img").code == 0
+    assert (bench / "elsewhere").read_text() == "mine"
+    assert stat.S_IMODE((bench / "node.img").lstat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["-", "a" * 64, "end-"])
+def test_a_node_is_called_what_a_host_may_be_called(bench: Path, flash: Flash, name: str) -> None:
+    (bench / "node.yaml").write_text(NODE.replace("cam-1", name))
+    done = flash("image", "base.img", "--out", "node.img")
+    assert done.code == 2
+    assert "host name" in done.last
+
+
+def test_a_package_under_any_name_is_found_at_first_boot(bench: Path, flash: Flash) -> None:
+    (bench / "edge-node_0.1.0_arm64.deb").rename(bench / "node.deb")
+    common = ["--node", "node.yaml", "--package", "node.deb", "--ca", "ca", "--ssh-key", "key.pub"]
+    done = flash("image", "base.img", "--out", "node.img", *common, site=False)
+    assert done.code == 0, done.err
+    names = opened(bench / "node.img").names("/var/lib/edge-update/packages")
+    assert names == ["edge-node_0.1.0_arm64.deb"]
+
+
 def test_an_image_is_flashed_once(bench: Path, flash: Flash) -> None:
     assert flash("image", "base.img", "--out", "node.img").code == 0
     done = flash("image", "node.img", "--out", "again.img", "--renew")
@@ -308,7 +352,7 @@ def test_rootfs_follows_no_link_out_of_the_folder(bench: Path, flash: Flash) -> 
     assert not list((bench / "elsewhere").iterdir())
 
 
-def test_a_fleet_is_made_from_a_table_and_goes_on_after_a_cut(bench: Path, flash: Flash) -> None:
+def test_a_fleet_is_made_from_a_table(bench: Path, flash: Flash) -> None:
     (bench / "nodes.csv").write_text(
         "site,room,name,address,gateway,dns,camera\n"
         "north,room-12,cam-1,192.0.2.21/24,192.0.2.1,192.0.2.53,\n"
@@ -321,10 +365,29 @@ def test_a_fleet_is_made_from_a_table_and_goes_on_after_a_cut(bench: Path, flash
     settings = yaml.safe_load(second.read("/etc/edge-node/node.yaml") or b"")
     assert settings["node"] == {"site": "north", "room": "room-13", "name": "cam-1"}
     assert settings["camera"]["source"] == "csi:0"
-    (bench / "images/north-room-13-cam-1.img").unlink()
-    done = flash(*words, "--renew")
-    assert done.code == 0
-    assert "1/2 images/north-room-12-cam-1.img: is there, kept" in done.out
+
+
+def test_a_fleet_that_was_stopped_goes_on(
+    bench: Path, flash: Flash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bench / "nodes.csv").write_text("site,room,name\nnorth,a,cam\nnorth,b,cam\n")
+    words = ("fleet", "nodes.csv", "--base", "base.img", "--out", "images")
+    proven = Ext4._prove
+
+    def stopped(tree: Ext4, entries: Any) -> None:
+        if (bench / "images/north-a-cam.img").exists():
+            raise KeyboardInterrupt
+        proven(tree, entries)
+
+    monkeypatch.setattr(Ext4, "_prove", stopped)
+    assert flash(*words).code == 130
+    assert [p.name for p in (bench / "images").iterdir()] == ["north-a-cam.img"]
+    monkeypatch.setattr(Ext4, "_prove", proven)
+    done = flash(*words)
+    assert done.code == 0, done.err
+    assert "1/2 images/north-a-cam.img: is there, kept" in done.out
+    listed = flash("ca", "list", "ca", site=False).out
+    assert listed.count("revoked") == 1, "of the key that is nowhere"
 
 
 @pytest.mark.parametrize(
@@ -339,6 +402,10 @@ def test_a_fleet_is_made_from_a_table_and_goes_on_after_a_cut(bench: Path, flash
         ("site,room,name,address\nn,a,b,192.0.2.1\n", "line 2: address"),
         ("site,room,name,address\nn,a,b,192.0.2.1/24\nn,a,c,192.0.2.1/24\n", "same address"),
         ("site,room,name,broker\nn,a,b,http://x\n", "line 2"),
+        ("site,room,name\na-b,c,d\na,b-c,d\n", "line 3: the same file a-b-c-d.img as line 2"),
+        ("site,room,name\n/tmp/x,b,c\n", "line 2"),
+        ("site,room,name\nn\0,b,c\n", "line 2"),
+        ('site,room,name,gateway,address\nn,a,b,"fe80::1%\n[evil]",fe80::3/64\n', "line 3"),
     ],
 )
 def test_a_wrong_table_is_refused_before_the_first_image(
