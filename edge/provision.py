@@ -37,6 +37,7 @@ from edge.weights import write_atomically
 SETTINGS = Path("/etc/edge-node/node.yaml")
 DROP_IN = Path("/etc/systemd/system/edge-run.service.d/network.conf")
 DONE = Path("/var/lib/edge-update/provisioned")
+CONSOLE = Path("/dev/console")
 NAME_SERVERS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
 TIMERS = ("edge-network.timer", "edge-update.timer")
 NAME_SECONDS = 60.0  # how long first boot waits for a network that knows the broker's name
@@ -113,15 +114,19 @@ class Provision:
         run: Run = _run,
         drop_in: Path = DROP_IN,
         done: Path = DONE,
+        console: Path = CONSOLE,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings, self._run, self._drop_in, self._done = settings, run, drop_in, done
-        self._sleep = sleep
+        self._console, self._sleep = console, sleep
         self._session, self._n = str(uuid.uuid4()), 0
 
     def say(self, step: str, text: str, tell: bool = True) -> None:
         """tell: on the broker too, where it can be reached; a node that cannot goes on."""
-        print(f"edge-node: {step}: {text}", flush=True)
+        line = f"edge-node: {step}: {text}"
+        print(line, flush=True)
+        with contextlib.suppress(OSError):
+            self._console.write_text(f"{line}\n")
         if not tell or self._settings.broker.url == "-":
             return
         self._n += 1

@@ -257,13 +257,19 @@ def _hash(path: Path) -> str:
 def unpack(archive: Path, folder: Path) -> None:
     """A bundle's .tar into a new folder. Flat, regular files and nothing else; raises Refused."""
     wrong = f"{archive.name} is no bundle"
+    left = archive.stat().st_size
     folder.mkdir(parents=True)
     try:
         with tarfile.open(archive, "r:") as members:
             for count, member in enumerate(members, 1):
-                # isreg() would also be true of a sparse file, whose size is whatever it says.
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                # isreg() would also be true of a sparse file, whose size is whatever it says; so may an
+                # extended header say it of a regular one, or that members lie over one another.
+                regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                if not regular or member.issparse():
                     raise Refused(f"{wrong}: {member.name[:60]!r} is no regular file")
+                if not 0 <= member.size <= left:
+                    raise Refused(f"{wrong}: its files are larger than itself")
+                left -= member.size
                 if not re.fullmatch(FILE_NAME, member.name):
                     raise Refused(f"{wrong}: {member.name[:60]!r} is no plain file name")
                 if count > MEMBERS:

@@ -2,14 +2,16 @@
 
 Power may be cut anywhere. `trial/` says what to go back to; by rename it appears whole and goes whole,
 and whoever finds it goes back: `recover` here, or the shell of /usr/lib/edge-node/bootstrap, which
-works where the new package does not. Going back may itself be cut short, and is done again.
+works where the new package does not; it waits for nobody, and leaves alone a trial whose edge-update
+holds `lock`. Going back may itself be cut short, and is done again.
 
     trial/package   path of the .deb to install     trial/bundle   what the link `bundle` pointed to
-    trial/serial    of the release on trial
+    trial/serial    of the release on trial         went-back      the same, until last.json tells of it
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import EdgeError
+from edge.weights import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ DPKG_SECONDS = 1800.0  # a slow card
 ENGINE_SECONDS = 4500.0  # an hour is edge-engine.service's own limit
 LOCKED_TRIES, LOCKED_SECONDS = 30, 10.0
 RUN, ENGINE = "edge-run.service", "edge-engine.service"
+# What a lesson's end, a cable or a teacher brings about, under any release.
+ELSEWHERE = ("online closed", "degraded camera: ", "degraded paused ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,10 @@ class Machine:
     @property
     def trial(self) -> Path:
         return self.home / "trial"
+
+    @property
+    def went_back(self) -> Path:
+        return self.home / "went-back"
 
     @property
     def link(self) -> Path:
@@ -73,10 +82,21 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """fault: why edge-run is not healthy, or None. restarts: systemd's count of them."""
+    """fault: why edge-run is not healthy, or None; own: whether that can be its release's doing.
+    restarts: systemd's count of them."""
 
     fault: str | None
     restarts: str
+    own: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Why a trial went back. own: whether it can be the release's doing, so that another try is one
+    more fault."""
+
+    reason: str
+    own: bool = True
 
 
 def call(*words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -112,43 +132,46 @@ def look() -> Health:
     )
     facts = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
     active, text = facts.get("ActiveState", ""), facts.get("StatusText", "")
-    fault = None
+    fault, counts = None, text.startswith("online") and "; broker " in text
     if active != "active":
         fault = f"edge-run is {active or 'not known to systemd'}"
     elif text.startswith("online closed"):
         fault = "edge-run looks at nothing: outside of privacy.hours"
-    elif not text.startswith("online") or "; broker " in text:
+    elif not text.startswith("online") or counts:
         # Without its broker a node counts, and nobody could tell whether the new one still reaches it.
         fault = f"edge-run says '{text}'"
-    return Health(fault, facts.get("NRestarts", ""))
+    own = active != "active" or not (counts or text.startswith(ELSEWHERE))
+    return Health(fault, facts.get("NRestarts", ""), own)
 
 
-def watch(machine: Machine) -> str | None:
-    """None after a whole minute of healthy frames without a restart; else why there was none."""
+def watch(machine: Machine) -> Setback | None:
+    """None after a whole minute of healthy frames without a restart; else what was last in the way."""
     began = machine.clock()
     since: float | None = None
-    restarts, reason = "", ""
+    restarts, back = "", Setback("edge-run was not healthy for a whole minute")
     while True:
         health, now = look(), machine.clock()
         if health.fault is not None:
-            since, reason = None, health.fault
+            since, back = None, Setback(health.fault, health.own)
         elif since is None:
             since = now
         elif health.restarts != restarts:
-            since, reason = now, "edge-run ended and was restarted"
+            since, back = now, Setback("edge-run ended and was restarted")
         elif now - since >= HEALTHY_SECONDS:
             return None
         restarts = health.restarts
         if health.fault == "edge-run is failed" or now - began >= WATCH_SECONDS:
-            return reason or "edge-run was not healthy for a whole minute"
+            return back
         machine.sleep(LOOK_SECONDS)
 
 
 def installed() -> str:
-    """Version of the package on this machine, "" where it is not installed whole."""
+    """Version of the package on this machine, "" where it is not installed whole.
+
+    One on hold is (`apt-mark hold`): that is said to apt. `dpkg --install` takes it all the same."""
     lines = call("dpkg", "--status", "edge-node").stdout.splitlines()
     facts = dict(line.split(": ", 1) for line in lines if ": " in line and line[0] != " ")
-    return facts.get("Version", "") if facts.get("Status") == "install ok installed" else ""
+    return facts.get("Version", "") if facts.get("Status", "").endswith(" ok installed") else ""
 
 
 def install_package(machine: Machine, path: Path) -> None:
@@ -209,11 +232,14 @@ def begin(machine: Machine, way: Way) -> None:
 
 
 def end(machine: Machine) -> None:
-    """The trial is over. Renamed first: one that is half deleted must not be taken for a whole one."""
+    """The trial is over. Renamed first: one that is half deleted must not be taken for a whole one.
+
+    Raises OSError where it could not be renamed, and only then: after that, nothing can go back."""
     over = machine.home / "trial.over"
     shutil.rmtree(over, ignore_errors=True)
     os.rename(machine.trial, over)
-    sync(machine.home)
+    with contextlib.suppress(OSError):
+        sync(machine.home)
     shutil.rmtree(over, ignore_errors=True)
 
 
@@ -225,15 +251,16 @@ def go_back(machine: Machine) -> None:
         install_package(machine, Path(package.read_text()))
     if bundle.is_file():
         point(machine, bundle.read_text())
+    with contextlib.suppress(OSError):  # on a full disk it goes back without a word
+        write_atomically(machine.went_back, (machine.trial / "serial").read_bytes())
     end(machine)
 
 
-def attempt(machine: Machine, way: Way) -> str | None:
+def attempt(machine: Machine, way: Way) -> Setback | None:
     """Put the new in, watch it, and keep it or go back: None, or why it went back.
 
     Raises EdgeError where there was no way back; then trial/ stays and the next start tries again."""
     begin(machine, way)
-    reason = None
     try:
         if way.new_package:
             log.info("installing %s", way.new_package.name)
@@ -242,23 +269,25 @@ def attempt(machine: Machine, way: Way) -> str | None:
             point(machine, way.new_bundle)
         restart()
         log.info("watching edge-run for a minute")
-        reason = watch(machine)
+        back = watch(machine)
     except (EdgeError, OSError) as error:
-        reason = str(error)
-    if reason is None:
+        back = Setback(str(error))
+    if back is None:
         try:
             commit(machine, way)
+            return None
         except OSError as error:
-            if machine.trial.is_dir():
-                reason = f"cannot be kept ({error.strerror})"
-    if reason is not None:
-        log.warning("going back: %s", reason)
+            back = Setback(f"cannot be kept ({error.strerror})", own=False)
+    if machine.trial.is_dir():
+        log.warning("going back: %s", back.reason)
         go_back(machine)
-        if way.new_package:
-            # Where commit may have put it; the bootstrap would take it for the newest.
-            (machine.home / "packages" / way.new_package.name).unlink(missing_ok=True)
-        restart()
-    return reason
+    else:  # a person, or the shell of a package from before the lock
+        back = Setback("somebody else went back during its trial", own=False)
+    if way.new_package:
+        # Where commit may have put it; the bootstrap would take it for the newest.
+        (machine.home / "packages" / way.new_package.name).unlink(missing_ok=True)
+    restart()
+    return back
 
 
 def commit(machine: Machine, way: Way) -> None:
@@ -273,14 +302,14 @@ def commit(machine: Machine, way: Way) -> None:
 
 
 def recover(machine: Machine) -> int | None:
-    """Go back where a trial was cut short; the serial of its release, 0 where it is not told, or None
-    where there was no trial."""
-    if not machine.trial.is_dir():
+    """Go back where a trial was cut short. The serial of the release that was gone back from, here or
+    by the shell, 0 where it cannot be read, or None where there is nothing to tell."""
+    if machine.trial.is_dir():
+        go_back(machine)
+        restart("try-restart")
+    if not machine.went_back.is_file():
         return None
-    told = machine.trial / "serial"
-    serial = told.read_text() if told.is_file() else ""
-    go_back(machine)
-    restart("try-restart")
+    serial = machine.went_back.read_text().strip()
     return int(serial) if serial.isdigit() else 0
 
 

@@ -46,8 +46,11 @@ from edge.weights import sha256, write_atomically
 log = logging.getLogger(__name__)
 
 OUTCOME = "edge.update/1"
-# A power cut during a trial is no fault of the release's; one that hangs the board looks the same.
+# A power cut during a trial is no fault of the release's, nor is a lesson's end or a broker away; one
+# that hangs the board, or loses the broker, looks the same.
 MOST_TRIES = 3
+CUT = "power was cut during its trial, or edge-update was killed"
+AGAIN_SECONDS = 30.0
 PROVE_SECONDS = 300.0
 SPARE_BYTES = 256 * MIB
 # On the disk at once, in its own size: a bundle as .tar and as files; a package also as wheels and as
@@ -101,6 +104,22 @@ def record(
         "time": rfc3339(time.time()),
     }
     _write(machine.home / "last.json", json.dumps(content) + "\n")
+    if outcome == "rolled-back":
+        machine.went_back.unlink(missing_ok=True)
+
+
+def stand(machine: Machine, serial: int, outcome: str, reason: str) -> None:
+    """Record what holds of the release on offer, where last.json says anything else: a refusal that
+    passed must not stay."""
+    try:
+        last = json.loads((machine.home / "last.json").read_bytes())
+        same, before = (last["serial"], last["outcome"]) == (serial, outcome), str(last["reason"])
+    except (OSError, ValueError, TypeError, KeyError):
+        same, before = False, ""
+    if not same:
+        record(machine, serial, outcome, reason)
+    elif outcome == "rolled-back" and reason not in before:
+        record(machine, serial, outcome, f"{before}; {reason}")
 
 
 @contextmanager
@@ -152,19 +171,19 @@ def news(machine: Machine, release: Release) -> list[File]:
     return [file for file in release.files if present[file.kind] != file.version]
 
 
-def wanted(machine: Machine, release: Release) -> str | None:
-    """None for a release that should be taken, or why it is not. Raises Refused for an older one than
-    this node took: whoever replays it wants its faults back."""
+def wanted(machine: Machine, release: Release) -> tuple[str, str] | None:
+    """None for a release that should be taken, or what became of it: outcome and reason. Raises Refused
+    for an older one than this node took: whoever replays it wants its faults back."""
     taken, (tried, times) = _number(machine.home / "serial"), _tried(machine)
     if release.serial == taken:
-        return f"release {taken} is in use"
+        return "committed", "is in use"
     if release.serial < max(taken, tried):
         raise Refused(
             f"release {release.serial} is older than {max(taken, tried)}, which this node saw; to go "
             f"back to an older program, release it under a higher serial"
         )
     if release.serial == tried and times >= MOST_TRIES:
-        return f"release {tried} was tried and rolled back; waiting for a higher serial"
+        return "rolled-back", "is not tried again; waiting for a higher serial"
     return None
 
 
@@ -262,15 +281,27 @@ def take(machine: Machine, server: Server, release: Release, files: Sequence[Fil
     tried, times = _tried(machine)
     times = times + 1 if tried == release.serial else 1
     _write(machine.home / "tried", f"{release.serial} {times}\n")
-    if reason := attempt(machine, way):
-        # Its own fault: no other try.
-        _write(machine.home / "tried", f"{release.serial} {MOST_TRIES}\n")
-        record(machine, release.serial, "rolled-back", reason)
+    if back := attempt(machine, way):
+        if back.own:
+            times = MOST_TRIES
+            _write(machine.home / "tried", f"{release.serial} {times}\n")
+        record(machine, release.serial, "rolled-back", back.reason)
+        then = "is tried again" if times < MOST_TRIES else "make one with a higher serial"
         raise RolledBack(
-            f"release {release.serial} was rolled back: {reason}; the old one runs, make another "
-            f"release with a higher serial"
+            f"release {release.serial} was rolled back: {back.reason}; the old one runs, {then}"
         )
     settle(machine, release, way)
+
+
+def offered(machine: Machine, server: Server, key: Path) -> Release:
+    """What is refused is looked at twice: between release.json and its signature somebody may be
+    writing just now. Raises Refused or EdgeError."""
+    try:
+        return server.release(key)
+    except Refused as error:
+        log.warning("%s; looking again in %.0f s", error, AGAIN_SECONDS)
+        machine.sleep(AGAIN_SECONDS)
+        return server.release(key)
 
 
 def update(machine: Machine, settings: Settings, check: bool = False) -> None:
@@ -285,9 +316,11 @@ def update(machine: Machine, settings: Settings, check: bool = False) -> None:
     server = Server(u.url, u.ca, machine.clock)
     try:
         # That the server is away is no outcome: what came of the last release stays in last.json.
-        release = server.release(u.key)
-        if reason := wanted(machine, release):
-            print(reason)
+        release = offered(machine, server, u.key)
+        if standing := wanted(machine, release):
+            print(f"release {release.serial} {standing[1]}")
+            if not check:
+                stand(machine, release.serial, *standing)
             return
     except Refused as error:
         if not check:
@@ -336,12 +369,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         if args.check and machine.trial.is_dir():
             print("a trial was cut short: would go back first")
             return
-        serial = recover(machine)
-        if serial is not None:
-            record(machine, serial or None, "rolled-back", "cut short during its trial")
-            print(
-                f"release {serial} was cut short during its trial: the old one is back", flush=True
-            )
+        if not args.check and (serial := recover(machine)) is not None:
+            record(machine, serial or None, "rolled-back", CUT)
+            print(f"release {serial or ''}: {CUT}; the old one is back", flush=True)
         if args.recover:
             return
         config = machine.root / "etc/edge-node/node.yaml"

@@ -63,6 +63,7 @@ def made(tmp_path: Path, machine: Machine, broker: str = "-", camera: str = "tes
         machine,
         tmp_path / "network.conf",
         tmp_path / "provisioned",
+        tmp_path / "console",
         lambda seconds: None,
     )
 
@@ -160,7 +161,7 @@ def test_a_cut_before_the_end_means_all_steps_again(tmp_path: Path) -> None:
         return Machine(STOPPED)(command)
 
     with pytest.raises(Cut):
-        Provision(settings(), dies, tmp_path / "n", tmp_path / "p", lambda seconds: None).all()
+        Provision(settings(), dies, tmp_path / "n", tmp_path / "p", tmp_path / "c").all()
     machine = Machine(STOPPED)
     made(tmp_path, machine).all()
     assert any("edge-check" in asked for asked in machine.asked)

@@ -45,7 +45,7 @@ echo "dpkg $*" >> "$FAKE/log"
 [ "$1" != --force-confold ] || shift
 case "$1" in
 --status)
-    echo "Package: edge-node"; echo "Status: install ok $(cat "$FAKE/state")"
+    echo "Package: edge-node"; echo "Status: $(cat "$FAKE/want") ok $(cat "$FAKE/state")"
     echo "Version: $(cat "$FAKE/version")" ;;
 --field) shift; exec dpkg-deb --field "$@" ;;
 --configure) echo installed > "$FAKE/state" ;;
@@ -213,6 +213,7 @@ class Node:
 
     def __init__(self, root: Path, school: School) -> None:
         self.root, self.now = root, 0.0
+        self.meanwhile: Callable[[], object] = lambda: None  # whatever else happens while it sleeps
         self.machine = Machine(root, lambda: self.now, self._sleep)
         self.home, self.fake = self.machine.home, root / "fake"
         (self.home / "packages").mkdir(parents=True)
@@ -224,7 +225,7 @@ class Node:
         for name, text in (("dpkg", DPKG), ("systemctl", SYSTEMCTL)):
             (self.fake / name).write_text(text)
             (self.fake / name).chmod(0o755)
-        self.say(version=OLD, state="installed", now="active|online|0", log="")
+        self.say(version=OLD, want="install", state="installed", now="active|online|0", log="")
         config = root / "etc/edge-node/node.yaml"
         config.parent.mkdir(parents=True)
         config.write_text(
@@ -235,6 +236,7 @@ class Node:
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds
+        self.meanwhile()
 
     def say(self, **files: str) -> None:
         for name, text in files.items():
@@ -323,7 +325,9 @@ def test_a_good_package_is_kept_and_only_the_previous_one_beside_it(
 ) -> None:
     (node.home / "packages/edge-node_0.0.9_arm64.deb").touch()
     (node.home / "bundles/000000000000").mkdir(parents=True)
-    node.say(locked="")  # apt is at work, and ends
+    node.say(
+        locked="", want="hold"
+    )  # apt is at work, and ends; `apt-mark hold` is said to apt alone
     school.serve(bundle=school.new, package=NEW)
     node.update()
     assert node.state == (NEW, version(school.new))
@@ -374,9 +378,27 @@ def test_a_replayed_release_is_refused(
         node.update()
     assert node.outcome() == (None, "refused")
     (node.home / "serial").write_text("7\n")
+    node.update(check=True)
+    assert node.outcome() == (None, "refused")
     node.update()
     assert "release 7 is in use" in capsys.readouterr().out
+    assert node.outcome() == (7, "committed")  # what was refused has passed
+    first = (node.home / "last.json").stat().st_ino
+    node.update()
+    assert (node.home / "last.json").stat().st_ino == first
     assert "restart" not in node.log
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_signature_that_comes_a_moment_later_is_waited_for(node: Node, school: School) -> None:
+    school.serve(serial=6, bundle=school.new)
+    before = (school.server.folder / SIGNATURE).read_bytes()
+    school.serve(serial=7, bundle=school.new)
+    after = (school.server.folder / SIGNATURE).read_bytes()
+    (school.server.folder / SIGNATURE).write_bytes(before)
+    node.meanwhile = lambda: (school.server.folder / SIGNATURE).write_bytes(after)
+    node.update()
+    assert node.outcome() == (7, "committed")
 
 
 @pytest.mark.parametrize(
@@ -450,6 +472,19 @@ def archive(*members: tuple[str, bytes], content: bytes = b"x") -> bytes:
     return out.getvalue()
 
 
+def extended(count: int, **sparse: str) -> bytes:
+    """Small members whose extended headers say otherwise."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for n in range(count):
+            member = tarfile.TarInfo(f"x{n}")
+            content = b"1\n0\n1\n".ljust(512, b"\0") + b"x"
+            member.size = len(content)
+            member.pax_headers = {f"GNU.sparse.{name}": text for name, text in sparse.items()}
+            tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -464,6 +499,10 @@ def archive(*members: tuple[str, bytes], content: bytes = b"x") -> bytes:
         (archive(("x", tarfile.REGTYPE), ("x", tarfile.REGTYPE)), "a name stands twice"),
         (archive(*((f"x{i}", tarfile.REGTYPE) for i in range(40))), "more than 32 files"),
         (archive(("x", tarfile.REGTYPE), content=bytes(4096))[:1024], "is no bundle"),
+        (extended(1, **{"major": "1", "minor": "0", "realsize": "400"}), "no regular file"),
+        (extended(1, **{"size": "4096", "map": "0,1"}), "no regular file"),
+        (extended(1, realsize=str(2**30)), "larger than itself"),
+        (extended(30, realsize="4096"), "larger than itself"),
         (b"no tar at all" * 100, "is no bundle"),
     ],
 )
@@ -524,7 +563,9 @@ def test_nothing_is_begun_at_a_node_that_is_not_healthy(
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["active|online|0"] * 5 + ["active|degraded camera: away|0"], "camera: away"),
+        (["active|online|0"] * 5 + ["active|degraded outbox: 9 readings|0"], "outbox: 9"),
+        (["active|degraded refused: bad name; broker refused: bad name|0"], "refused: bad name"),
+        (["active|starting ; broker connecting|0"], "says 'starting"),
         (["active|starting|0"], "says 'starting'"),
         (["failed||9"], "edge-run is failed"),
         ([f"active|online|{i}" for i in range(99)], "was restarted"),
@@ -558,12 +599,57 @@ def test_a_node_that_does_not_stay_healthy_goes_back_and_remembers(
     node.update()
     assert "waiting for a higher serial" in capsys.readouterr().out
     assert node.outcome() == (7, "rolled-back")
+    assert said in node.last["reason"]
+    assert "waiting for a higher serial" in node.last["reason"]
     school.serve(serial=6, bundle=school.new)
     with pytest.raises(Refused, match="older than 7"):
         node.update()
     school.serve(serial=8, bundle=school.new, package=NEW)
     node.update()
     assert node.outcome() == (8, "committed")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "state",
+    [
+        "active|online closed: outside of privacy.hours|0",
+        "active|online ; broker connecting|0",
+        "active|degraded camera: away|0",
+        "active|degraded paused by command|0",
+    ],
+)
+def test_a_release_is_not_given_up_because_a_lesson_ended_or_a_cable_was_pulled(
+    node: Node,
+    school: School,
+    state: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial, "LOOK_SECONDS", 30.0)
+    school.serve(bundle=school.new)
+
+    def interrupted() -> str:
+        (node.fake / "restarted").unlink(missing_ok=True)
+        node.say(trial=f"active|online|0\n{state}")
+        with pytest.raises(EdgeError, match="release 7 was rolled back") as caught:
+            node.update()
+        assert node.state == (OLD, version(school.old))
+        assert node.outcome() == (7, "rolled-back")
+        return str(caught.value)
+
+    assert interrupted().endswith("is tried again")
+    assert interrupted().endswith("is tried again")
+    shutil.copytree(node.home, node.root / "aside", symlinks=True)
+    node.update()
+    assert node.outcome() == (7, "committed")
+    shutil.rmtree(node.home)
+    (node.root / "aside").rename(node.home)
+    assert interrupted().endswith("make one with a higher serial")
+    capsys.readouterr()
+    node.update()
+    assert "waiting for a higher serial" in capsys.readouterr().out
+    assert node.outcome() == (7, "rolled-back")
 
 
 @pytest.mark.usefixtures("quick")
@@ -660,9 +746,68 @@ def shell(node: Node) -> None:
     found = re.search(r"^go_back\(\) \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)
     assert found is not None
     script = (
-        f"set -u; UPDATES={node.home}; say() {{ :; }}; fail() {{ exit 1; }}\n{found[0]}\ngo_back"
+        f"set -u; UPDATES={node.home}; say() {{ :; }}; fail() {{ exit 1; }}\n{found[0]}\n"
+        f"go_back && [ ! -e /proc/$$/fd/9 ]"  # what comes after it must not keep the lock
     )
     assert subprocess.run(["sh", "-c", script]).returncode == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_shell_leaves_alone_what_a_living_updater_has_on_trial(
+    node: Node, school: School
+) -> None:
+    school.serve(bundle=school.new, package=NEW)
+    looked = []
+
+    def boot() -> None:
+        looked.append(node.machine.trial.is_dir())
+        shell(node)
+
+    node.meanwhile = boot
+    with update.alone(node.machine):
+        node.update()
+    assert any(looked)
+    assert node.state == (NEW, version(school.new))
+    assert node.outcome() == (7, "committed")
+    trial.begin(node.machine, trial.Way(8))
+    shell(node)
+    assert not node.machine.trial.exists()
+    with update.alone(node.machine):
+        pass
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("lines", ["active|online|0", "failed||0"])
+def test_what_somebody_else_took_back_is_not_told_as_kept(
+    node: Node, school: School, lines: str
+) -> None:
+    """As by a bootstrap from before the lock: it is not held here."""
+    school.serve(bundle=school.new, package=NEW)
+    node.say(trial=f"activating||0\n{lines}")
+    node.meanwhile = lambda: shell(node)
+    with pytest.raises(EdgeError, match="somebody else went back during its trial"):
+        node.update()
+    assert node.state == (OLD, version(school.old))
+    assert node.outcome() == (7, "rolled-back")
+    assert [p.name for p in (node.home / "packages").iterdir()] == [f"edge-node_{OLD}_arm64.deb"]
+    node.meanwhile = lambda: None
+    node.update()  # it was not the release's doing
+    assert node.outcome() == (7, "committed")
+
+
+def test_what_fails_after_a_trial_s_end_takes_nothing_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    trial.begin(node.machine, trial.Way(8))
+    with monkeypatch.context() as broken:
+        broken.setattr(trial, "sync", full)
+        trial.end(node.machine)
+    assert not node.machine.trial.exists()
+    with pytest.raises(FileNotFoundError):
+        trial.end(node.machine)
 
 
 def python(node: Node) -> None:
@@ -689,7 +834,9 @@ def test_power_may_be_cut_before_every_step(
         if on_trial:
             assert node.state == old
             assert not node.machine.trial.exists()
-        (python if at % 2 else shell)(node)  # nothing is left to do
+        (python if at % 2 else shell)(node)  # nothing is left to do, but to tell
+        if on_trial:
+            assert node.outcome() == (7, "rolled-back")
         assert node.state in (old, new)
         if at % 3:
             continue
@@ -722,9 +869,13 @@ def test_power_may_be_cut_within_dpkg_and_going_back_may_be_cut_too(
     (node.root / "aside").rename(node.machine.trial / "package")
     recover(node)
     assert node.state == (OLD, version(school.old))
-    if recover is python:
-        assert node.outcome() == (7, "rolled-back")
-        assert "cut short" in node.last["reason"]
+    python(node)  # the hourly update, where it was the shell that went back
+    assert node.outcome() == (7, "rolled-back")
+    assert "power was cut" in node.last["reason"]
+    assert not node.machine.went_back.exists()
+    first = (node.home / "last.json").stat().st_ino
+    python(node)
+    assert (node.home / "last.json").stat().st_ino == first
 
 
 @pytest.mark.usefixtures("quick")
@@ -737,8 +888,12 @@ def test_a_release_under_which_power_is_cut_three_times_is_left(
         assert killed(node, 10_000)
         shell(node)
     capsys.readouterr()
+    node.update(check=True)
+    assert not (node.home / "last.json").exists()
     node.update()
     assert "waiting for a higher serial" in capsys.readouterr().out
+    assert node.outcome() == (7, "rolled-back")
+    assert "waiting for a higher serial" in node.last["reason"]
 
 
 def test_a_bundle_is_packed_the_same_each_time_and_signed_last(
