@@ -34,6 +34,13 @@ def flash(*words: object, cwd: Path) -> str:
     return done.stdout
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder; the report is not its place to talk."""
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
 class School:
     """Made as the README says; `folder` is the technician's."""
 
@@ -62,9 +69,7 @@ class School:
         self._web = self._serve()
 
     def _serve(self) -> http.server.ThreadingHTTPServer:
-        handler = functools.partial(
-            http.server.SimpleHTTPRequestHandler, directory=str(self.releases)
-        )
+        handler = functools.partial(Quiet, directory=str(self.releases))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._at / "broker/broker.pem", self._at / "broker/broker.key")

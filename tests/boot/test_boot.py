@@ -30,11 +30,14 @@ pytestmark = [
 ]
 
 NODE = "north/room-12/cam-1"
-WINDOW_SECONDS = 5.0
+WINDOW_SECONDS = 10.0
 NODE_YAML = f"""\
 node: {{site: north, room: room-12, name: cam-1}}
 camera: {{source: "loop:/srv/classroom.mp4"}}
-window: {{seconds: {WINDOW_SECONDS}}}
+# An emulated processor takes seconds for a picture.
+detector: {{width: 320, height: 256}}
+window: {{seconds: {WINDOW_SECONDS}, max_gap_seconds: 10.0}}
+runtime: {{threads: 1}}
 privacy: {{legal_basis: "none: a test with a clip of public-domain pictures"}}
 broker: {{url: "mqtts://{HOST}:PORT"}}
 update: {{url: URL, ca: /etc/edge-node/ca.pem}}

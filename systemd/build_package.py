@@ -1,0 +1,332 @@
+"""`make deb`: the node's Debian package for arm64, with all that it needs offline.
+
+Wheels are pinned in wheels.txt and named with their sha256 in wheels.sha256. What was fetched once is
+kept in build/package, so that a second build needs no network. The same commit, Python versions and
+package version give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edge import cli
+from edge.errors import EdgeError, UsageError
+from edge.weights import _original, fetch, locked, sha256, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "edge-node"
+PYTHONS = ("3.10", "3.11", "3.12")
+# Ubuntu 22.04, the oldest base, has glibc 2.35.
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+# Of the wheel of our own; from a folder, so that it can be made without a network.
+BUILD_TOOL = "setuptools==84.2.1"
+# What our wheel and the package are made of; tests and demo stay here.
+SOURCES = ("edge", "distill", "export", "systemd", "pyproject.toml", "README.md", "LICENSE",
+           "THIRD_PARTY.md")  # fmt: skip
+OPENCV = "opencv-python-headless"
+PIP_SECONDS = 900
+# Compiled modules are about as large as their source; the rest is for what pip itself needs meanwhile.
+SPARE = 1.15
+
+
+def _run(words: Sequence[str | Path], env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
+    """What a command said on stdout. Raises EdgeError with its last line where it fails."""
+    try:
+        done = subprocess.run(
+            list(map(str, words)), cwd=cwd, env=env, capture_output=True, text=True,
+            timeout=PIP_SECONDS,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise EdgeError(
+            f"{words[0]} is not here; apt-get install dpkg-dev debhelper git"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise EdgeError(f"{words[0]} took more than {PIP_SECONDS} s; try again") from error
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip() or "it failed").splitlines()
+        errors = [line for line in lines if "error" in line.lower()]
+        raise EdgeError(f"{' '.join(map(str, words[:4]))} ...: {(errors or lines)[-1]}")
+    return done.stdout
+
+
+def _pip(*words: str | Path, env: dict[str, str] | None = None) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise EdgeError(f"{sys.executable} has no pip; apt-get install python3-pip")
+    _run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words], env)
+
+
+def _number(python: str) -> tuple[int, ...]:
+    return tuple(map(int, python.split(".")))
+
+
+def pins(text: str, python: str) -> dict[str, str]:
+    """Version by name, of the lines of wheels.txt that hold for a Python such as 3.10."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.fullmatch(
+            r'([a-z0-9-]+)==([0-9.]+)(?:; python_version (<|>=) "([0-9.]+)")?', line.strip()
+        )
+        if match is None:
+            raise EdgeError(f"wheels.txt: '{line}' is no pinned requirement; write name==version")
+        name, version, compare, limit = match.groups()
+        if compare and (_number(python) < _number(limit)) != (compare == "<"):
+            continue
+        if name in found:
+            raise EdgeError(f"wheels.txt: {name} is pinned twice for Python {python}")
+        found[name] = version
+    return found
+
+
+def fits(wheel: str, python: str) -> bool:
+    """Whether a wheel of our platforms is for this Python: its own, a stable ABI, or any."""
+    tag, abi = wheel.removesuffix(".whl").split("-")[-3:-1]
+    if "py3" in tag.split("."):
+        return True
+    at_least = re.fullmatch(r"cp3(\d+)", tag)
+    if abi == "abi3" and at_least:
+        return int(at_least[1]) <= _number(python)[1]
+    return tag == f"cp{python.replace('.', '')}"
+
+
+def named(wheel: str) -> tuple[str, str]:
+    """A wheel's project, as requirements spell it, and its version."""
+    name, version = wheel.split("-")[:2]
+    return re.sub(r"[-_.]+", "-", name).lower(), version
+
+
+def read_lock() -> dict[str, str]:
+    """sha256 by file name, from wheels.sha256 (in sha256sum's format)."""
+    path = ROOT / "systemd/wheels.sha256"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {name: digest for digest, name in (line.split() for line in lines)}
+
+
+def choose(wanted: dict[str, str], python: str, files: Iterable[str]) -> list[str]:
+    """The one file of each pinned requirement. Raises EdgeError where there is none, or two."""
+    chosen = []
+    for pin in wanted.items():
+        fitting = [file for file in files if named(file) == pin and fits(file, python)]
+        if len(fitting) != 1:
+            raise EdgeError(
+                f"wheels.sha256 names {len(fitting)} files for {pin[0]} {pin[1]} on Python {python}; "
+                "run this again with --lock"
+            )
+        chosen += fitting
+    return chosen
+
+
+def fetch_wheels(cache: Path, python: str, wanted: dict[str, str]) -> None:
+    """Into the cache, from the user's package index."""
+    print(f"fetching {len(wanted)} wheels for Python {python}", file=sys.stderr)
+    platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_aarch64")]
+    target = ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:"]
+    exact = [f"{name}=={version}" for name, version in wanted.items()]
+    _pip("download", "--no-deps", *target, *platforms, "--dest", cache, *exact)
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, list[Path]]:
+    """The wheels of each Python, each with the sha256 that wheels.sha256 says."""
+    text = (ROOT / "systemd/wheels.txt").read_text(encoding="utf-8")
+    cache.mkdir(parents=True, exist_ok=True)
+    if lock:
+        for python in pythons:
+            fetch_wheels(cache, python, pins(text, python))
+        there = [path.name for path in sorted(cache.glob("*.whl"))]
+        used = {name for python in pythons for name in choose(pins(text, python), python, there)}
+        lines = [f"{digest_of(cache / name)}  {name}\n" for name in sorted(used)]
+        write_atomically(ROOT / "systemd/wheels.sha256", "".join(lines).encode())
+    known = read_lock()
+    found = {}
+    for python in pythons:
+        wanted = pins(text, python)
+        names = choose(wanted, python, known)
+        if not all((cache / name).is_file() for name in names):
+            fetch_wheels(cache, python, wanted)
+        for name in names:
+            if not (cache / name).is_file():
+                raise EdgeError(f"the index has no {name} any more; run this again with --lock")
+            if digest_of(cache / name) != known[name]:
+                (cache / name).unlink()
+                raise EdgeError(f"{name} has another sha256 than wheels.sha256 says; not used")
+        found[python] = [cache / name for name in names]
+    return found
+
+
+def requirement(wheel: Path) -> str:
+    name, version = named(wheel.name)
+    return f"{name}=={version} --hash=sha256:{digest_of(wheel)}\n"
+
+
+def installed_kib(wheels: Iterable[Path]) -> int:
+    """What they take on a disk, their compiled modules included."""
+    total = 0
+    for path in wheels:
+        with zipfile.ZipFile(path) as wheel:
+            for item in wheel.infolist():
+                total += item.file_size * (2 if item.filename.endswith(".py") else 1)
+    return int(total * SPARE) >> 10
+
+
+def tracked() -> list[str]:
+    """Files of the tree, those not yet committed included, those that git ignores not."""
+    listed = _run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *SOURCES])
+    return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
+
+
+def copy(source: Path, target: Path) -> None:
+    """With a mode that does not hang on whoever checked it out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+
+def own_wheel(tree: Path, cache: Path, env: dict[str, str]) -> Path:
+    """Our wheel, of a copy of the tree; the tool that makes it is fetched once."""
+    tools, out = cache / "tools", tree / "own"
+    if not list(tools.glob(BUILD_TOOL.replace("==", "-") + "-*.whl")):
+        _pip("download", "--no-deps", "--only-binary", ":all:", "--dest", tools, BUILD_TOOL)
+    offline = ["--no-deps", "--no-index", "--find-links", str(tools), "--wheel-dir", str(out)]
+    _pip("wheel", *offline, tree, env=env)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def weights(cache: Path) -> Path:
+    """The detector's file as published; a node patches it itself, by hash."""
+    entry = locked()["yunet"]
+    path = cache / "weights" / str(entry["file"])
+    if not path.is_file():
+        write_atomically(path, _original("yunet", entry, None, fetch))
+    elif sha256(path.read_bytes()) != entry["sha256"]:
+        path.unlink()
+        raise EdgeError(f"{path.name} in the cache was damaged and is removed; run this again")
+    return path
+
+
+def share(
+    tree: Path,
+    cache: Path,
+    version: str,
+    houses: dict[str, list[Path]],
+    env: dict[str, str],
+) -> None:
+    """Fill tree/share, which becomes /usr/share/edge-node."""
+    folder = tree / "share"
+    ours = own_wheel(tree, cache, env)
+    copy(ours, folder / "wheels" / ours.name)
+    for python, wheels in houses.items():
+        for wheel in wheels:
+            copy(wheel, folder / "wheels" / wheel.name)
+        opencv = [wheel for wheel in wheels if named(wheel.name)[0] == OPENCV]
+        base = [wheel for wheel in wheels if wheel not in opencv and named(wheel.name)[0] != "pip"]
+        lines = sorted(map(requirement, [ours, *base]))
+        size = f"# installed-kib: {installed_kib([ours, *wheels])}\n"
+        (folder / f"requirements-{python}.txt").write_text(size + "".join(lines))
+        (folder / f"opencv-{python}.txt").write_text("".join(map(requirement, opencv)))
+    detector = weights(cache)
+    copy(detector, folder / "weights" / detector.name)
+    for path in sorted((tree / "edge/models").iterdir()):
+        copy(path, folder / "bundle" / path.name)
+    copy(tree / "systemd/node.yaml", folder / "node.yaml")
+    (folder / "version").write_text(f"{version}\n")
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    lines = [f"{digest_of(path)}  {path.relative_to(folder)}\n" for path in inside]
+    # What the package is made of besides; sha256sum --check reads these lines as comments.
+    lines += [f"# {digest_of(tree / name)}  {name}\n" for name in tracked()]
+    (folder / "MANIFEST").write_text("".join(lines))
+
+
+def entry(version: str, changelog: str, epoch: int) -> str:
+    """debian/changelog, with an entry for a version that has none."""
+    if changelog.startswith(f"{PACKAGE} ({version}) "):
+        return changelog
+    date = datetime.fromtimestamp(epoch, timezone.utc).strftime("%a, %d %b %Y %H:%M:%S +0000")
+    by = changelog.partition(" -- ")[2].partition("  ")[0]
+    return (
+        f"{PACKAGE} ({version}) unstable; urgency=medium\n\n  * Built from the tree.\n\n"
+        f" -- {by}  {date}\n\n{changelog}"
+    )
+
+
+def own_version() -> str:
+    found = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert found is not None
+    return found[1]
+
+
+def build(version: str, pythons: Sequence[str], lock: bool, out: Path) -> Path:
+    """The package's path. Raises EdgeError where a file, a tool or an index is missing."""
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _run(["git", "log", "-1", "--format=%ct"]))
+    env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    work = ROOT / "build/package"
+    tree = work / "tree" / f"{PACKAGE}-{version}"
+    shutil.rmtree(work / "tree", ignore_errors=True)
+    houses = wheelhouse(work / "wheels", pythons, lock)
+    for name in tracked():
+        copy(ROOT / name, tree / name)
+    share(tree, work, version, houses, env)
+    shutil.copytree(tree / "systemd/debian", tree / "debian")
+    changelog = tree / "debian/changelog"
+    changelog.write_text(entry(version, changelog.read_text(encoding="utf-8"), epoch))
+    # Our own build dependencies are asked for; -d leaves out the compiler for arm64 that dpkg takes
+    # every foreign package to need, and this one holds nothing to compile.
+    _run(["dpkg-checkbuilddeps", "-I", "-a", "arm64"], env, tree)
+    print("packing", file=sys.stderr)
+    _run(["dpkg-buildpackage", "-b", "-us", "-uc", "-d", "-a", "arm64"], env, tree)
+    out.mkdir(parents=True, exist_ok=True)
+    made = tree.parent / f"{PACKAGE}_{version}_arm64.deb"
+    path = out / made.name
+    shutil.move(made, path)
+    return path
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "build_package",
+        "Build the node's Debian package for arm64, with all that it needs offline.",
+        "build_package --python 3.10",
+    )
+    p.add_argument("--version", default=own_version(), help="of the package; default: the tree's")
+    p.add_argument(
+        "--python", nargs="+", choices=PYTHONS, default=PYTHONS, help="of the systems it serves"
+    )
+    p.add_argument("--out", type=Path, default=ROOT / "dist", metavar="DIR")
+    p.add_argument(
+        "--lock", action="store_true", help="write wheels.sha256 anew from wheels.txt and the index"
+    )
+    args = p.parse_args(argv)
+    # It is a folder's name on the node, in which a colon would end a PATH's entry.
+    if not re.fullmatch(r"[0-9][A-Za-z0-9.+~]*", args.version):
+        raise UsageError(f"--version '{args.version}' must be digits, letters and . + ~ alone")
+    if args.lock and set(args.python) != set(PYTHONS):
+        raise UsageError("--lock names the wheels of every Python; leave --python out")
+    path = build(args.version, args.python, args.lock, args.out)
+    print(f"{path}\n{path.stat().st_size} bytes\nsha256 {digest_of(path)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("build_package", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
