@@ -22,6 +22,12 @@ class Story:
     def __init__(self, package: Path, console: Path) -> None:
         self._package, self.console = package, console
         self._began = time.monotonic()
+        self._commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
         self._marks: list[tuple[int, str]] = []
         self._notes: list[str] = []
 
@@ -45,12 +51,6 @@ class Story:
         return shown
 
     def write(self, school: School, node: str) -> None:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
         heard, info = school.all("counts"), school.all("info")[-1]
         shown = [
             f"seq {c['seq']:3} {c['start']} faces {json.dumps(c['faces'])} {json.dumps(c['counts'])}"
@@ -61,7 +61,7 @@ class Story:
         lines = [
             "make test-boot: a blank card to a publishing node, on qemu-system-aarch64 (emulated, two",
             f"cores), in {(time.monotonic() - self._began) / 60:.0f} minutes",
-            f"commit  {commit}",
+            f"commit  {self._commit}",
             f"package {self._package.name}",
             f"sha256  {digest}",
             f"node    {node}, {model['backend']} {model['precision']}, {json.dumps(info['versions'])}",
