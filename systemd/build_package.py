@@ -7,6 +7,7 @@ package version give the same bytes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -280,6 +281,9 @@ def build(version: str, pythons: Sequence[str], lock: bool, out: Path) -> Path:
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     work = ROOT / "build/package"
     tree = work / "tree" / f"{PACKAGE}-{version}"
+    work.mkdir(parents=True, exist_ok=True)
+    held = (work / "lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)  # another build here is waited for; the end gives it back
     shutil.rmtree(work / "tree", ignore_errors=True)
     houses = wheelhouse(work / "wheels", pythons, lock)
     for name in tracked():
