@@ -15,7 +15,9 @@ from pathlib import Path
 
 from support import ROOT, free_port
 
-RELEASE, MIRROR = "bookworm", os.environ.get("EDGE_TEST_MIRROR", "http://deb.debian.org/debian")
+RELEASE = "bookworm"
+# Where debootstrap's own default cannot be reached.
+MIRROR = [url] if (url := os.environ.get("EDGE_TEST_MIRROR")) else []
 PACKAGES = (
     *("systemd", "systemd-sysv", "systemd-timesyncd", "udev", "dbus", "iproute2", "fdisk"),
     *("linux-image-cloud-arm64", "initramfs-tools", "openssh-server", "python3", "openssl", "sudo"),
@@ -55,7 +57,7 @@ def root_folder() -> Path:
     subprocess.run(
         [
             *("debootstrap", "--arch=arm64", "--variant=minbase"),
-            *(f"--include={','.join(PACKAGES)}", RELEASE, str(folder), MIRROR),
+            *(f"--include={','.join(PACKAGES)}", RELEASE, str(folder), *MIRROR),
         ],
         check=True,
         stdout=subprocess.DEVNULL,
