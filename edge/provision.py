@@ -38,6 +38,7 @@ SETTINGS = Path("/etc/edge-node/node.yaml")
 DROP_IN = Path("/etc/systemd/system/edge-run.service.d/network.conf")
 DONE = Path("/var/lib/edge-update/provisioned")
 CONSOLE = Path("/dev/console")
+STEPS = Path("/run/edge-node.steps")  # bootstrap's own
 NAME_SERVERS = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
 TIMERS = ("edge-network.timer", "edge-update.timer")
 NAME_SECONDS = 60.0  # how long first boot waits for a network that knows the broker's name
@@ -115,10 +116,11 @@ class Provision:
         drop_in: Path = DROP_IN,
         done: Path = DONE,
         console: Path = CONSOLE,
+        steps: Path = STEPS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings, self._run, self._drop_in, self._done = settings, run, drop_in, done
-        self._console, self._sleep = console, sleep
+        self._console, self._steps, self._sleep = console, steps, sleep
         self._session, self._n = str(uuid.uuid4()), 0
 
     def say(self, step: str, text: str, tell: bool = True) -> None:
@@ -127,14 +129,19 @@ class Provision:
         print(line, flush=True)
         with contextlib.suppress(OSError):
             self._console.write_text(f"{line}\n")
-        if not tell or self._settings.broker.url == "-":
-            return
+        if tell:
+            self._tell(f"{step}: {text}")
+
+    def _tell(self, text: str) -> bool:
+        """On `status`; whether the broker took it."""
+        if self._settings.broker.url == "-":
+            return False
         self._n += 1
         message = Status(
             node=self._settings.node.path,
             session=self._session,
             state="starting",
-            reason=f"first boot, {step}: {text}"[:200],
+            reason=f"first boot, {text}"[:200],
             n=self._n,
             time=rfc3339(time.time()),
             clock_synced=clock_synced(),
@@ -146,6 +153,18 @@ class Provision:
                 f"edge/{self._settings.node.path}/provision",
                 Outgoing("status", as_dict(message), retain=True),
             )
+            return True
+        return False
+
+    def catch_up(self) -> None:
+        """Tell what was done before there was a program that could."""
+        try:
+            lines = self._steps.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            if not self._tell(line):
+                return
 
     def network(self, wait: float) -> None:
         """Write the drop-in where it changed. wait: seconds for names that are not known yet."""
@@ -199,6 +218,7 @@ class Provision:
         first = first and self._run(["systemctl", "is-active", "edge-run"]).returncode != 0
         self.network(NAME_SECONDS if first else 0.0)
         if first:
+            self.catch_up()
             self.engine()
             self.check()
             write_atomically(self._done, edge.__version__.encode())

@@ -33,6 +33,7 @@ def commands(language: str) -> list[str]:
     found = []
     for path in READMES:
         for block in re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S):
+            block = re.sub(r'^sudo (?:"\$\(command -v ([a-z-]+)\)")?', r"\1", block, flags=re.M)
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.split("  #")[0].strip() for line in lines if line.strip()]
     return sorted(set(found))

@@ -135,6 +135,9 @@ def _first_boot(tree: Tree) -> list[Entry]:
         Link(f"{WANTS}/edge-provision.service", PROVISION),
         File("/etc/machine-id", b"", 0o444),
     ]
+    # systemd would take the id from here.
+    if tree.kind("/var/lib/dbus/machine-id") == "file":
+        found.append(Gone("/var/lib/dbus/machine-id"))
     for unit in INTERACTIVE:
         if tree.kind(f"/usr/lib/systemd/system/{unit}") or tree.kind(f"{UNITS}/{unit}"):
             found.append(Link(f"{UNITS}/{unit}", "/dev/null"))

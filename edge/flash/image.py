@@ -155,15 +155,15 @@ def run_image(argv: Sequence[str] | None = None) -> None:
     wish = network(args.address, args.gateway, args.dns, args.wifi)
     settings = make_image(args.base, args.out, args.partition, args.node, {}, wish, site)
     _tell(settings, site, args.out)
-    print(f"next: edge-flash write {args.out} DEVICE")
+    print(f'next: sudo "$(command -v edge-flash)" write {args.out} DEVICE')
 
 
 def run_rootfs(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-flash rootfs",
         "Write one node into an unpacked root file system, for l4t_initrd_flash.sh and an NVMe disk.",
-        "sudo edge-flash rootfs Linux_for_Tegra/rootfs --node node.yaml --ca school-ca \\\n"
-        "    --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+        'sudo "$(command -v edge-flash)" rootfs Linux_for_Tegra/rootfs --node node.yaml \\\n'
+        "    --ca school-ca --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
     )
     p.add_argument("folder", type=Path, metavar="DIR", help="Linux_for_Tegra/rootfs")
     add_site_options(p)

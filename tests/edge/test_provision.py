@@ -64,6 +64,7 @@ def made(tmp_path: Path, machine: Machine, broker: str = "-", camera: str = "tes
         tmp_path / "network.conf",
         tmp_path / "provisioned",
         tmp_path / "console",
+        tmp_path / "steps",
         lambda seconds: None,
     )
 
@@ -161,10 +162,30 @@ def test_a_cut_before_the_end_means_all_steps_again(tmp_path: Path) -> None:
         return Machine(STOPPED)(command)
 
     with pytest.raises(Cut):
-        Provision(settings(), dies, tmp_path / "n", tmp_path / "p", tmp_path / "c").all()
+        Provision(settings(), dies, *(tmp_path / name for name in "npcs")).all()
     machine = Machine(STOPPED)
     made(tmp_path, machine).all()
     assert any("edge-check" in asked for asked in machine.asked)
+
+
+@pytest.mark.broker
+def test_what_was_done_before_the_program_was_there_is_told(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    (tmp_path / "steps").write_text("grow: fills the card\ninstall: done\n")
+    steps = made(tmp_path, Machine(), broker.url)
+    ear = subprocess.Popen(
+        ["mosquitto_sub", "-p", str(broker.port), "-t", "edge/#", "-C", "3", "-W", "10"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        steps.say("check", "all right")
+        steps.catch_up()
+        out, _ = ear.communicate(timeout=15)
+    finally:
+        broker.stop()
+        ear.kill()
+    assert "first boot, install: done" in out.splitlines()[-1]
 
 
 @pytest.mark.broker

@@ -64,6 +64,7 @@ def root(folder: Path, architecture: str = "arm64", jetson: bool = True) -> Path
         "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 tegra-ubuntu\n",
         "etc/hostname": "tegra-ubuntu\n",
         "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+        "var/lib/dbus/machine-id": "0123456789abcdef0123456789abcdef\n",
         "etc/ssh/ssh_host_ed25519_key": "the same on every card\n",
         "etc/ssh/sshd_config.d/README": "",
         "etc/sudoers.d/README": "",

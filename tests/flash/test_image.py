@@ -111,6 +111,7 @@ def test_nobody_is_asked_anything_and_no_two_nodes_are_the_same(bench: Path, fla
     wanted = tree._stat(f"{units}/multi-user.target.wants/edge-provision.service")
     assert wanted["target"] == "/usr/lib/systemd/system/edge-provision.service"
     assert tree.read("/etc/machine-id") == b""
+    assert tree.kind("/var/lib/dbus/machine-id") is None
     assert tree.names("/etc/ssh") == ["sshd_config.d"], "host keys are each node's own"
 
 

@@ -119,7 +119,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
         ]
         done = subprocess.run(["debootstrap", *words], capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"debootstrap made no Debian: {done.stdout.strip().splitlines()[-1]}")
+            pytest.fail(f"debootstrap made no Debian: {done.stdout.strip().splitlines()[-1]}")
     root = tmp_path_factory.mktemp("node") / "root"
     subprocess.run(["cp", "-a", cache, root], check=True)
     root.parent.chmod(0o755)
