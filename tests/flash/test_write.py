@@ -560,6 +560,8 @@ def half(self, count):
     if self._verb == {verb!r} and self.done >= {bytes}:
         {do}
 Progress.advance = half
+# Where the tests run in a shell's background, SIGINT is ignored from the start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 
 
