@@ -6,7 +6,6 @@ release.json's bytes. `edge-flash release` makes it; `edge-update` takes it.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import edge
 from edge.errors import EdgeError
 from edge.payload import LARGEST, TIME_PATTERN
+from edge.weights import sha256_of
 
 SCHEMA = "edge.release/1"
 MANIFEST, SIGNATURE = "release.json", "release.json.sig"
@@ -205,7 +205,7 @@ class Server:
         """The file in `folder`, whole and of the signed hash; what an earlier try left is gone on
         with. Raises Refused or EdgeError."""
         ready, part = folder / file.name, folder / f"{file.sha256}.part"
-        if ready.is_file() and _hash(ready) == file.sha256:
+        if ready.is_file() and sha256_of(ready) == file.sha256:
             return ready
         have = part.stat().st_size if part.is_file() else 0
         with part.open("ab") as out:
@@ -236,7 +236,7 @@ class Server:
             raise EdgeError(
                 f"{file.name} ends after {have} of {file.bytes} bytes; the rest is fetched next time"
             )
-        if (found := _hash(part)) != file.sha256:
+        if (found := sha256_of(part)) != file.sha256:
             part.unlink()
             raise Refused(
                 f"{file.name} has sha256 {found[:12]}..., not the signed {file.sha256[:12]}...; copy "
@@ -244,14 +244,6 @@ class Server:
             )
         os.replace(part, ready)
         return ready
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while part := content.read(MIB):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -8,7 +8,6 @@ package version give the same bytes.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.util
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from edge import cli
 from edge.errors import EdgeError, UsageError
-from edge.weights import _original, fetch, locked, sha256, write_atomically
+from edge.weights import _original, fetch, locked, sha256, sha256_of, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "edge-node"
@@ -137,14 +136,6 @@ def fetch_wheels(cache: Path, python: str, wanted: dict[str, str]) -> None:
     _pip("download", "--no-deps", *target, *platforms, "--dest", cache, *exact)
 
 
-def digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, list[Path]]:
     """The wheels of each Python, each with the sha256 that wheels.sha256 says."""
     text = (ROOT / "systemd/wheels.txt").read_text(encoding="utf-8")
@@ -154,7 +145,7 @@ def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, lis
             fetch_wheels(cache, python, pins(text, python))
         there = [path.name for path in sorted(cache.glob("*.whl"))]
         used = {name for python in pythons for name in choose(pins(text, python), python, there)}
-        lines = [f"{digest_of(cache / name)}  {name}\n" for name in sorted(used)]
+        lines = [f"{sha256_of(cache / name)}  {name}\n" for name in sorted(used)]
         write_atomically(ROOT / "systemd/wheels.sha256", "".join(lines).encode())
     known = read_lock()
     found = {}
@@ -166,7 +157,7 @@ def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, lis
         for name in names:
             if not (cache / name).is_file():
                 raise EdgeError(f"the index has no {name} any more; run this again with --lock")
-            if digest_of(cache / name) != known[name]:
+            if sha256_of(cache / name) != known[name]:
                 (cache / name).unlink()
                 raise EdgeError(f"{name} has another sha256 than wheels.sha256 says; not used")
         found[python] = [cache / name for name in names]
@@ -175,7 +166,7 @@ def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, lis
 
 def requirement(wheel: Path) -> str:
     name, version = named(wheel.name)
-    return f"{name}=={version} --hash=sha256:{digest_of(wheel)}\n"
+    return f"{name}=={version} --hash=sha256:{sha256_of(wheel)}\n"
 
 
 def installed_kib(wheels: Iterable[Path]) -> int:
@@ -251,9 +242,9 @@ def share(
     copy(tree / "systemd/node.yaml", folder / "node.yaml")
     (folder / "version").write_text(f"{version}\n")
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    lines = [f"{digest_of(path)}  {path.relative_to(folder)}\n" for path in inside]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in inside]
     # What the package is made of besides; sha256sum --check reads these lines as comments.
-    lines += [f"# {digest_of(tree / name)}  {name}\n" for name in tracked()]
+    lines += [f"# {sha256_of(tree / name)}  {name}\n" for name in tracked()]
     (folder / "MANIFEST").write_text("".join(lines))
 
 
@@ -325,7 +316,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.lock and set(args.python) != set(PYTHONS):
         raise UsageError("--lock names the wheels of every Python; leave --python out")
     path = build(args.version, args.python, args.lock, args.out)
-    print(f"{path}\n{path.stat().st_size} bytes\nsha256 {digest_of(path)}")
+    print(f"{path}\n{path.stat().st_size} bytes\nsha256 {sha256_of(path)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from edge.errors import EdgeError
 from edge.flash.tree import Entry, File, Folder, Gone, Kind, Link, with_parents
+from edge.weights import sha256, sha256_of
 
 SECTOR = 512
 # Also where only root's PATH looks.
@@ -250,11 +251,5 @@ class Ext4:
 
 
 def digest(content: bytes | Path) -> str:
-    """sha256 of bytes, or of a file read in pieces."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    running = hashlib.sha256()
-    with content.open("rb") as source:
-        while block := source.read(2**20):
-            running.update(block)
-    return running.hexdigest()
+    """sha256 of what a File holds."""
+    return sha256(content) if isinstance(content, bytes) else sha256_of(content)

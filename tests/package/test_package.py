@@ -21,10 +21,12 @@ from pathlib import Path
 
 import build_package
 import pytest
-from build_package import PYTHONS, digest_of, named
+from build_package import PYTHONS, named
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support import ROOT
+
+from edge.weights import sha256_of
 
 pytestmark = pytest.mark.package
 
@@ -146,7 +148,7 @@ def unpacked(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 
 def test_two_builds_are_the_same_bytes(packages: tuple[Path, Path], tmp_path: Path) -> None:
     again = build_package.build(build_package.own_version(), PYTHONS, False, tmp_path)
-    assert digest_of(again) == digest_of(packages[0])
+    assert sha256_of(again) == sha256_of(packages[0])
 
 
 def test_a_second_build_needs_no_network(packages: tuple[Path, Path], tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_a_second_build_needs_no_network(packages: tuple[Path, Path], tmp_path: 
     assert done.returncode == 0, done.stderr
     path, size, digest = done.stdout.splitlines()
     assert size == f"{Path(path).stat().st_size} bytes"
-    assert digest == f"sha256 {digest_of(Path(path))}"
+    assert digest == f"sha256 {sha256_of(Path(path))}"
 
 
 def test_lintian_finds_nothing(packages: tuple[Path, Path]) -> None:
@@ -179,7 +181,7 @@ def test_the_manifest_names_every_input(unpacked: Path) -> None:
     for line in lines:
         if not line.startswith("#"):
             digest, name = line.split()
-            assert digest_of(folder / name) == digest
+            assert sha256_of(folder / name) == digest
     assert any(line.endswith("  systemd/debian/postinst") for line in lines)
 
 
