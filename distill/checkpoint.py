@@ -28,7 +28,8 @@ FACTS = ("epoch", "valid_accuracy", "teacher")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The student is in evaluation mode; facts: epoch, valid_accuracy, teacher (its name, or "")."""
+    """The student is in evaluation mode; facts: epoch, valid_accuracy, teacher (its name, or ""),
+    start (where it went on from, or None)."""
 
     student: Student
     labels: tuple[str, ...]
@@ -44,9 +45,10 @@ def contents(
     valid_accuracy: float,
     frozen: str = "",
     teacher: str = "",
+    start: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `load_checkpoint` reads. frozen: digest of a teacher's frozen side; teacher: what a
-    student was taught by, "" for nobody."""
+    student was taught by, "" for nobody; start: what it went on from, as `start.Start.facts`."""
     return {
         "schema": SCHEMA,
         "labels": list(labels),
@@ -55,6 +57,7 @@ def contents(
         "valid_accuracy": valid_accuracy,
         "frozen": frozen,
         "teacher": teacher,
+        "start": start,
         "network": network.state_dict(),
     }
 
@@ -86,7 +89,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DataError(f"{path} holds a teacher, not a student; give a student's checkpoint")
     student = build_student(recipe, len(labels))
     fill(student, content, path)
-    return Checkpoint(student, labels, recipe, {key: content[key] for key in FACTS})
+    facts = {key: content[key] for key in FACTS}
+    # Absent in files that were written before a student could go on from another.
+    return Checkpoint(student, labels, recipe, {**facts, "start": content.get("start")})
 
 
 def load_teacher(

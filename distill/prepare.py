@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from distill.lessons import cache_lessons
 from distill.parallel import Process
 from distill.precision import use_bf16
 from distill.recipe import Recipe
+from distill.start import SETTLED_ON, Start, begin, read_start
 from distill.store import digest_of
 from distill.task import DistillationTask, StudentTask, TeacherTask
 from distill.twins import find_twins, names_of
@@ -39,8 +41,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """truth, votes: of the validation split, what is chosen on; frozen, teacher: names of what the
-    run reads besides the data."""
+    """truth, votes: of the validation split, what is chosen on; frozen, teacher, start: what the run
+    reads besides the data."""
 
     labels: tuple[str, ...]
     examples: Examples
@@ -50,6 +52,7 @@ class Prepared:
     course: Course
     frozen: str = ""
     teacher: str = ""
+    start: dict[str, Any] | None = None
 
 
 def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepared:
@@ -59,6 +62,11 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     if (recipe.distillation is None) != (args.teacher is None):
         wants = "a teacher: give --teacher FILE" if recipe.distillation else "no --teacher"
         raise UsageError(f"{args.recipe} wants {wants}")
+    if args.start and not recipe.student:
+        raise UsageError(f"{args.recipe} trains a teacher: --start is for students")
+    start = read_start(args.start) if args.start else None
+    if start and start.recipe.crop != recipe.crop:
+        raise UsageError(f"{args.start} was trained on another crop; make the recipe's equal")
 
     def say(line: str) -> None:
         if process.first:
@@ -79,12 +87,15 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     )
     examples = learnable(split, left_out)
     torch.manual_seed(recipe.training.seed)
-    bench = _Bench(recipe, args, process.device, folder, examples, split, valid, say)
+    bench = _Bench(recipe, args, process.device, folder, examples, split, valid, say, start)
     task, course, frozen, teacher = bench.teacher() if recipe.teacher else bench.student()
     if process.first:
         process.wait()
     truth = choosable(valid, unchosen)
-    return Prepared(split.labels, examples, truth, valid.targets, task, course, frozen, teacher)
+    facts = start.facts if start else None
+    return Prepared(
+        split.labels, examples, truth, valid.targets, task, course, frozen, teacher, facts
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,7 @@ class _Bench:
     train: Split
     valid: Split
     say: Say
+    start: Start | None
 
     @property
     def bf16(self) -> bool:
@@ -143,6 +155,9 @@ class _Bench:
     def student(self) -> tuple[nn.Module, Course, str, str]:
         recipe, args = self.recipe, self.args
         student = build_student(recipe, len(self.train.labels))
+        if self.start:
+            some = self.examples.rows[:: max(1, len(self.examples) // SETTLED_ON)]
+            begin(student, self.start, self.train.labels, self.pixels("train")[some])
         how = recipe.distillation
         pixels = self.valid.crops.pixels
         if how is None:

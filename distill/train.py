@@ -72,10 +72,11 @@ def train(
     frozen: str = "",
     teacher: str = "",
     compiled: bool = False,
+    start: dict[str, Any] | None = None,
 ) -> Path:
     """Train task.network; returns the path of the best checkpoint by validation accuracy.
 
-    task: see `distill.task`; course: where its batches come from; frozen, teacher: as in
+    task: see `distill.task`; course: where its batches come from; frozen, teacher, start: as in
     `checkpoint.contents`; compiled: by torch.compile. Raises DataError where nothing can be learned
     or --resume finds another run.
     """
@@ -93,6 +94,7 @@ def train(
         "data": examples.digest,
         "backbones": frozen,
         "teacher": teacher,
+        "start": start,
         "precision": "bf16" if bf16 else "fp32",
         "processes": process.world,
     }
@@ -153,7 +155,7 @@ def train(
                 totals[name] += float(value.detach())
             if process.first and (sys.stdout.isatty() or index % 50 == 0):
                 print(
-                    f"epoch {epoch} step {index}/{steps_an_epoch} loss {float(total):.4f}",
+                    f"epoch {epoch} step {index}/{steps_an_epoch} loss {float(total.detach()):.4f}",
                     flush=True,
                 )
         means = {name: process.mean(value / steps_an_epoch) for name, value in totals.items()}
@@ -169,7 +171,9 @@ def train(
                 "seconds": round(time.monotonic() - started, 1),
             }
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            whole = checkpoint.contents(average, recipe, labels, epoch, accuracy, frozen, teacher)
+            whole = checkpoint.contents(
+                average, recipe, labels, epoch, accuracy, frozen, teacher, start
+            )
             if accuracy > best:
                 best = accuracy
                 store.save(out / "best.pt", whole)
@@ -248,6 +252,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="its checkpoint, for distillation")
     p.add_argument(
+        "--start",
+        type=Path,
+        metavar="FILE|DIR",
+        help="a student goes on from this checkpoint's or bundle's weights",
+    )
+    p.add_argument(
         "--dinov2",
         default="facebook/dinov2-small",
         metavar="DIR|NAME",
@@ -280,6 +290,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             ready.frozen,
             ready.teacher,
             args.compile,
+            ready.start,
         )
         if process.first:
             print(f"best checkpoint: {best}")

@@ -78,6 +78,22 @@ def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def _history(provenance: dict[str, Any]) -> str:
+    """The runs that the weights come from, the first one first."""
+    runs: list[str] = []
+    run: dict[str, Any] | None = provenance
+    while run:
+        recipe, teacher = run["recipe"], run["teacher"] or "none"
+        taught = (
+            "the votes alone"
+            if teacher.startswith("none")
+            else f"the votes and a teacher, {teacher}"
+        )
+        runs.append(f"recipe `{recipe['name']}` ({recipe['training']['epochs']} epochs, {taught})")
+        run = run.get("start")
+    return "Learned by " + ", then by ".join(reversed(runs))
+
+
 def write(description: dict[str, Any]) -> str:
     """Markdown from bundle.json's content, its scores included."""
     provenance, scores = description["provenance"], description["scores"]
@@ -96,7 +112,7 @@ def write(description: dict[str, Any]) -> str:
         f"Pictures with an exact or near copy in a later split were left out: "
         f"{provenance['twins_left_out'].get('train', 0)} of training, "
         f"{provenance['twins_left_out'].get('valid', 0)} of validation. "
-        f"Teacher: {provenance['teacher']}.\n\n"
+        f"{_history(provenance)}.\n\n"
         f"## Scores\n\n"
         f"Onnxruntime {measured['onnxruntime']} on {measured['processor']}; intervals by bootstrap of "
         f"pictures, 2,000 rounds. Logits are divided by {provenance['calibration_temperature']}, "

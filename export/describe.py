@@ -100,6 +100,7 @@ def describe(
             "teacher": checkpoint.facts["teacher"]
             or "none: learned from the annotators' votes alone",
             "recipe": checkpoint.recipe.model_dump(),
+            "start": checkpoint.facts["start"],
             "data": DATA_NAMES[layout],
             "data_licence": LICENCES[layout],
             "weights_licence": "Apache-2.0",

@@ -117,7 +117,8 @@ def write_checkpoint(path: Path, **changes: object) -> Path:
 def test_checkpoint_to_bundle_to_scores(
     detector_file: Path, tiny_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:
-    checkpoint = write_checkpoint(tmp_path / "c.pt")
+    before = {"recipe": RECIPE | {"name": "first"}, "teacher": "somebody", "start": None}
+    checkpoint = write_checkpoint(tmp_path / "c.pt", start=before)
     out = tmp_path / "bundle"
     options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", out, "--force", "--test"]
     done = command("export.model", checkpoint, *options)
@@ -132,6 +133,8 @@ def test_checkpoint_to_bundle_to_scores(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "c.pt"], "no draft left"
 
     text = (out / "MODEL_CARD.md").read_text()
+    assert "Learned by recipe `first` (" in text
+    assert f"the votes and a teacher, somebody), then by recipe `{RECIPE['name']}`" in text
     test = next(e for e in bundle.description.scores if e["split"] == "test")
     assert f"{100 * test['accuracy']:.2f} %" in text
     assert "must not be used" in text
