@@ -159,8 +159,3 @@ def degrade(faces: Tensor, config: Augmentation, generator: torch.Generator) -> 
     places stay."""
     faces = soften(relight(faces, config, generator), config, generator)
     return compress(spoil(shrink(faces, config, generator), config, generator), config, generator)
-
-
-def augment(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """A random placement, then all that degrades a picture."""
-    return degrade(warp(faces, placement(len(faces), config, generator)), config, generator)

@@ -24,12 +24,13 @@ from edge.strict import validate
 
 SCHEMA = "distill.checkpoint/2"
 FACTS = ("epoch", "valid_accuracy", "teacher")
+LATER = ("start", "layout")  # absent in the first files of this schema
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The student is in evaluation mode; facts: epoch, valid_accuracy, teacher (its name, or ""),
-    start (where it went on from, or None)."""
+    start (where it went on from, or None), layout (of the data, or None where it was not kept)."""
 
     student: Student
     labels: tuple[str, ...]
@@ -46,9 +47,11 @@ def contents(
     frozen: str = "",
     teacher: str = "",
     start: dict[str, Any] | None = None,
+    layout: str | None = None,
 ) -> dict[str, Any]:
     """What `load_checkpoint` reads. frozen: digest of a teacher's frozen side; teacher: what a
-    student was taught by, "" for nobody; start: what it went on from, as `start.Start.facts`."""
+    student was taught by, "" for nobody; start: what it went on from, as `start.Start.facts`;
+    layout: of the data it learned from."""
     return {
         "schema": SCHEMA,
         "labels": list(labels),
@@ -58,6 +61,7 @@ def contents(
         "frozen": frozen,
         "teacher": teacher,
         "start": start,
+        "layout": layout,
         "network": network.state_dict(),
     }
 
@@ -67,6 +71,8 @@ def read(path: Path) -> tuple[dict[str, Any], Recipe, tuple[str, ...]]:
     content = store.load(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        if isinstance(content, dict) and "optimiser" in content:
+            raise DataError(f"{path} is for resuming alone; give best.pt, which is beside it")
         raise DataError(f"{path} has schema {found!r}, this version reads '{SCHEMA}'; train again")
     wanted = ("recipe", "labels", "network", "frozen", *FACTS)
     if missing := [key for key in wanted if key not in content]:
@@ -90,8 +96,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     student = build_student(recipe, len(labels))
     fill(student, content, path)
     facts = {key: content[key] for key in FACTS}
-    # Absent in files that were written before a student could go on from another.
-    return Checkpoint(student, labels, recipe, {**facts, "start": content.get("start")})
+    facts |= {key: content.get(key) for key in LATER}
+    return Checkpoint(student, labels, recipe, facts)
 
 
 def load_teacher(

@@ -1,29 +1,17 @@
-"""Data sets > targets beside their crops.
-
-Every reader gives, for each picture by name, how the annotators voted over the label names; hard
-labels are one vote. A malformed row or an unknown class is a DataError naming file and line.
-"""
+"""Data sets > votes and targets beside their crops."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.labels import FER2013, FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
+from distill.votes import READERS, label_file
 from edge.crop import CropSpec
-from edge.crops import (
-    Crops,
-    crop_detector,
-    crops_key,
-    list_pictures,
-    make_crops,
-    rafdb_split,
-)
+from edge.crops import Crops, crop_detector, crops_key, make_crops
 from edge.errors import DataError
 from edge.weights import locked
 
@@ -43,6 +31,24 @@ class Split:
         total = votes.sum(axis=1, keepdims=True)
         return np.asarray(votes / np.maximum(total, 1), dtype=np.float32)
 
+    def without(self, names: Collection[str]) -> Split:
+        """The other pictures alone."""
+        rows = np.flatnonzero([name not in names for name in self.crops.names])
+        crops = self.crops
+        kept = Crops(crops.pixels[rows], [crops.names[row] for row in rows], crops.found[rows])
+        return Split(kept, self.votes[rows], self.labels)
+
+    def ordered(self, labels: tuple[str, ...], whose: str) -> Split:
+        """The votes in the order of a model's labels; raises DataError where those are others."""
+        if sorted(labels) != sorted(self.labels):
+            raise DataError(
+                f"the data has the classes {', '.join(self.labels)}, {whose} {', '.join(labels)}; "
+                f"use data with its own classes"
+            )
+        extra = range(len(labels), self.votes.shape[1])
+        columns = [self.labels.index(label) for label in labels]
+        return Split(self.crops, self.votes[:, [*columns, *extra]], labels)
+
 
 def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Protocol majority-8: the class whose vote is the largest of all columns and alone so, else -1."""
@@ -58,99 +64,6 @@ def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     inside = votes[:, :classes]
     extra = votes[:, classes:].max(axis=1) if votes.shape[1] > classes else np.zeros(len(votes))
     return np.where(extra > inside.max(axis=1), -1, inside.argmax(axis=1))
-
-
-def _whole(cell: str) -> bool:
-    cell = cell.strip()
-    return cell.isascii() and cell.isdecimal()
-
-
-def _read_ferplus(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    path = data / f"FER2013{split.capitalize()}" / "label.csv"
-    columns = len(FERPLUS) + len(FERPLUS_EXTRA)
-    votes: dict[str, list[int]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as rows:
-            for line, row in enumerate(csv.reader(rows), 1):
-                if not row:
-                    continue
-                if len(row) != 2 + columns or not all(_whole(cell) for cell in row[2:]):
-                    raise DataError(
-                        f"{path} line {line}: expected a name, a box and {columns} whole votes"
-                    )
-                if row[0] in votes:
-                    raise DataError(f"{path} line {line}: '{row[0]}' stands twice")
-                votes[row[0]] = [int(cell) for cell in row[2:]]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
-    return votes, FERPLUS
-
-
-def _read_fer2013(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    path = data / "fer2013_original_labels.csv"
-    votes: dict[str, list[int]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as rows:
-            for line, row in enumerate(csv.reader(rows), 1):
-                if not row or row == ["name", "split", "label"]:
-                    continue
-                if len(row) != 3 or canonical(row[2]) not in FER2013:
-                    raise DataError(
-                        f"{path} line {line}: expected name, split and one of {', '.join(FER2013)}"
-                    )
-                if row[1].strip().lower() == split:
-                    votes[row[0]] = [int(canonical(row[2]) == label) for label in FER2013]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
-    return votes, FER2013
-
-
-def _read_rafdb(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    # The holders' own spelling: "patition".
-    candidates = [data / "list_patition_label.txt", data / "EmoLabel" / "list_patition_label.txt"]
-    path = next((p for p in candidates if p.is_file()), candidates[0])
-    votes: dict[str, list[int]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        parts = line.split()
-        if len(parts) != 2 or not _whole(parts[1]) or not 1 <= int(parts[1]) <= len(RAFDB):
-            raise DataError(f"{path} line {number}: expected 'NAME.jpg 1..{len(RAFDB)}'")
-        if rafdb_split(parts[0]) == split:
-            votes[parts[0]] = [int(i == int(parts[1]) - 1) for i in range(len(RAFDB))]
-    return votes, RAFDB
-
-
-def _read_folders(data: Path, split: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    classes = sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
-    labels = tuple(canonical(name) for name in classes)
-    if len(set(labels)) != len(labels):
-        raise DataError(f"{data / 'train'}: two class folders mean the same class: {classes}")
-    votes = {}
-    for name, path in list_pictures(data, "folders").get(split, []):
-        label = canonical(path.parent.name)
-        if label not in labels:
-            raise DataError(f"{path}: class '{path.parent.name}' is not among train's {classes}")
-        votes[name] = [int(label == other) for other in labels]
-    return votes, labels
-
-
-READERS = {
-    "ferplus": _read_ferplus,
-    "fer2013": _read_fer2013,
-    "rafdb": _read_rafdb,
-    "folders": _read_folders,
-}
 
 
 def crops_folder(data: Path, spec: CropSpec) -> Path:
@@ -183,13 +96,17 @@ def join(data: Path, layout: str, split: str, made: dict[str, Crops]) -> Split:
     if split not in made:
         raise DataError(f"{data} has no split '{split}', only {', '.join(made)}; add its folder")
     crops = made[split]
-    votes, labels = READERS[layout](data, split)
+    voted, labels = READERS[layout](data, split)
     have = set(crops.names)
-    if missing := [name for name in votes if name not in have]:
+    if missing := [name for name in voted if name not in have]:
         raise DataError(
-            f"{data}: {len(missing)} rows of '{split}' name a missing picture: {missing[0]}"
+            f"{voted[missing[0]].where} names a missing picture of '{split}', {missing[0]} "
+            f"({len(missing)} such rows); bring it back or take the row out"
         )
-    if nameless := [name for name in crops.names if name not in votes]:
-        raise DataError(f"{data}: {len(nameless)} pictures of '{split}' have no row: {nameless[0]}")
-    table = np.array([votes[name] for name in crops.names], dtype=np.int64)
+    if nameless := [name for name in crops.names if name not in voted]:
+        raise DataError(
+            f"{label_file(data, layout, split)} has no row for {nameless[0]} of '{split}' "
+            f"({len(nameless)} such pictures)"
+        )
+    table = np.array([voted[name].votes for name in crops.names], dtype=np.int64)
     return Split(crops=crops, votes=table, labels=labels)

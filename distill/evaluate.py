@@ -2,7 +2,8 @@
 
 The headline counts every picture: where the detector finds no face the whole picture is read, and
 the share of those is printed; a second row counts each of them as an error. Predictions are made
-before labels are opened for scoring, and do not depend on them.
+before labels are opened for scoring, and do not depend on them. Of the validation split the pictures
+with a twin in the test split are predicted, and not scored: what is chosen there must not have seen it.
 """
 
 from __future__ import annotations
@@ -20,22 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data import Split, argmax, join, majority, open_crops
-from distill.metrics import PROTOCOLS, Scores, score, softmax
+from distill.data import Split, crops_folder, join, majority, open_crops
+from distill.labels import DATA_NAMES
+from distill.metrics import PROTOCOLS, Scores, fit_temperature, score, softmax, tempered, truth_of
+from distill.twins import find_twins, names_of
 from edge import cli
 from edge.backends import open_backend
 from edge.bundle import Bundle, load_bundle
 from edge.crop import CropSpec
-from edge.crops import LAYOUTS
+from edge.crops import LAYOUTS, Crops
 from edge.errors import DataError
 from edge.weights import write_atomically
-
-DATA_NAMES = {
-    "ferplus": "FER+",
-    "fer2013": "FER2013",
-    "rafdb": "RAF-DB",
-    "folders": "class folders",
-}
 
 
 def predict_bundle(
@@ -58,8 +54,7 @@ def count_undetected(
 ) -> tuple[float, float]:
     """Of the pictures that the protocol scores: the share without a detected face, and the accuracy
     when each of those is wrong, whatever was predicted."""
-    classes = len(scores_of.labels)
-    truth = (majority if protocol == PROTOCOLS[0] else argmax)(scores_of.votes, classes)
+    truth = truth_of(scores_of.votes, len(scores_of.labels), protocol)
     kept = truth >= 0
     hit = (probabilities.argmax(axis=1) == truth) & scores_of.crops.found
     return float(1 - scores_of.crops.found[kept].mean()), float(hit[kept].mean())
@@ -219,6 +214,38 @@ def open_model(args: argparse.Namespace, checkpoint: Path | None) -> Model:
     )
 
 
+def without_twins(data: Path, layout: str, name: str, spec: CropSpec, split: Split) -> Split:
+    """The validation split without the pictures that have a twin in the test split; others whole."""
+    if name != "valid":
+        return split
+    twins = names_of(find_twins(data, layout, crops_folder(data, spec), cli.say)["valid"])
+    cli.say(f"left out: {len(twins)} pictures of valid with a twin in the test split")
+    return split.without(twins)
+
+
+def calibrated(
+    args: argparse.Namespace,
+    model: Model,
+    crops: dict[str, Crops],
+    split: Split,
+    probabilities: NDArray[np.float64],
+) -> tuple[str, dict[str, Any]]:
+    """ECE and NLL at the temperature that fits the validation split's votes (Guo et al. 2017)."""
+    valid = join(args.data, args.layout, "valid", crops).ordered(model.labels, "the model")
+    valid = without_twins(args.data, args.layout, "valid", model.crop, valid)
+    voted = valid.targets.sum(axis=1) > 0
+    logits = np.log(np.maximum(model.predict(valid.crops.pixels[voted]), 1e-12)).astype(np.float32)
+    temperature = fit_temperature(logits, valid.targets[voted])
+    at = tempered(probabilities, temperature)
+    scores = score(at, split.votes, split.labels, PROTOCOLS[0], rounds=0)
+    entry = {"temperature": round(temperature, 5), "ece": scores.ece, "nll": scores.nll}
+    line = (
+        f"calibrated: temperature {temperature:.3f}, fitted on {int(voted.sum())} pictures of valid: "
+        f"ECE(15) {scores.ece:.4f}, NLL {scores.nll:.4f}"
+    )
+    return line, {"calibrated": entry}
+
+
 def last_epochs(args: argparse.Namespace, split: Split, best: float) -> tuple[str, dict[str, Any]]:
     """Accuracy of the last epochs beside the chosen one's: a choice that was only luck shows."""
     paths = sorted(args.checkpoint.parent.glob("epoch-*.pt"))
@@ -235,33 +262,31 @@ def last_epochs(args: argparse.Namespace, split: Split, best: float) -> tuple[st
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     model = open_model(args, args.checkpoint)
-    crops = open_crops(args.data, args.layout, model.crop, args.weights, say)
+    crops = open_crops(args.data, args.layout, model.crop, args.weights, cli.say)
     if args.split not in crops:
         raise DataError(f"{args.data} has no split '{args.split}'; it has {', '.join(crops)}")
     probabilities = model.predict(crops[args.split].pixels)
     if args.predictions:
         write_predictions(args.predictions, crops[args.split].names, model.labels, probabilities)
-    split = join(args.data, args.layout, args.split, crops)
-    if split.labels != model.labels:
-        raise DataError(
-            f"{args.data} has the classes {', '.join(split.labels)}, the model "
-            f"{', '.join(model.labels)}; score it on data with its own classes"
-        )
+    whole = join(args.data, args.layout, args.split, crops).ordered(model.labels, "the model")
+    split = without_twins(args.data, args.layout, args.split, model.crop, whole)
+    probabilities = probabilities[np.isin(whole.crops.names, split.crops.names)]
     text, entries = evaluate(split, probabilities, args.layout, args.split, model.precision)
     title = f"{args.bundle or args.checkpoint} {model.precision} on {args.data} {args.split}"
     print(title)
     print(text)
     scores = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0)
     print(confusion_table(scores, split.labels))
+    if "valid" in crops:
+        line, entry = calibrated(args, model, crops, split, probabilities)
+        print(line)
+        entries.append(entry)
     if args.checkpoint and list(args.checkpoint.parent.glob("epoch-*.pt")):
         line, entry = last_epochs(args, split, scores.accuracy)
         print(line)
         entries.append(entry)
-    rows = measure(args, model, split, say) if args.robustness else []
+    rows = measure(args, model, split, cli.say) if args.robustness else []
     if rows:
         entries.append({"robustness": rows})
     if args.json:

@@ -1,12 +1,13 @@
 """A frozen network's outputs on disk, memory-mapped, so that two cores can train the rest.
 
-DATA.features/KEY/SPLIT/ holds, for every crop of a split, in the crops' order:
+DATA.features/KEY/SPLIT-PICTURES/ holds, for every crop of a split, in the crops' order:
 
     codes.npy   (N, G * G, D) int8
     scale.npy   (N, G * G) float16
     done        how many rows are written; a killed run goes on from there
 
-KEY names the network's weights and input side, the crops and the precision.
+KEY names the network's weights and input side, the crops' form and the precision; PICTURES what was
+cropped.
 """
 
 from __future__ import annotations
@@ -42,11 +43,19 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def features_folder(crops: Path, network: Dinov2 | Lower, bf16: bool) -> Path:
-    """Beside the raw data: crops is DATA.crops/KEY, the result DATA.features/OTHER_KEY."""
+def features_folder(crops: Path, split: str, network: Dinov2 | Lower, bf16: bool) -> Path:
+    """Beside the raw data: crops is DATA.crops/KEY, the result DATA.features/OTHER_KEY/SPLIT-PICTURES,
+    so that pictures that were changed are not taken for those that were seen.
+
+    Raises DataError where the crops of that split are not finished."""
     facts = [crops.name, type(network).__name__, weights_digest(network), network.side, bf16]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    return crops.parent.with_name(crops.parent.name.removesuffix(".crops") + ".features") / key
+    try:
+        pictures = hashlib.sha256((crops / f"{split}.key").read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise DataError(f"{crops} holds no finished crops of '{split}'; run it again") from error
+    beside = crops.parent.with_name(crops.parent.name.removesuffix(".crops") + ".features")
+    return beside / key / f"{split}-{pictures}"
 
 
 def pack(grid: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -142,7 +151,7 @@ def cache_features(
             write_atomically(mark, str(done).encode())
             left = (len(pixels) - done) * (time.monotonic() - started) / (done - first)
             progress(
-                f"features of {type(network).__name__}, {place.name}: {done}/{len(pixels)}, "
+                f"features, {place.parent.name}/{place.name}: {done}/{len(pixels)}, "
                 f"{left / 60:.0f} min to go"
             )
     return Features(codes, scale)

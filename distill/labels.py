@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+# What a layout's data is called in scores and model cards.
+DATA_NAMES = {
+    "ferplus": "FER+",
+    "fer2013": "FER2013",
+    "rafdb": "RAF-DB",
+    "folders": "class folders",
+}
+
 # FER+ (Barsoum et al. 2016): the order of the vote columns in label.csv.
 FERPLUS = (
     "neutral",

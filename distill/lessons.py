@@ -7,7 +7,7 @@ and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,22 +48,38 @@ class Lessons:
 @torch.no_grad()
 def think(
     teacher: Teacher, scene: Features, lower: Features | Computed, bf16: bool
-) -> dict[str, list[NDArray]]:  # type: ignore[type-arg]
-    """The teacher's thoughts of all rows, packed, in blocks."""
+) -> Iterator[dict[str, NDArray[np.generic]]]:
+    """The teacher's thoughts of all rows, packed, a block at a time."""
     teacher.eval()
     device = next(teacher.parameters()).device
-    parts: dict[str, list[NDArray]] = {name: [] for name in ARRAYS}  # type: ignore[type-arg]
     for start in range(0, len(scene), BATCH):
         rows = np.arange(start, min(start + BATCH, len(scene)))
         with autocast(device, bf16):
             thoughts = teacher.think(scene.read(rows).to(device), lower.read(rows).to(device))
-        parts["logits"].append(thoughts.logits.float().cpu().numpy())
-        parts["embedding"].append(thoughts.embedding.half().cpu().numpy())
-        for name, grid in (("scene", thoughts.scene), ("face", thoughts.face)):
-            codes, scale = pack(grid.cpu())
-            parts[name].append(codes)
-            parts[f"{name}-scale"].append(scale)
-    return parts
+        (scenes, scene_scale), (faces, face_scale) = (
+            pack(grid.cpu()) for grid in (thoughts.scene, thoughts.face)
+        )
+        yield {
+            "logits": thoughts.logits.float().cpu().numpy(),
+            "embedding": thoughts.embedding.half().cpu().numpy(),
+            "scene": scenes,
+            "scene-scale": scene_scale,
+            "face": faces,
+            "face-scale": face_scale,
+        }
+
+
+def _write(folder: Path, blocks: Iterator[dict[str, NDArray[np.generic]]], rows: int) -> None:
+    """Into memory-mapped files: the thoughts of a large data set fit into no memory."""
+    open_arrays: dict[str, NDArray[np.generic]] = {}
+    done = 0
+    for block in blocks:
+        for name, part in block.items():
+            if name not in open_arrays:
+                shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"
+                open_arrays[name] = np.lib.format.open_memmap(path, "w+", part.dtype, shape)
+            open_arrays[name][done : done + len(part)] = part
+        done += len(block["logits"])
 
 
 def cache_lessons(
@@ -81,8 +97,7 @@ def cache_lessons(
     if not mark.is_file():
         progress(f"the teacher thinks about {len(scene)} pictures")
         folder.mkdir(parents=True, exist_ok=True)
-        for name, blocks in think(teacher, scene, lower, bf16).items():
-            np.save(folder / f"{name}.npy", np.concatenate(blocks))
+        _write(folder, think(teacher, scene, lower, bf16), len(scene))
         write_atomically(mark, b"")
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}

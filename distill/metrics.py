@@ -36,9 +36,19 @@ def _class_mean(truth: NDArray[np.int64], hit: NDArray[np.bool_], classes: int) 
     return float(np.mean(recalls))
 
 
+def confidence_bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) the bin of each, 0 to ECE_BINS - 1."""
+    return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def truth_of(votes: NDArray[np.int64], classes: int, protocol: str) -> NDArray[np.int64]:
+    """(N,) labels by a protocol, -1 for what it leaves out."""
+    return (majority if protocol == PROTOCOLS[0] else argmax)(votes, classes)
+
+
 def expected_calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> float:
     """Guo et al. 2017: |accuracy - confidence| over ECE_BINS equal bins, weighted by their share."""
-    place = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    place = confidence_bin(confidence)
     parts = [
         abs(hit[place == b].mean() - confidence[place == b].mean()) * (place == b).mean()
         for b in range(ECE_BINS)
@@ -57,7 +67,7 @@ def score(
 ) -> Scores:
     """probabilities: (N, K), rows sum to 1; votes: (N, K + extra). rounds: of the bootstrap."""
     classes = len(labels)
-    truth = (majority if protocol == PROTOCOLS[0] else argmax)(votes, classes)
+    truth = truth_of(votes, classes, protocol)
     kept = truth >= 0
     truth, p = truth[kept], probabilities[kept].astype(np.float64)
     q = votes[kept][:, :classes].astype(np.float64)
@@ -96,6 +106,12 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N, K) -> (N, K)."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """softmax(logits / T) from the probabilities at T = 1, (N, K) both."""
+    powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def fit_temperature(logits: NDArray[np.float32], targets: NDArray[np.float32]) -> float:

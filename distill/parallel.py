@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import cast
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+CACHING = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ def join() -> Iterator[Process]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if world > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # The others wait while the first one fills the caches.
+        distributed.init_process_group(backend, timeout=CACHING)
     try:
         yield Process(rank, world, device)
     finally:

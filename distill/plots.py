@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.metrics import ECE_BINS
+from distill.metrics import ECE_BINS, confidence_bin
 from distill.robustness import CHANGES
 from edge.errors import DataError
 
@@ -48,7 +48,7 @@ def reliability(
 ) -> None:
     """Accuracy by confidence; a calibrated network lies on the diagonal (Guo et al. 2017)."""
     figure, axes = _canvas()
-    place = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    place = confidence_bin(confidence)
     bins = [b for b in range(ECE_BINS) if (place == b).any()]
     middle = [(b + 0.5) / ECE_BINS for b in bins]
     share = [float((place == b).mean()) for b in bins]

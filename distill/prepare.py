@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """truth, votes: of the validation split, what is chosen on; frozen, teacher, start: what the run
-    reads besides the data."""
+    reads besides the data; layout: the data's."""
 
     labels: tuple[str, ...]
     examples: Examples
@@ -53,6 +53,7 @@ class Prepared:
     frozen: str = ""
     teacher: str = ""
     start: dict[str, Any] | None = None
+    layout: str | None = None
 
 
 def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepared:
@@ -92,9 +93,17 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     if process.first:
         process.wait()
     truth = choosable(valid, unchosen)
-    facts = start.facts if start else None
     return Prepared(
-        split.labels, examples, truth, valid.targets, task, course, frozen, teacher, facts
+        split.labels,
+        examples,
+        truth,
+        valid.targets,
+        task,
+        course,
+        frozen,
+        teacher,
+        start.facts if start else None,
+        args.layout,
     )
 
 
@@ -120,8 +129,13 @@ class _Bench:
         return (self.train if split == "train" else self.valid).crops.pixels
 
     def features(self, network: Dinov2 | Lower, split: str) -> Features:
-        place = features_folder(self.crops, network, self.bf16) / split
-        return cache_features(place, network, self.pixels(split), self.device, self.bf16, self.say)
+        place = features_folder(self.crops, split, network, self.bf16)
+        return cache_features(
+            place, self.fast(network), self.pixels(split), self.device, self.bf16, self.say
+        )
+
+    def fast(self, network: nn.Module) -> Any:
+        return torch.compile(network) if self.args.compile else network
 
     def lower(self, network: Lower, split: str, cached: bool) -> Features | Computed:
         """The face side's, which a recipe that does not cache it keeps off the disk altogether."""
@@ -135,7 +149,7 @@ class _Bench:
         teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
         frozen.to(self.device)
         cached = recipe.teacher.cached
-        networks = (frozen.scene, torch.compile(frozen.lower) if args.compile else frozen.lower)
+        networks = (frozen.scene, self.fast(frozen.lower))
         course = TeacherCourse(
             recipe,
             self.examples,
@@ -156,8 +170,13 @@ class _Bench:
         recipe, args = self.recipe, self.args
         student = build_student(recipe, len(self.train.labels))
         if self.start:
-            some = self.examples.rows[:: max(1, len(self.examples) // SETTLED_ON)]
+            count = min(SETTLED_ON, len(self.examples))
+            some = self.examples.rows[np.linspace(0, len(self.examples) - 1, count).astype(int)]
             begin(student, self.start, self.train.labels, self.pixels("train")[some])
+            known = len(set(self.train.labels) & set(self.start.labels))
+            self.say(
+                f"went on from {args.start}, {known} of {len(self.train.labels)} classes known to it"
+            )
         how = recipe.distillation
         pixels = self.valid.crops.pixels
         if how is None:
@@ -169,6 +188,7 @@ class _Bench:
             raise UsageError(f"{args.teacher} knows other classes: {', '.join(labels)}")
         if theirs.crop != recipe.crop:
             raise UsageError(f"{args.teacher} was trained on another crop; make the recipes' equal")
+        assert theirs.teacher is not None
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
         if how.live:
@@ -176,12 +196,16 @@ class _Bench:
                 recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=self.bf16
             )
         else:
-            assert theirs.teacher is not None
             scene = self.features(frozen.scene, "train")
             lower = self.lower(frozen.lower, "train", "face" in theirs.teacher.cached)
-            place = features_folder(self.crops, frozen.lower, self.bf16) / "train"
+            place = features_folder(self.crops, "train", frozen.lower, self.bf16)
             lessons = cache_lessons(place, teacher, scene, lower, self.bf16, self.say)
             course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
         task = DistillationTask(student, how, teacher)
         task = task.to(self.device, memory_format=torch.channels_last)
-        return task, course, "", f"{theirs.name} {digest_of(args.teacher)[:16]}"
+        return (
+            task,
+            course,
+            "",
+            f"{theirs.name} {digest_of(args.teacher)[:16]} on {theirs.teacher.face}",
+        )

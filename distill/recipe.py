@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from edge.crop import CropSpec
 from edge.strict import Strict, read_yaml, validate
+
+Positive = Annotated[int, Field(ge=1)]
 
 
 class CropRecipe(Strict):
@@ -30,8 +32,8 @@ class CropRecipe(Strict):
 
 
 class StudentRecipe(Strict):
-    widths: list[int] = Field(default=[32, 48, 96, 160], min_length=4, max_length=4)
-    depths: list[int] = Field(default=[1, 2, 2], min_length=3, max_length=3)
+    widths: list[Positive] = Field(default=[32, 48, 96, 160], min_length=4, max_length=4)
+    depths: list[Positive] = Field(default=[1, 2, 2], min_length=3, max_length=3)
     width: int = Field(default=128, ge=8, description="tokens' width D")
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
@@ -151,7 +153,7 @@ class Recipe(Strict):
     training: Training
 
     @model_validator(mode="after")
-    def _shrink(self) -> Recipe:
+    def _consistent(self) -> Recipe:
         if (self.student is None) == (self.teacher is None):
             raise ValueError("a recipe trains either a 'student' or a 'teacher': give one of them")
         if self.distillation:

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data import READERS, majority
+from distill.data import majority
+from distill.votes import READERS
 from edge import cli
 from edge.bundle import SHIPPED, load_bundle
 from edge.crops import LAYOUTS, list_pictures, read_picture
@@ -98,7 +99,8 @@ def node_counts(
         message = json.loads(line)
         if message["topic"].endswith("/counts"):
             payload = message["payload"]
-            return {**payload["counts"], "faces": payload["faces"]["max"]}
+            faces = payload["faces"]  # null where the window saw no picture in time
+            return {**(payload["counts"] or {}), "faces": faces["max"] if faces else 0}
     raise EdgeError("edge-run published no counts; see its log")
 
 
@@ -161,10 +163,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     listed = list_pictures(args.data, args.layout).get(args.split)
     if not listed:
         raise DataError(f"{args.data} has no split '{args.split}'")
-    votes, labels = READERS[args.layout](args.data, args.split)
-    table = np.array([votes[name] for name, _ in listed if name in votes], dtype=np.int64)
-    label = majority(table, len(labels))
-    kept = [(path, labels[k]) for (_, path), k in zip(listed, label, strict=True) if k >= 0]
+    voted, labels = READERS[args.layout](args.data, args.split)
+    labelled = [(name, path) for name, path in listed if name in voted]
+    table = np.array([voted[name].votes for name, _ in labelled], dtype=np.int64)
+    truth = majority(table, len(labels)) if labelled else np.empty(0, dtype=np.int64)
+    kept = [(path, labels[k]) for (_, path), k in zip(labelled, truth, strict=True) if k >= 0]
     if len(kept) < COLUMNS * ROWS:
         raise DataError(f"{args.data}: fewer than {COLUMNS * ROWS} labelled pictures")
     rows = measure(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from distill.build import build_student
 from distill.checkpoint import load_checkpoint
+from distill.labels import DATA_NAMES
 from distill.recipe import Recipe
 from distill.store import digest_of
 from distill.student import RepBlock, Student, StudentConfig, reparameterise
@@ -32,7 +33,7 @@ from edge.bundle import load_bundle
 from edge.errors import DataError, EdgeError, UsageError
 from edge.strict import validate
 
-SETTLED_ON = 1024  # faces whose batch statistics stand in for those that were folded away
+SETTLED_ON = 512  # faces whose batch statistics stand in for those that were folded away
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def _from_checkpoint(path: Path) -> Start:
     checkpoint = load_checkpoint(path)
     facts: dict[str, Any] = {"sha256": digest_of(path), "recipe": checkpoint.recipe.model_dump()}
     facts |= {key: checkpoint.facts[key] for key in ("teacher", "start")}
+    facts["data"] = DATA_NAMES.get(checkpoint.facts["layout"], "not recorded")
     student = checkpoint.student
     weights = reparameterise(student).state_dict()
     return Start(student.config, checkpoint.labels, checkpoint.recipe, weights, facts)
@@ -76,7 +78,7 @@ def _from_bundle(folder: Path) -> Start:
             f"{folder} holds no student of its own recipe: '{wrong[0]}'; export it again"
         )
     facts: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
-    facts |= {key: kept.get(key) for key in ("teacher", "start")}
+    facts |= {key: kept.get(key) for key in ("teacher", "start", "data")}
     config = student.config
     return Start(config, bundle.labels, recipe, {n: weights[n] for n in own}, facts)
 

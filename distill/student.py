@@ -11,7 +11,7 @@ trunk's plain 3x3 ReLU form when deployed is RepVGG's (Ding et al., CVPR 2021). 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ class StudentConfig:
     heads: int = 4
     dropout: float = 0.2
     attend: bool = True
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class RepBlock(nn.Module):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
@@ -36,7 +36,7 @@ class Run(Strict):
         default={}, description="laid over the recipe, section by section"
     )
     teacher: str | None = Field(default=None, description="an earlier run; its first seed teaches")
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     report: bool = False
 
 
@@ -75,9 +75,16 @@ def load_study(path: Path) -> tuple[Study, dict[str, Recipe]]:
     return study, recipes
 
 
+def recipe_text(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(exclude_unset=True), sort_keys=False)
+
+
 def finished(folder: Path, recipe: Recipe) -> bool:
-    log = folder / "log.csv"
-    return log.is_file() and len(log.read_text().splitlines()) == recipe.training.epochs + 1
+    """All epochs of this very recipe; one that was changed since is trained again, elsewhere."""
+    log, own = folder / "log.csv", folder / "recipe.yaml"
+    if not (log.is_file() and own.is_file() and own.read_text() == recipe_text(recipe)):
+        return False
+    return len(log.read_text().splitlines()) == recipe.training.epochs + 1
 
 
 def train_one(
@@ -86,8 +93,12 @@ def train_one(
     """distill-train in a process of its own, so that a seed's result does not depend on what ran
     before. Raises EdgeError where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recipe.model_dump(exclude_unset=True), sort_keys=False)
-    write_atomically(folder / "recipe.yaml", text.encode())
+    kept = folder / "recipe.yaml"
+    if (folder / "last.pt").is_file() and kept.read_text() != recipe_text(recipe):
+        raise DataError(
+            f"{folder} was trained by another recipe; move it away or choose another --out"
+        )
+    write_atomically(kept, recipe_text(recipe).encode())
     command = [sys.executable, "-m", "distill.train", str(folder / "recipe.yaml"), *options]
     command += ["--out", str(folder), "--seed", str(seed), "--resume"]
     command += ["--teacher", str(teacher)] if teacher else []
@@ -136,7 +147,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "distill-study",
         "Train and score every run of a study; go on where an earlier call stopped.",
-        "distill-study distill/recipes/study.yaml --data ferplus --out runs \\\n"
+        "distill-study distill/studies/ferplus.yaml --data ferplus --out runs \\\n"
         "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx",
     )
     p.add_argument("study", type=Path, metavar="STUDY.yaml")
@@ -144,6 +155,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
+    p.add_argument("--compile", action="store_true", help="as for distill-train")
     p.add_argument("--dinov2", metavar="DIR|NAME", help="as for distill-train")
     p.add_argument("--face", type=Path, metavar="FILE", help="as for distill-train")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
@@ -161,11 +173,16 @@ def run(argv: Sequence[str] | None = None) -> None:
         if one.teacher:
             first = next(run for run in study.runs if run.name == one.teacher).seeds[0]
             teacher = args.out / one.teacher / str(first) / "best.pt"
+            if not finished(teacher.parent, recipes[one.teacher]):
+                raise DataError(
+                    f"run '{one.name}': its teacher {teacher.parent} is not finished yet"
+                )
         for seed in one.seeds:
             folder = args.out / one.name / str(seed)
             if not finished(folder, recipes[one.name]):
                 print(f"== {one.name}, seed {seed}", flush=True)
-                train_one(folder, recipes[one.name], seed, teacher, options)
+                compiled = ["--compile"] if args.compile else []
+                train_one(folder, recipes[one.name], seed, teacher, [*options, *compiled])
     rows = [row(one, recipes[one.name], args.out, options) for one in chosen]
     print("\n".join([HEAD, *rows]))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill.backbones import to_tokens
 from distill.losses import (
     RunningStandard,
     attention_relations,
@@ -122,7 +123,7 @@ class DistillationTask(nn.Module):
 
 
 def _tokens(grid: Tensor) -> Tensor:
-    return grid.float().flatten(2).transpose(1, 2)
+    return to_tokens(grid.float())
 
 
 def _questions(fusion: Fusion | Teacher, scene: Tensor, face: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ head.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,6 @@ class TeacherConfig:
     face: bool = True
     attend: bool = True
     convolve: bool = True
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class Residual(nn.Module):

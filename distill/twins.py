@@ -65,11 +65,14 @@ def find_twins(
     near: dict[str, NDArray[np.uint64]] = {}
     names: dict[str, list[str]] = {}
     for split, pictures in listed.items():
-        pixels = [read_picture(path) for _, path in pictures]
         names[split] = [name for name, _ in pictures]
-        exact[split] = [hashlib.sha256(p.tobytes()).hexdigest() for p in pixels]
-        near[split] = np.array([perceptual_hash(p) for p in pixels], dtype=np.uint64)
-        progress(f"{split}: {len(pixels)} pictures hashed")
+        exact[split], hashes = [], []
+        for _, path in pictures:
+            picture = read_picture(path)
+            exact[split].append(hashlib.sha256(picture.tobytes()).hexdigest())
+            hashes.append(perceptual_hash(picture))
+        near[split] = np.array(hashes, dtype=np.uint64)
+        progress(f"{split}: {len(pictures)} pictures hashed")
     found = {}
     for split, above in (("train", ("valid", "test")), ("valid", ("test",))):
         rows: list[tuple[str, str, str]] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from edge.errors import EdgeError
 
-EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage"
+EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage, 130 Ctrl-C"
 
 
 def parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -24,13 +24,14 @@ def parser(command: str, description: str, example: str) -> argparse.ArgumentPar
     )
 
 
-def start_log(verbose: bool = False) -> None:
+def say(line: str) -> None:
+    """Progress, on stderr; stdout is for what was asked for."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def start_log() -> None:
     """Facts with values, on stderr; stdout is for messages alone."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname)s %(message)s",
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     for level in (logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
 

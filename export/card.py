@@ -79,17 +79,16 @@ def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]]) -> str:
 
 
 def _history(provenance: dict[str, Any]) -> str:
-    """The runs that the weights come from, the first one first."""
+    """The runs that the weights come from, the first one first, each with what it learned from."""
     runs: list[str] = []
     run: dict[str, Any] | None = provenance
     while run:
         recipe, teacher = run["recipe"], run["teacher"] or "none"
-        taught = (
-            "the votes alone"
-            if teacher.startswith("none")
-            else f"the votes and a teacher, {teacher}"
+        by = "no teacher" if teacher.startswith("none") else f"taught by {teacher}"
+        data = run.get("data", "data not recorded")
+        runs.append(
+            f"recipe `{recipe['name']}` ({data}, {recipe['training']['epochs']} epochs, {by})"
         )
-        runs.append(f"recipe `{recipe['name']}` ({recipe['training']['epochs']} epochs, {taught})")
         run = run.get("start")
     return "Learned by " + ", then by ".join(reversed(runs))
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.checkpoint import Checkpoint
-from distill.evaluate import DATA_NAMES
+from distill.labels import DATA_NAMES
 from distill.student import multiply_adds
 from edge.bundle import SCHEMA
 from edge.crop import CropSpec, crop_faces
@@ -72,10 +72,24 @@ def _entry(path: Path) -> dict[str, str]:
     return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:
+    """Of what was trained: that of the strictest data it ever learned from. names: the last run's
+    and the calibration's, as in DATA_NAMES."""
+    while start:
+        names = {*names, str(start.get("data"))}
+        start = start.get("start")
+    if DATA_NAMES["rafdb"] in names:
+        return "for non-commercial research alone, as RAF-DB's terms say"
+    if names <= {DATA_NAMES["ferplus"], DATA_NAMES["fer2013"]}:
+        return "Apache-2.0"
+    return "as the owners of its training pictures allow"
+
+
 def describe(
     folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
     spec = checkpoint.recipe.crop.spec()
+    names = {DATA_NAMES[layout], DATA_NAMES[checkpoint.facts["layout"] or layout]}
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
     answers = {
         role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()
@@ -97,13 +111,12 @@ def describe(
         "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
         "scores": [],
         "provenance": {
-            "teacher": checkpoint.facts["teacher"]
-            or "none: learned from the annotators' votes alone",
+            "teacher": checkpoint.facts["teacher"] or "none",
             "recipe": checkpoint.recipe.model_dump(),
             "start": checkpoint.facts["start"],
             "data": DATA_NAMES[layout],
             "data_licence": LICENCES[layout],
-            "weights_licence": "Apache-2.0",
+            "weights_licence": weights_licence(names, checkpoint.facts["start"]),
             "commit": _commit(),
             "checkpoint_epoch": checkpoint.facts["epoch"],
             "calibration_temperature": round(temperature, 5),

@@ -17,7 +17,7 @@ import numpy as np
 from distill.checkpoint import Checkpoint, load_checkpoint
 from distill.course import predict
 from distill.data import Split, crops_folder, join, majority, open_crops
-from distill.evaluate import evaluate, predict_bundle
+from distill.evaluate import evaluate, predict_bundle, without_twins
 from distill.examples import choosable
 from distill.metrics import fit_temperature
 from distill.robustness import measure
@@ -45,25 +45,18 @@ def export(args: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(args.checkpoint)
     spec = checkpoint.recipe.crop.spec()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    crops = open_crops(args.data, args.layout, spec, args.weights, say)
-    train = join(args.data, args.layout, "train", crops)
-    valid = join(args.data, args.layout, "valid", crops)
-    for split in (train, valid):
-        if split.labels != checkpoint.labels:
-            raise DataError(
-                f"{args.data} has the classes {', '.join(split.labels)}, the checkpoint "
-                f"{', '.join(checkpoint.labels)}"
-            )
+    crops = open_crops(args.data, args.layout, spec, args.weights, cli.say)
+    train, valid = (
+        join(args.data, args.layout, name, crops).ordered(checkpoint.labels, "the checkpoint")
+        for name in ("train", "valid")
+    )
     refuse_other_folders(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    twins = find_twins(args.data, args.layout, crops_folder(args.data, spec), say)
+    twins = find_twins(args.data, args.layout, crops_folder(args.data, spec), cli.say)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"
         folder.mkdir()
-        _fill(folder, checkpoint, train, valid, twins, args, say)
+        _fill(folder, checkpoint, train, valid, twins, args, cli.say)
         _report(folder, crops, args)
         put_in_place(folder, args.out)
     print(f"bundle written to {args.out}")
@@ -145,7 +138,7 @@ def _fill(
             role: [error.as_dict() for error in errors] for role, errors in sensitivity.items()
         },
         "attention": [list(a.nodes) for a in attentions(quantiser.model)],
-        "agreement": {role: row.as_dict() for role, row in agreement.items()},
+        "agreement": {role: found.as_dict() for role, found in agreement.items()},
         "detector_sha256": locked()["yunet"]["sha256"],
         "checkpoint_sha256": sha256(args.checkpoint.read_bytes()),
         "twins_left_out": {split: len(rows) for split, rows in twins.items()},
@@ -162,18 +155,18 @@ def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
     entries = []
     names = ("valid", "test") if args.test else ("valid",)
     for name in names:
+        if name not in crops:
+            raise DataError(f"{args.data} has no test split; leave --test out")
+        split = join(args.data, args.layout, name, crops).ordered(bundle.labels, "the bundle")
+        split = without_twins(args.data, args.layout, name, bundle.crop, split)
         for precision in ("int8", "fp32"):
-            if name not in crops:
-                raise DataError(f"{args.data} has no test split; leave --test out")
-            probabilities = predict_bundle(bundle, precision, crops[name].pixels)
-            split = join(args.data, args.layout, name, crops)
+            probabilities = predict_bundle(bundle, precision, split.crops.pixels)
             text, more = evaluate(split, probabilities, args.layout, name, precision)
             entries += more
             print(f"{name} {precision}\n{text}")
     path = folder / "bundle.json"
     description = json.loads(path.read_text(encoding="utf-8"))
     description["scores"] = entries
-    split = join(args.data, args.layout, names[-1], crops)
     if args.test:
         truth = majority(split.votes, len(split.labels))
         found = agree_all(folder, split.crops.pixels, truth, split.labels)

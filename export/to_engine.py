@@ -300,13 +300,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         settings = settings.model_copy(update={"runtime": runtime})
     bundle = load_bundle(args.bundle)
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     shop = own_workshop()
     from edge.backends.trt import import_tensorrt
 
-    report = export(bundle, settings, args.precision, shop, strongly_typed(import_tensorrt()), say)
+    report = export(
+        bundle, settings, args.precision, shop, strongly_typed(import_tensorrt()), cli.say
+    )
     print(json.dumps(report, indent=1) if args.json else as_text(report))
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support import Done
+from support import ROOT, Done
 
 from distill import plots, robustness
 from distill.data import Split
@@ -168,6 +171,53 @@ def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
     assert sum(float(v) for k, v in rows[0].items() if k != "name") == pytest.approx(1, abs=1e-6)
 
 
+def test_the_validation_split_is_scored_without_twins_of_the_test_split(
+    detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    root = Path(shutil.copytree(eight_classes, tmp_path / "ferplus"))
+    shutil.copy(root / "FER2013Test" / "test003.png", root / "FER2013Valid" / "valid005.png")
+    done = command(
+        "distill.evaluate", "--bundle", SHIPPED, "--data", root, "--layout", "ferplus",
+        *("--split", "valid", "--json", tmp_path / "s.json", "--predictions", tmp_path / "p.csv"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "left out: 1 pictures of valid with a twin" in done.err
+    entries = json.loads((tmp_path / "s.json").read_text())
+    assert [entry["n"] for entry in entries[:2]] == [7, 7]
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 8, "all are predicted"
+    assert "calibrated: temperature" in done.out
+    assert "fitted on 7 pictures of valid" in done.out
+    kept = entries[-1]["calibrated"]
+    assert kept["nll"] < entries[0]["nll"], "fitted on these very pictures"
+
+
+SCORER = ROOT.parent / "shared" / "tools" / "score_ferplus.py"
+
+
+@pytest.mark.skipif(not SCORER.is_file(), reason="needs ../shared/tools, which a clone has not")
+def test_another_scorer_gives_the_same_figures(
+    detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    done = command(
+        "distill.evaluate", "--bundle", SHIPPED, "--data", eight_classes, "--layout", "ferplus",
+        *("--json", tmp_path / "own.json", "--predictions", tmp_path / "p.csv"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    theirs = tmp_path / "theirs.json"
+    call = [sys.executable, SCORER, tmp_path / "p.csv", eight_classes, "--json", theirs]
+    subprocess.run(call, check=True, capture_output=True)
+    entries = json.loads((tmp_path / "own.json").read_text())
+    for own, protocol in zip(entries[:2], "AB", strict=True):
+        other = json.loads(theirs.read_text())[protocol]
+        for name, theirs_name in (
+            *((same, same) for same in ("n", "excluded", "accuracy", "mean_class_accuracy")),
+            *(("macro_f1", "macro_f1"), ("ece", "ece15"), ("nll", "nll_soft")),
+        ):
+            assert own[name] == pytest.approx(other[theirs_name], abs=1e-5), name
+        assert own["accuracy_interval"] == pytest.approx(other["accuracy_ci95"])
+        assert own["recall"] == pytest.approx({k: v[0] for k, v in other["recall"].items()})
+
+
 def test_the_same_pictures_under_the_challenges_labels(
     detector_file: Path, eight_classes: Path, command: Callable[..., Done]
 ) -> None:
@@ -184,12 +234,12 @@ def test_the_same_pictures_under_the_challenges_labels(
         "distill.evaluate", "--bundle", SHIPPED, "--data", eight_classes, "--layout", "fer2013"
     )
     assert done.code == 1
-    assert "score it on data with its own classes" in done.last
+    assert "use data with its own classes" in done.last
     path = eight_classes / "fer2013_original_labels.csv"
     before = path.read_text()
     try:
         path.write_text(before.replace("test001.png,Test,happy", "test001.png,Test,bored"))
-        with pytest.raises(DataError, match=r"labels\.csv line \d+: expected name"):
+        with pytest.raises(DataError, match=r"labels\.csv line \d+: expected a name"):
             join(eight_classes, "fer2013", "test", crops)
     finally:
         path.write_text(before)

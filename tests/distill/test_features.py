@@ -98,11 +98,20 @@ def test_a_full_disk_and_other_pictures_are_one_line(
 def test_other_weights_crops_or_precision_have_a_cache_of_their_own(tmp_path: Path) -> None:
     crops = tmp_path / "data.crops" / "abc"
     face = SFace()
-    names = [features_folder(crops, Lower(face, split(face, n)[0]), False) for n in (2, 3)]
-    names.append(features_folder(crops, Lower(face, split(face, 2)[0]), True))
-    names.append(features_folder(crops.with_name("def"), Lower(face, split(face, 2)[0]), False))
-    assert len(set(names)) == 4
-    assert {name.parent for name in names} == {tmp_path / "data.features"}
+    with pytest.raises(DataError, match="holds no finished crops of 'train'"):
+        features_folder(crops, "train", Lower(face, split(face, 2)[0]), False)
+    for folder in (crops, crops.with_name("def")):
+        folder.mkdir(parents=True)
+        (folder / "train.key").write_text("these pictures")
+
+    def name(units: int, bf16: bool = False, folder: Path = crops) -> Path:
+        return features_folder(folder, "train", Lower(face, split(face, units)[0]), bf16)
+
+    names = [name(2), name(3), name(2, bf16=True), name(2, folder=crops.with_name("def"))]
+    (crops / "train.key").write_text("the same names, one picture written anew")
+    names.append(name(2))
+    assert len(set(names)) == 5
+    assert {place.parent.parent for place in names} == {tmp_path / "data.features"}
 
 
 def test_lessons_are_the_teachers_and_move_with_the_picture(tmp_path: Path) -> None:

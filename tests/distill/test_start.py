@@ -196,6 +196,9 @@ def test_training_goes_on_from_where_another_ended(
 
     done = command("distill.train", *again[:-2], "--resume")
     assert "is another run (other start)" in done.last
+    assert kept.facts["layout"] == "ferplus"
+    done = command("distill.train", *again[:-1], str(second / "last.pt"), "--resume")
+    assert "is for resuming alone; give best.pt" in done.last
     done = command("distill.train", *again[:-1], str(SHIPPED))
     assert done.code == 2
     assert "was trained on another crop" in done.last

@@ -63,7 +63,9 @@ def test_a_study_is_read_whole_before_anything_runs(tmp_path: Path) -> None:
         load_study(write(tmp_path, late))
 
 
-def test_the_shipped_study_loads() -> None:
+def test_the_shipped_studies_load() -> None:
+    for path in (ROOT / "distill" / "studies").glob("*.yaml"):
+        assert load_study(path)[1], path
     study, recipes = load_study(ROOT / "distill" / "studies" / "ferplus.yaml")
     assert recipes["distilled"].distillation is not None
     lengths = {recipes[name].training.epochs for name in ("distilled", "alone")}

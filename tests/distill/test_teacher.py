@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_each_backbone_and_each_part_counts_and_an_absent_one_does_not() -> None
     assert not torch.allclose(out, full(scene + grid(3, 24, 5), face), atol=1e-3)
     assert not torch.allclose(out, full(scene, face + grid(3, 16, 6)), atol=1e-3)
     for part in ("scene", "face", "attend", "convolve"):
-        config = TeacherConfig(**{**CONFIG.as_dict(), part: False})  # type: ignore[arg-type]
+        config = replace(CONFIG, **{part: False})
         less = Teacher(config).eval()
         less.load_state_dict(full.state_dict())
         assert not torch.allclose(out, less(scene, face), atol=1e-3), part
@@ -130,7 +131,7 @@ def test_each_backbone_and_each_part_counts_and_an_absent_one_does_not() -> None
         if part == "face":
             assert torch.equal(less(scene, face), less(scene, grid(3, 16, 9)))
     with pytest.raises(ValueError, match="nothing to read"):
-        Teacher(TeacherConfig(**{**CONFIG.as_dict(), "scene": False, "face": False}))  # type: ignore[arg-type]
+        Teacher(replace(CONFIG, scene=False, face=False))
 
 
 @pytest.mark.parametrize(("units", "learning"), [(0, 0), (3, 3), (12, 12)])

@@ -19,13 +19,15 @@ import torch
 from backbone_files import write_dinov2, write_sface
 from support import ROOT, Done
 
-from distill.augment import augment, gaussian_blur, jpeg, placement, warp
+from distill.augment import degrade, gaussian_blur, jpeg, placement, warp
 from distill.backbones import SFace
+from distill.build import build_student
 from distill.data import Split
 from distill.evaluate import count_undetected
 from distill.examples import batches, choosable, learnable, shares
 from distill.precision import use_bf16
 from distill.recipe import Augmentation, load_recipe
+from distill.student import multiply_adds, reparameterise
 from edge.crops import Crops
 from edge.errors import SettingsError
 
@@ -116,6 +118,9 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
     assert chosen["epoch"] == int(best_row["epoch"])
     assert chosen["valid_accuracy"] == pytest.approx(float(best_row["valid_accuracy"]), abs=1e-5)
 
+    done = command("distill.train", *arguments(recipe, tiny_ferplus, broken))
+    assert done.code == 2
+    assert "holds a run; go on with it by --resume, or choose another --out" in done.last
     other = [*arguments(recipe, tiny_ferplus, broken), "--resume", "--seed", "4"]
     done = command("distill.train", *other)
     assert done.code == 1
@@ -275,6 +280,11 @@ def test_every_shipped_recipe_loads() -> None:
     for path in recipes:
         recipe = load_recipe(path)
         assert recipe.crop.spec().size % 8 == 0
+        if recipe.student:
+            student = build_student(recipe, 8)
+            parameters = sum(p.numel() for p in reparameterise(student).parameters())
+            assert parameters <= 2_500_000, path
+            assert multiply_adds(student) <= 150_000_000, path
 
 
 def test_a_typo_in_a_recipe_names_its_path(tmp_path: Path) -> None:
@@ -290,6 +300,11 @@ def test_data_that_is_not_there_is_one_line(
     done = command("distill.train", *arguments(recipe, tmp_path / "absent", tmp_path / "out"))
     assert done.code == 1
     assert "is no folder" in done.last
+
+
+def augment(faces: torch.Tensor, config: Augmentation, drawn: torch.Generator) -> torch.Tensor:
+    """As a student's course does it."""
+    return degrade(warp(faces, placement(len(faces), config, drawn)), config, drawn)
 
 
 def test_augmentation_repeats_by_its_generator_and_stays_a_picture() -> None:

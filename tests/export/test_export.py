@@ -117,7 +117,7 @@ def write_checkpoint(path: Path, **changes: object) -> Path:
 def test_checkpoint_to_bundle_to_scores(
     detector_file: Path, tiny_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:
-    before = {"recipe": RECIPE | {"name": "first"}, "teacher": "somebody", "start": None}
+    before = {"recipe": RECIPE | {"name": "first"}, "teacher": "somebody", "data": "RAF-DB"}
     checkpoint = write_checkpoint(tmp_path / "c.pt", start=before)
     out = tmp_path / "bundle"
     options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", out, "--force", "--test"]
@@ -133,8 +133,9 @@ def test_checkpoint_to_bundle_to_scores(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "c.pt"], "no draft left"
 
     text = (out / "MODEL_CARD.md").read_text()
-    assert "Learned by recipe `first` (" in text
-    assert f"the votes and a teacher, somebody), then by recipe `{RECIPE['name']}`" in text
+    assert "Learned by recipe `first` (RAF-DB, " in text
+    assert f"taught by somebody), then by recipe `{RECIPE['name']}` (FER+, " in text
+    assert "Its weights are for non-commercial research alone" in text, "as the first run's data"
     test = next(e for e in bundle.description.scores if e["split"] == "test")
     assert f"{100 * test['accuracy']:.2f} %" in text
     assert "must not be used" in text
@@ -166,7 +167,9 @@ def test_checkpoint_to_bundle_to_scores(
         for entry in bundle.description.scores
         if entry["split"] == "test" and entry["precision"] == "int8"
     ]
-    assert json.loads(scores.read_text()) == written
+    *scored, more = json.loads(scores.read_text())
+    assert scored == written
+    assert set(more) == {"calibrated"}
     header, *rows = predictions.read_text().splitlines()
     assert header == "name," + ",".join(f"p_{label}" for label in LABELS)
     assert len(rows) == 60
