@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both make their own virtual environments.
+# `make demo` and `make test` are enough to begin with; each makes its own virtual environment.
 PYTHON ?= python3
 # The first python3.10 that runs: pyenv's is a name that may stand for nothing.
 PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10.*/bin/python3.10; \
@@ -93,4 +93,4 @@ schemas: .venv-node/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-node .venv-310 .tensorrt .node *.egg-info build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-node .venv-310 .tensorrt .node *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -77,7 +77,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
     stages = Stages(keep=1_000_000)
     people: list[int] = []
     sizes: set[str] = set()
-    counted, began = 0, time.perf_counter()
+    counted, began, warm = 0, time.perf_counter(), False
     previous = time.perf_counter()
     for index, item in enumerate(_items(settings, faces, frames)):
         if isinstance(item, Tick):
@@ -85,7 +85,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
         captured = time.perf_counter()
         if index == WARM_UP:
             pipeline.stages = Stages(keep=1_000_000)
-            stages, began, counted = Stages(keep=1_000_000), previous, 0
+            stages, began, counted, warm = Stages(keep=1_000_000), previous, 0, True
             people = []
         pipeline.step(item)
         now = time.perf_counter()
@@ -95,7 +95,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
         sizes.add(f"{item.pixels.shape[1]}x{item.pixels.shape[0]}")
         counted += 1
         previous = now
-    if counted <= 1:
+    if not warm or counted <= 1:
         raise SourceError(f"fewer than {WARM_UP + 2} pictures; give a longer source")
     rows = {
         name: (pipeline.stages if name in pipeline.stages.names() else stages).milliseconds(name)

@@ -36,6 +36,7 @@ Name = Literal["pause", "resume", "set-window", "set-min-group", "report", "relo
 NAMES: tuple[Name, ...] = get_args(Name)
 REMEMBERED = 200
 LARGEST_BYTES = 4096
+SHORTEST_SECONDS = 2.0  # of a window that a command may ask for
 
 
 class _Part(BaseModel):
@@ -80,7 +81,7 @@ class Commands:
         is said. least_group, least_window: node.yaml's. reload: takes the bundle anew and says what
         became of it, or raises EdgeError and has changed nothing."""
         self._file, self._node = file, node
-        self._least, self._shortest = least_group, max(2.0, least_window)
+        self._least, self._shortest = least_group, max(SHORTEST_SECONDS, least_window)
         self._report, self._reload, self._utc, self._clock = report, reload, utc, clock
         self._paused_from = clock()
         self.wishes = Wishes()

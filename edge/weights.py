@@ -112,7 +112,7 @@ def _patched(data: bytes, patch: dict[str, Any], name: str) -> bytes:
     return bytes(changed)
 
 
-def _original(
+def original(
     name: str,
     entry: dict[str, Any],
     folder: Path | None,
@@ -172,7 +172,7 @@ def resolve(
     ready = (cache or default_cache()) / f"{stem}-{wanted[:12]}{suffix}"
     if folder is None and ready.is_file() and sha256(ready.read_bytes()) == wanted:
         return ready
-    data = _original(name, entry, folder, fetcher)
+    data = original(name, entry, folder, fetcher)
     if patch:
         data = _patched(data, patch, name)
     if ready.is_file() and ready.read_bytes() == data:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edge import cli
 from edge.errors import EdgeError, UsageError
-from edge.weights import _original, fetch, locked, sha256, sha256_of, write_atomically
+from edge.weights import fetch, locked, original, sha256, sha256_of, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "edge-node"
@@ -208,7 +208,7 @@ def weights(cache: Path) -> Path:
     entry = locked()["yunet"]
     path = cache / "weights" / str(entry["file"])
     if not path.is_file():
-        write_atomically(path, _original("yunet", entry, None, fetch))
+        write_atomically(path, original("yunet", entry, None, fetch))
     elif sha256(path.read_bytes()) != entry["sha256"]:
         path.unlink()
         raise EdgeError(f"{path.name} in the cache was damaged and is removed; run this again")

@@ -94,9 +94,10 @@ def _refuse(settings: Settings, data: dict[str, Any], file: Path, site: Site) ->
         raise SettingsError(
             f"{file}: 'broker.url' is -; a node needs its school's mqtts:// address"
         )
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", settings.node.name):
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", host_name(settings)):
         raise SettingsError(
-            f"{file}: 'node.name' becomes the host name: at most 63 of a-z, 0-9 and '-', not at an end"
+            f"{file}: 'node.room' and 'node.name' become the host name, {host_name(settings)}: at most "
+            f"63 of a-z, 0-9 and '-', not at an end"
         )
     for key in ("site", "room", "name"):
         if key not in data.get("node", {}):
@@ -116,6 +117,11 @@ def _refuse(settings: Settings, data: dict[str, Any], file: Path, site: Site) ->
         raise SettingsError(
             f"{file}: 'update.url' is set; give the key that signs with --release-key"
         )
+
+
+def host_name(settings: Settings) -> str:
+    """ROOM-NAME: a name alone may come again in the next room, on the same network."""
+    return f"{settings.node.room}-{settings.node.name}"
 
 
 def _text(data: dict[str, Any]) -> bytes:
@@ -228,8 +234,8 @@ def write_node(
         *_packages(site),
         Folder(SECRETS),
         File(SETTINGS, _text(data), mtime=now),
-        File("/etc/hostname", f"{settings.node.name}\n".encode()),
-        File("/etc/hosts", _hosts(tree, settings.node.name)),
+        File("/etc/hostname", f"{host_name(settings)}\n".encode()),
+        File("/etc/hosts", _hosts(tree, host_name(settings))),
         *add_user(tree, site.user, public_keys(_public_key(site.ssh_key), str(site.ssh_key))),
         *network_entries(tree, board, wish),
         *_first_boot(tree),

@@ -38,7 +38,8 @@ acl_file {folder}/edge.acl
 # Certificates that were taken back (edge-flash ca revoke): restart after a change.
 # crlfile {folder}/revoked.pem
 
-# A recorder's session waits for it: as long as it may be away, and as much as comes meanwhile.
+# A recorder's session waits for it, and as much as comes meanwhile: for as long as an MQTT 5 client
+# asks (the kit's a day), else a week.
 autosave_interval 60
 persistent_client_expiration 7d
 max_queued_messages 0

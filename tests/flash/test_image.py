@@ -87,8 +87,8 @@ def test_an_image_holds_all_that_a_node_needs(bench: Path, flash: Flash) -> None
     settings = yaml.safe_load(tree.read("/etc/edge-node/node.yaml") or b"")
     assert settings["broker"]["tls"]["key"] == "$CREDENTIALS_DIRECTORY/node.key"
     assert settings["runtime"]["bundle"] == "/var/lib/edge-update/bundle"
-    assert tree.read("/etc/hostname") == b"cam-1\n"
-    assert tree.read("/etc/hosts") == b"127.0.0.1 localhost\n127.0.1.1 cam-1\n"
+    assert tree.read("/etc/hostname") == b"room-12-cam-1\n"
+    assert tree.read("/etc/hosts") == b"127.0.0.1 localhost\n127.0.1.1 room-12-cam-1\n"
     deb = bench / "edge-node_0.1.0_arm64.deb"
     assert tree.read(f"/var/lib/edge-update/packages/{deb.name}") == deb.read_bytes()
     assert b"NTP=time.example" in (tree.read("/etc/systemd/timesyncd.conf.d/edge-node.conf") or b"")
@@ -332,7 +332,7 @@ def test_rootfs_writes_the_same_into_a_folder(bench: Path, flash: Flash) -> None
     done = flash("rootfs", "rootfs")
     assert done.code == 0, done.err
     tree = UnpackedRoot(root)
-    assert tree.read("/etc/hostname") == b"cam-1\n"
+    assert tree.read("/etc/hostname") == b"room-12-cam-1\n"
     assert stat.S_IMODE((root / "etc/edge-node/node.key").stat().st_mode) == 0o600
     assert os.readlink(root / "etc/systemd/system/nv-oem-config.service") == "/dev/null"
     if os.getuid() == 0:
