@@ -61,13 +61,16 @@ class Dinov2(nn.Module):
             raise DataError("transformers is not installed; install the 'train' extra") from error
         logging.disable_progress_bar()  # of a second's reading
         try:
-            self.model: nn.Module = Dinov2Model.from_pretrained(source)
+            model, found = Dinov2Model.from_pretrained(source, output_loading_info=True)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"no DINOv2 at '{source}' ({str(error).splitlines()[0][:100]}); give a local folder "
                 f"or a hub name such as facebook/dinov2-small"
             ) from error
-        self.model.float().requires_grad_(False)
+        # Otherwise they would be random, with a warning.
+        if absent := [name for name in found["missing_keys"] if not name.endswith("mask_token")]:
+            raise DataError(f"'{source}' is no DINOv2: it lacks '{sorted(absent)[0]}'")
+        self.model: nn.Module = model.float().requires_grad_(False)
         self.width = int(self.model.config.hidden_size)
         self.side = grid * int(self.model.config.patch_size)
         self.register_buffer("mean", torch.tensor(self.MEAN).reshape(1, 3, 1, 1))

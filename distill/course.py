@@ -88,10 +88,12 @@ def predict_faces(
 ) -> NDArray[np.float32]:
     """Logits (N, K) of uint8 faces (N, C, S, S), through both backbones, in float32."""
     teacher.eval()
+    device = next(teacher.parameters()).device
+    frozen.to(device)
     parts = []
     for start in range(0, len(faces), batch):
-        block = torch.from_numpy(np.array(faces[start : start + batch])).float()
-        parts.append(teacher(*frozen(block)).numpy())
+        block = torch.from_numpy(np.array(faces[start : start + batch])).float().to(device)
+        parts.append(teacher(*frozen(block)).cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from distill.backbones import Dinov2, Lower, to_grid, to_tokens
 from distill.precision import autocast
+from edge.engines import building
 from edge.errors import DataError
 from edge.weights import write_atomically
 
@@ -120,9 +121,13 @@ def cache_features(
     """Open `place`, computing what is not there yet. pixels: (N, C, S, S) uint8.
 
     Raises DataError where the disk is too small or the files are damaged."""
-    mark = place / "done"
+    with building(place):  # two runs over the same data: the second finds it done
+        return _cached(place, Computed(network, pixels, device, bf16), progress)
 
-    computed = Computed(network, pixels, device, bf16)
+
+def _cached(place: Path, computed: Computed, progress: Callable[[str], None]) -> Features:
+    pixels = computed.pixels
+    mark = place / "done"
 
     def compute(start: int) -> Tensor:
         return computed.read(np.arange(start, min(start + BATCH, len(pixels)))).cpu()

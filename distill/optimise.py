@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from distill.losses import RunningStandard
 from distill.recipe import Training
 
 
@@ -77,9 +78,14 @@ def sharp_gradients(
     kept = [m.momentum for m in norms]
     for m in norms:
         m.momentum = 0.0
+    standards = [m for m in network.modules() if isinstance(m, RunningStandard)]
+    for s in standards:
+        s.eval()
     loss().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for p, step in zip(moved, steps, strict=True):
             p.sub_(step)
     for m, momentum in zip(norms, kept, strict=True):
         m.momentum = momentum
+    for s in standards:
+        s.train()

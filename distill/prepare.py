@@ -34,7 +34,7 @@ from distill.start import SETTLED_ON, Start, begin, read_start
 from distill.store import digest_of
 from distill.task import DistillationTask, StudentTask, TeacherTask
 from distill.twins import find_twins, names_of
-from edge.errors import UsageError
+from edge.errors import DataError, UsageError
 
 Say = Callable[[str], None]
 
@@ -93,6 +93,8 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     if process.first:
         process.wait()
     truth = choosable(valid, unchosen)
+    if not (truth >= 0).any():
+        raise DataError(f"no picture of {args.data}'s validation split has a label to choose by")
     return Prepared(
         split.labels,
         examples,

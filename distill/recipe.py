@@ -159,6 +159,14 @@ class Recipe(Strict):
         if self.distillation:
             if not self.student:
                 raise ValueError("'distillation' goes with a 'student'")
+            how = self.distillation
+            if not any((how.votes, how.logits, how.tokens, how.embedding, how.relations)):
+                raise ValueError("'distillation' teaches nothing: all its weights are 0")
+            if how.relations and self.student.width % how.relation_heads:
+                raise ValueError(
+                    f"'student.width' {self.student.width} must be a multiple of "
+                    f"'distillation.relation_heads' {how.relation_heads}"
+                )
             if self.distillation.relations and not self.student.attend:
                 raise ValueError("'distillation.relations' needs 'student.attend'")
         if self.distillation and self.training.mixup and not self.distillation.live:

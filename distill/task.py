@@ -23,6 +23,7 @@ from distill.losses import (
 from distill.recipe import Distillation
 from distill.student import Fusion, Student
 from distill.teacher import Teacher, Thoughts
+from edge.errors import UsageError
 
 Losses = dict[str, Tensor]
 
@@ -58,9 +59,15 @@ class DistillationTask(nn.Module):
     """
 
     def __init__(self, student: Student, how: Distillation, teacher: Teacher) -> None:
+        """Raises UsageError where the lesson of relations does not fit the teacher's width."""
         super().__init__()
         self.network, self.how = student, how
         width, wide = student.config.width, teacher.config
+        if how.relations and wide.width % how.relation_heads:
+            raise UsageError(
+                f"the teacher's width {wide.width} is no multiple of 'distillation.relation_heads' "
+                f"{how.relation_heads}"
+            )
         self.to_scene = nn.Linear(width, wide.scene_width)
         self.to_face = nn.Linear(width, wide.face_width)
         self.to_embedding = nn.Linear(width, wide.width)

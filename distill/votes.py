@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.labels import FER2013, FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
+from edge.bundle import RESERVED
 from edge.crops import list_pictures, rafdb_split
 from edge.errors import DataError
 
@@ -118,6 +119,8 @@ def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
 def read_folders(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
     classes = sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
     labels = tuple(canonical(name) for name in classes)
+    if reserved := RESERVED & set(labels):
+        raise DataError(f"{data / 'train'}: '{sorted(reserved)[0]}' is reserved; rename that class")
     if len(set(labels)) != len(labels):
         raise DataError(f"{data / 'train'}: two class folders mean the same class: {classes}")
     table: Table = {}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edge.aggregate import OTHER, UNCLASSIFIED
 from edge.backends import Backend
 from edge.crop import CropSpec
 from edge.errors import BundleError
@@ -24,6 +25,7 @@ SHIPPED = Path(__file__).with_name("models")
 ROLES = {"int8": "int8-cpu", "fp32": "fp32"}
 TENSORRT_ROLES = {"int8": "int8-trt", "fp16": "fp16-trt"}
 ANSWER_TOLERANCE = 0.25
+RESERVED = frozenset({UNCLASSIFIED, OTHER})  # columns of a reading that are no class
 
 
 class _Part(BaseModel):
@@ -183,7 +185,7 @@ def load_bundle(folder: Path | None = None) -> Bundle:
         raise BundleError(f"{path}: crop and input differ in size or channels; export it again")
     if len(set(description.labels)) != len(description.labels):
         raise BundleError(f"{path}: a label stands twice; export it again")
-    if reserved := {"unclassified", "other"} & set(description.labels):
+    if reserved := RESERVED & set(description.labels):
         raise BundleError(f"{path}: label {sorted(reserved)[0]!r} is reserved; rename the class")
     if any(len(point) != 2 for point in crop.template):
         raise BundleError(f"{path}: 'crop.template' must hold five x y pairs; export it again")

@@ -39,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--broker", metavar="mqtt://host[:port]|mqtts://...|-", help="- writes lines")
     p.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle; default: the shipped")
-    p.add_argument("--backend", choices=("auto", "ort", "trt", "fake"))
+    p.add_argument(
+        "--backend", choices=("auto", "ort", "trt", "fake"), help="runtime.backend; default: auto"
+    )
     p.add_argument("--window", type=float, metavar="S", help="seconds a window, 1 to 3600")
     p.add_argument(
         "--min-group", type=int, metavar="K", help="fewer people in view: no counts; 1 is off"

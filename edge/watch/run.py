@@ -49,12 +49,14 @@ TELL_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 
 def broker_options(p: argparse.ArgumentParser) -> None:
     """Those of every command that speaks to a broker."""
-    p.add_argument("--broker", default="mqtt://127.0.0.1", metavar="URL")
-    p.add_argument("--username")
+    p.add_argument(
+        "--broker", default="mqtt://127.0.0.1", metavar="URL", help="default: %(default)s"
+    )
+    p.add_argument("--username", metavar="NAME", help="where the broker asks for one")
     p.add_argument("--password-file", metavar="FILE")
     p.add_argument("--ca", metavar="FILE", help="the site's authority, PEM")
-    p.add_argument("--certificate", metavar="FILE")
-    p.add_argument("--key", metavar="FILE")
+    p.add_argument("--certificate", metavar="FILE", help="the server's own, PEM")
+    p.add_argument("--key", metavar="FILE", help="of --certificate, PEM")
 
 
 def broker_settings(args: argparse.Namespace) -> Broker:
@@ -92,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--web", metavar="HOST:PORT", help="serve a page of the rooms")
     p.add_argument("--web-password-file", type=Path, metavar="FILE", help="of the user 'school'")
     p.add_argument("--web-certificate", type=Path, metavar="FILE", help="PEM, for https")
-    p.add_argument("--web-key", type=Path, metavar="FILE")
+    p.add_argument("--web-key", type=Path, metavar="FILE", help="of --web-certificate, PEM")
     p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so long")
     return p
 

@@ -287,8 +287,8 @@ def build_parser() -> argparse.ArgumentParser:
         "edge-watch simulate --nodes 1000 --window 10 --seconds 120",
     )
     broker_options(p)
-    p.add_argument("--nodes", type=int, default=100, metavar="N")
-    p.add_argument("--window", type=float, default=10.0, metavar="S")
+    p.add_argument("--nodes", type=int, default=100, metavar="N", help="default: %(default)s")
+    p.add_argument("--window", type=float, default=10.0, metavar="S", help="default: %(default)s s")
     p.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of counting")
     p.add_argument(
         "--wait", type=float, default=90.0, metavar="S", help="for a recorder at the end"

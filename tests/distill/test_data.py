@@ -129,6 +129,9 @@ def test_class_folders_use_our_words_and_refuse_a_class_nobody_knows(tmp_path: P
     cv2.imwrite(str(tmp_path / "test" / "puzzled" / "y.png"), np.zeros((9, 9), np.uint8))
     with pytest.raises(DataError, match="'puzzled' is not among"):
         read_folders(tmp_path, "test")
+    (tmp_path / "train" / "Other").mkdir()
+    with pytest.raises(DataError, match="'other' is reserved; rename that class"):
+        read_folders(tmp_path, "train")
 
 
 def test_twins_leave_train_for_valid_and_test_and_valid_for_test(

@@ -390,6 +390,17 @@ def test_a_recipe_that_cannot_be_is_one_line(tmp_path: Path) -> None:
         ("heads: 2", "heads: 3", "must be a multiple of heads"),
         ("[10, 11]", "[10, 11, 12]", "five pairs"),
         ("training:", "augmentation: {shrink_to: 40}\ntraining:", "must be below crop.size"),
+        ("depths: [1, 1, 1]", "depths: [0, 1, 1]", "greater than or equal to 1"),
+        (
+            "training:",
+            "distillation: {votes: 0, logits: 0, tokens: 0, embedding: 0}\ntraining:",
+            "teaches nothing",
+        ),
+        (
+            "training:",
+            "distillation: {relations: 1, relation_heads: 3}\ntraining:",
+            r"'student\.width' 8 must be a multiple of 'distillation\.relation_heads' 3",
+        ),
     ):
         path.write_text(RECIPE.replace(old, new))
         with pytest.raises(SettingsError, match=words):
