@@ -32,7 +32,9 @@ class Split:
         return np.asarray(votes / np.maximum(total, 1), dtype=np.float32)
 
     def without(self, names: Collection[str]) -> Split:
-        """The other pictures alone."""
+        """The other pictures alone; itself where none of these is in it."""
+        if not set(names) & set(self.crops.names):
+            return self
         rows = np.flatnonzero([name not in names for name in self.crops.names])
         crops = self.crops
         kept = Crops(crops.pixels[rows], [crops.names[row] for row in rows], crops.found[rows])

@@ -234,6 +234,8 @@ def calibrated(
     valid = join(args.data, args.layout, "valid", crops).ordered(model.labels, "the model")
     valid = without_twins(args.data, args.layout, "valid", model.crop, valid)
     voted = valid.targets.sum(axis=1) > 0
+    if not voted.any():
+        return "calibrated: not, since no picture of valid has a label", {"calibrated": None}
     logits = np.log(np.maximum(model.predict(valid.crops.pixels[voted]), 1e-12)).astype(np.float32)
     temperature = fit_temperature(logits, valid.targets[voted])
     at = tempered(probabilities, temperature)

@@ -7,9 +7,11 @@ and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from distill.augment import warp
 from distill.features import Computed, Features, pack, unpack, weights_digest
 from distill.precision import autocast
 from distill.teacher import Teacher, Thoughts
+from edge.engines import building
 from edge.errors import DataError
 from edge.weights import write_atomically
 
@@ -71,15 +74,25 @@ def think(
 
 def _write(folder: Path, blocks: Iterator[dict[str, NDArray[np.generic]]], rows: int) -> None:
     """Into memory-mapped files: the thoughts of a large data set fit into no memory."""
-    open_arrays: dict[str, NDArray[np.generic]] = {}
+    open_arrays: dict[str, np.memmap[Any, Any]] = {}
     done = 0
     for block in blocks:
+        if not open_arrays:
+            # A full disk would end the process at a write into the map.
+            size = sum(part.nbytes // len(part) for part in block.values()) * rows
+            if size > (free := shutil.disk_usage(folder).free):
+                raise DataError(
+                    f"{folder} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; put the data "
+                    f"on another disk"
+                )
         for name, part in block.items():
             if name not in open_arrays:
                 shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"
                 open_arrays[name] = np.lib.format.open_memmap(path, "w+", part.dtype, shape)
             open_arrays[name][done : done + len(part)] = part
         done += len(block["logits"])
+    for array in open_arrays.values():
+        array.flush()
 
 
 def cache_lessons(
@@ -95,10 +108,11 @@ def cache_lessons(
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark = folder / "done"
     if not mark.is_file():
-        progress(f"the teacher thinks about {len(scene)} pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, think(teacher, scene, lower, bf16), len(scene))
-        write_atomically(mark, b"")
+        with building(folder):  # two runs of one teacher: the second finds it done
+            if not mark.is_file():
+                progress(f"the teacher thinks about {len(scene)} pictures")
+                _write(folder, think(teacher, scene, lower, bf16), len(scene))
+                write_atomically(mark, b"")
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     except (OSError, ValueError) as error:

@@ -78,7 +78,7 @@ def _from_bundle(folder: Path) -> Start:
             f"{folder} holds no student of its own recipe: '{wrong[0]}'; export it again"
         )
     facts: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
-    facts |= {key: kept.get(key) for key in ("teacher", "start", "data")}
+    facts |= {key: kept.get(key) for key in ("teacher", "start", "data", "calibration_data")}
     config = student.config
     return Start(config, bundle.labels, recipe, {n: weights[n] for n in own}, facts)
 

@@ -94,7 +94,8 @@ def train_one(
     before. Raises EdgeError where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "recipe.yaml"
-    if (folder / "last.pt").is_file() and kept.read_text() != recipe_text(recipe):
+    known = kept.read_text() if kept.is_file() else ""
+    if (folder / "last.pt").is_file() and known != recipe_text(recipe):
         raise DataError(
             f"{folder} was trained by another recipe; move it away or choose another --out"
         )
@@ -108,7 +109,7 @@ def train_one(
 
 def score_one(folder: Path, split: str, options: Sequence[str]) -> dict[str, Any]:
     """distill-eval's first entry for the chosen checkpoint, kept beside it."""
-    kept = folder / f"{split}.json"
+    kept = folder / f"{split}-scores.json"
     checkpoint = folder / "best.pt"
     if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
         command = ["--checkpoint", str(checkpoint), "--split", split, "--json", str(kept)]
@@ -173,14 +174,14 @@ def run(argv: Sequence[str] | None = None) -> None:
         if one.teacher:
             first = next(run for run in study.runs if run.name == one.teacher).seeds[0]
             teacher = args.out / one.teacher / str(first) / "best.pt"
-            if not finished(teacher.parent, recipes[one.teacher]):
-                raise DataError(
-                    f"run '{one.name}': its teacher {teacher.parent} is not finished yet"
-                )
         for seed in one.seeds:
             folder = args.out / one.name / str(seed)
             if not finished(folder, recipes[one.name]):
                 print(f"== {one.name}, seed {seed}", flush=True)
+                if teacher and not finished(teacher.parent, recipes[str(one.teacher)]):
+                    raise DataError(
+                        f"run '{one.name}': its teacher {teacher.parent} is not finished"
+                    )
                 compiled = ["--compile"] if args.compile else []
                 train_one(folder, recipes[one.name], seed, teacher, [*options, *compiled])
     rows = [row(one, recipes[one.name], args.out, options) for one in chosen]

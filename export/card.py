@@ -85,7 +85,7 @@ def _history(provenance: dict[str, Any]) -> str:
     while run:
         recipe, teacher = run["recipe"], run["teacher"] or "none"
         by = "no teacher" if teacher.startswith("none") else f"taught by {teacher}"
-        data = run.get("data", "data not recorded")
+        data = run.get("data") or "data not recorded"
         runs.append(
             f"recipe `{recipe['name']}` ({data}, {recipe['training']['epochs']} epochs, {by})"
         )
@@ -107,7 +107,8 @@ def write(description: dict[str, Any]) -> str:
         f"are {provenance['weights_licence']}.\n\n"
         f"{USE}\n"
         f"## Data\n\n"
-        f"Trained, calibrated and scored on {provenance['data']} ({provenance['data_licence']}). "
+        f"Trained on {provenance['data']} ({provenance['data_licence']}), calibrated and scored on "
+        f"{provenance.get('calibration_data') or provenance['data']}. "
         f"Pictures with an exact or near copy in a later split were left out: "
         f"{provenance['twins_left_out'].get('train', 0)} of training, "
         f"{provenance['twins_left_out'].get('valid', 0)} of validation. "

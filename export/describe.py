@@ -76,7 +76,11 @@ def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:
     """Of what was trained: that of the strictest data it ever learned from. names: the last run's
     and the calibration's, as in DATA_NAMES."""
     while start:
-        names = {*names, str(start.get("data"))}
+        # Before a bundle said what its calibration read, that was what it learned from.
+        names = {
+            *names,
+            *(str(start[key]) for key in ("data", "calibration_data") if start.get(key)),
+        }
         start = start.get("start")
     if DATA_NAMES["rafdb"] in names:
         return "for non-commercial research alone, as RAF-DB's terms say"
@@ -89,7 +93,8 @@ def describe(
     folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
     spec = checkpoint.recipe.crop.spec()
-    names = {DATA_NAMES[layout], DATA_NAMES[checkpoint.facts["layout"] or layout]}
+    learned = checkpoint.facts["layout"] or layout
+    names = {DATA_NAMES[layout], DATA_NAMES[learned]}
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
     answers = {
         role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()
@@ -114,8 +119,9 @@ def describe(
             "teacher": checkpoint.facts["teacher"] or "none",
             "recipe": checkpoint.recipe.model_dump(),
             "start": checkpoint.facts["start"],
-            "data": DATA_NAMES[layout],
-            "data_licence": LICENCES[layout],
+            "data": DATA_NAMES[learned],
+            "data_licence": LICENCES[learned],
+            "calibration_data": DATA_NAMES[layout],
             "weights_licence": weights_licence(names, checkpoint.facts["start"]),
             "commit": _commit(),
             "checkpoint_epoch": checkpoint.facts["epoch"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from edge import cli
 from edge.errors import UsageError
 from edge.flash.board import Board, inspect, refuse
-from edge.flash.content import Site, node_settings, refuse_taken, write_node
+from edge.flash.content import Site, host_name, node_settings, refuse_taken, write_node
 from edge.flash.ext4 import Ext4, digest, root_partition
 from edge.flash.network import Network, network
 from edge.flash.package import open_package
@@ -135,7 +135,7 @@ def make_image(
 def _tell(settings: Settings, site: Site, where: Path) -> None:
     print(f"{where}: node {settings.node.path}, broker {settings.broker.url}")
     print(f"  package {site.package.path.name}, sha256 {digest(site.package.path)}")
-    print(f"  ssh {site.user}@{settings.node.name}")
+    print(f"  ssh {site.user}@{host_name(settings)}")
 
 
 def run_image(argv: Sequence[str] | None = None) -> None:

@@ -65,7 +65,7 @@ def test_soft_targets_are_the_eight_votes_over_their_sum(tmp_path: Path) -> None
     assert split.targets[0].tolist() == [0.75, 0.25, 0, 0, 0, 0, 0, 0]
 
 
-def test_rafdb_isread_in_its_holders_layout(tmp_path: Path) -> None:
+def test_rafdb_is_read_in_its_holders_layout(tmp_path: Path) -> None:
     folder = tmp_path / "Image" / "aligned"
     folder.mkdir(parents=True)
     for name in ("train_00001", "train_00002", "test_0001"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,9 @@ def test_other_weights_crops_or_precision_have_a_cache_of_their_own(tmp_path: Pa
     assert {place.parent.parent for place in names} == {tmp_path / "data.features"}
 
 
-def test_lessons_are_the_teachers_and_move_with_the_picture(tmp_path: Path) -> None:
+def test_lessons_are_the_teachers_and_move_with_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
     teacher = Teacher(CONFIG).eval()
     scene = cache(tmp_path / "s", Counting())
@@ -128,6 +131,21 @@ def test_lessons_are_the_teachers_and_move_with_the_picture(tmp_path: Path) -> N
     assert torch.allclose(thoughts.embedding, expected.embedding, atol=1e-2)
     assert thoughts.scene.shape == (2, 5, 8, 8)
     assert torch.allclose(thoughts.face, warp(expected.face, places, 8), atol=0.02)
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(DataError, match=r"needs 0\.0 GB"):
+            cache_lessons(tmp_path, Teacher(CONFIG), scene, lower, False, lambda line: None)
+    said: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        teacher = Teacher(CONFIG)
+        calls = [
+            pool.submit(cache_lessons, tmp_path, teacher, scene, lower, False, said.append)
+            for _ in range(2)
+        ]
+        one, two = (call.result() for call in calls)
+    assert len(said) == 1, "the second waited and found it done"
+    assert torch.equal(one.read(rows, places, 8).face, two.read(rows, places, 8).face)
     other = cache_lessons(tmp_path, Teacher(CONFIG), scene, lower, False, lambda line: None)
     assert not torch.allclose(other.read(rows, places, 8).logits, thoughts.logits)
 

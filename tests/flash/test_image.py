@@ -81,6 +81,7 @@ def test_an_image_holds_all_that_a_node_needs(bench: Path, flash: Flash) -> None
     done = flash("image", "base.img", "--out", "node.img")
     assert done.code == 0, done.err
     assert "north/room-12/cam-1" in done.out
+    assert "ssh technician@room-12-cam-1" in done.out
     assert (bench / "base.img").read_bytes() == before, "the base is only read"
     assert stat.S_IMODE((bench / "node.img").stat().st_mode) == 0o600, "it holds a key"
     tree = opened(bench / "node.img")
