@@ -16,8 +16,9 @@ from tiny_student import crops, student
 
 from distill.checkpoint import SCHEMA
 from edge.backends import open_backend
-from edge.bundle import load_bundle
+from edge.bundle import SHIPPED, load_bundle
 from edge.errors import EdgeError
+from export import card
 from export.agree import compare, torch_equals_onnx
 from export.model import put_in_place
 from export.to_onnx import check_graph, deployed
@@ -232,3 +233,11 @@ def test_what_is_no_checkpoint_is_one_line(
     assert done.code == 2
     assert "--data" in done.last
     assert not (tmp_path / "b").exists()
+
+
+def test_the_shipped_card_is_written_from_the_shipped_bundle() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    assert (SHIPPED / "MODEL_CARD.md").read_text() == card.write(description)
+    for entry in description["scores"]:
+        if entry["split"] == "valid" and entry["protocol"] == "majority-8":
+            assert entry["n"] == 3314, "without twins of the test split"
