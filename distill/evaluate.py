@@ -231,12 +231,15 @@ def calibrated(
     probabilities: NDArray[np.float64],
 ) -> tuple[str, dict[str, Any]]:
     """ECE and NLL at the temperature that fits the validation split's votes (Guo et al. 2017)."""
-    valid = join(args.data, args.layout, "valid", crops).ordered(model.labels, "the model")
-    valid = without_twins(args.data, args.layout, "valid", model.crop, valid)
+    valid, known = split, probabilities
+    if args.split != "valid":
+        valid = join(args.data, args.layout, "valid", crops).ordered(model.labels, "the model")
+        valid = without_twins(args.data, args.layout, "valid", model.crop, valid)
+        known = model.predict(valid.crops.pixels)
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
         return "calibrated: not, since no picture of valid has a label", {"calibrated": None}
-    logits = np.log(np.maximum(model.predict(valid.crops.pixels[voted]), 1e-12)).astype(np.float32)
+    logits = np.log(np.maximum(known[voted], 1e-12)).astype(np.float32)
     temperature = fit_temperature(logits, valid.targets[voted])
     at = tempered(probabilities, temperature)
     scores = score(at, split.votes, split.labels, PROTOCOLS[0], rounds=0)

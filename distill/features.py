@@ -162,15 +162,21 @@ def _cached(place: Path, computed: Computed, progress: Callable[[str], None]) ->
     return Features(codes, scale)
 
 
-def _make_room(place: Path, sample: Tensor, rows: int) -> None:
-    place.mkdir(parents=True, exist_ok=True)
-    places = sample.shape[2] * sample.shape[3]
-    needed = rows * places * (sample.shape[1] + 2)
+def refuse_full_disk(place: Path, needed: int) -> None:
+    """needed: bytes. Raises DataError where they are not free: a write into a memory map would end
+    the process."""
     if needed > (free := shutil.disk_usage(place).free):
         raise DataError(
             f"{place} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             f"put the data on another disk"
         )
+
+
+def _make_room(place: Path, sample: Tensor, rows: int) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    places = sample.shape[2] * sample.shape[3]
+    needed = rows * places * (sample.shape[1] + 2)
+    refuse_full_disk(place, needed)
     for name, kind, shape in (
         ("codes", np.int8, (rows, places, sample.shape[1])),
         ("scale", np.float16, (rows, places)),

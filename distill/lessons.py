@@ -7,7 +7,6 @@ and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.augment import warp
-from distill.features import Computed, Features, pack, unpack, weights_digest
+from distill.features import Computed, Features, pack, refuse_full_disk, unpack, weights_digest
 from distill.precision import autocast
 from distill.teacher import Teacher, Thoughts
 from edge.engines import building
@@ -78,13 +77,8 @@ def _write(folder: Path, blocks: Iterator[dict[str, NDArray[np.generic]]], rows:
     done = 0
     for block in blocks:
         if not open_arrays:
-            # A full disk would end the process at a write into the map.
-            size = sum(part.nbytes // len(part) for part in block.values()) * rows
-            if size > (free := shutil.disk_usage(folder).free):
-                raise DataError(
-                    f"{folder} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; put the data "
-                    f"on another disk"
-                )
+            a_row = sum(part.nbytes // len(part) for part in block.values())
+            refuse_full_disk(folder, a_row * rows)
         for name, part in block.items():
             if name not in open_arrays:
                 shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"

@@ -32,7 +32,8 @@ class Loop:
     """ready.task learns and `average` follows it; the average is what is validated and kept."""
 
     def __init__(self, recipe: Recipe, ready: Prepared, process: Process, compiled: bool) -> None:
-        """compiled: by torch.compile. Raises DataError where nothing can be learned."""
+        """compiled: by torch.compile. Raises DataError where nothing can be learned, UsageError
+        where a batch is too small for the processes."""
         examples, t = ready.examples, recipe.training
         if len(examples) < 2 * process.world:
             raise DataError("fewer than two usable training pictures; check --data and --layout")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support import Done
+from trained import RECIPE, in_use
 
 from distill import store
 from distill.build import build_student
@@ -55,12 +56,7 @@ def trained(tmp_path: Path) -> Path:
     """A checkpoint whose batch statistics and branches are those of a network in use."""
     torch.manual_seed(5)
     student = build_student(recipe(), len(LABELS))
-    for module in student.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2.0)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.2)
+    in_use(student)
     path = tmp_path / "best.pt"
     store.save(path, contents(student, recipe(), LABELS, 3, 0.8, teacher="somebody"))
     return path
@@ -154,14 +150,7 @@ def test_a_bundle_that_is_no_student_of_its_recipe_is_refused(tmp_path: Path) ->
         read_start(folder)
 
 
-TINY = """
-name: tiny
-crop:
-  size: 32
-  template: [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]
-student: {widths: [4, 6, 8, 8], depths: [1, 1, 1], width: 8, heads: 2}
-training: {epochs: 2, batch: 32, learning_rate: 0.01, seed: 3, average: 0.9}
-"""
+TINY = RECIPE.replace("epochs: 4", "epochs: 2")
 
 
 def test_training_goes_on_from_where_another_ended(

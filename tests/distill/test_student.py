@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from trained import in_use
 
 from distill.student import Student, StudentConfig, multiply_adds, reparameterise
 
@@ -9,12 +10,7 @@ def trained_like(config: StudentConfig) -> Student:
     """A student whose batch statistics are those of a network in use, not the initial ones."""
     torch.manual_seed(0)
     student = Student(config)
-    for module in student.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2.0)
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.2)
+    in_use(student)
     return student.eval()
 
 

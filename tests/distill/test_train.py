@@ -18,6 +18,7 @@ import pytest
 import torch
 from backbone_files import write_dinov2, write_sface
 from support import ROOT, Done
+from trained import RECIPE
 
 from distill.augment import degrade, gaussian_blur, jpeg, placement, warp
 from distill.backbones import SFace
@@ -30,15 +31,6 @@ from distill.recipe import Augmentation, load_recipe
 from distill.student import multiply_adds, reparameterise
 from edge.crops import Crops
 from edge.errors import SettingsError
-
-RECIPE = """
-name: tiny
-crop:
-  size: 32
-  template: [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]
-student: {widths: [4, 6, 8, 8], depths: [1, 1, 1], width: 8, heads: 2}
-training: {epochs: 4, batch: 32, learning_rate: 0.01, seed: 3, average: 0.9}
-"""
 
 
 @pytest.fixture(autouse=True)
