@@ -23,30 +23,14 @@ from numpy.typing import NDArray
 
 from distill.data import Split, crops_folder, join, majority, open_crops
 from distill.labels import DATA_NAMES
-from distill.metrics import PROTOCOLS, Scores, fit_temperature, score, softmax, tempered, truth_of
+from distill.metrics import PROTOCOLS, Scores, fit_temperature, score, tempered, truth_of
+from distill.model import Model, asked_together, open_model
 from distill.twins import find_twins, names_of
 from edge import cli
-from edge.backends import open_backend
-from edge.bundle import Bundle, load_bundle
 from edge.crop import CropSpec
 from edge.crops import LAYOUTS, Crops
 from edge.errors import DataError
 from edge.weights import write_atomically
-
-
-def predict_bundle(
-    bundle: Bundle, precision: str, pixels: NDArray[np.uint8], threads: int = 2, batch: int = 64
-) -> NDArray[np.float64]:
-    """Probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file under ONNX Runtime."""
-    backend = open_backend("ort", bundle.model(precision), threads)
-    try:
-        parts = [
-            backend.run(pixels[start : start + batch].astype(np.float32))["logits"]
-            for start in range(0, len(pixels), batch)
-        ]
-    finally:
-        backend.close()
-    return softmax(np.concatenate(parts))
 
 
 def count_undetected(
@@ -151,8 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--checkpoint",
         type=Path,
+        action="append",
         metavar="FILE",
-        help="what distill-train wrote; its last epochs beside it are scored too",
+        help="what distill-train wrote; its last epochs beside it are scored too. Given again, with a\n"
+        "checkpoint or a bundle: all answer together",
     )
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, required=True)
@@ -173,45 +159,11 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Model:
-    """What is scored. predict: crops (N, C, S, S) uint8 to probabilities (N, K)."""
-
-    labels: tuple[str, ...]
-    crop: CropSpec
-    predict: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-    precision: str
-
-
-def open_model(args: argparse.Namespace, checkpoint: Path | None) -> Model:
-    """The bundle, or a student's or teacher's checkpoint."""
-    if checkpoint is None:
-        bundle = load_bundle(args.bundle)
-        return Model(
-            bundle.labels,
-            bundle.crop,
-            lambda pixels: predict_bundle(bundle, args.precision, pixels),
-            args.precision,
-        )
-    # A bundle is scored without torch.
-    from distill.checkpoint import load_checkpoint, load_teacher, read
-    from distill.course import predict, predict_faces
-
-    if read(checkpoint)[1].teacher is None:
-        trained = load_checkpoint(checkpoint)
-        return Model(
-            trained.labels,
-            trained.recipe.crop.spec(),
-            lambda pixels: softmax(predict(trained.student, pixels)),
-            "fp32",
-        )
-    teacher, frozen, recipe, labels = load_teacher(checkpoint, args.dinov2, args.face)
-    return Model(
-        labels,
-        recipe.crop.spec(),
-        lambda pixels: softmax(predict_faces(teacher, frozen, pixels)),
-        "fp32",
-    )
+def open_asked(args: argparse.Namespace) -> Model:
+    """What the command line names; several checkpoints answer together."""
+    if args.bundle:
+        return open_model(args.bundle, args.dinov2, args.face, args.precision)
+    return asked_together([open_model(path, args.dinov2, args.face) for path in args.checkpoint])
 
 
 def without_twins(data: Path, layout: str, name: str, spec: CropSpec, split: Split) -> Split:
@@ -251,12 +203,14 @@ def calibrated(
     return line, {"calibrated": entry}
 
 
-def last_epochs(args: argparse.Namespace, split: Split, best: float) -> tuple[str, dict[str, Any]]:
+def last_epochs(
+    args: argparse.Namespace, folder: Path, split: Split, best: float
+) -> tuple[str, dict[str, Any]]:
     """Accuracy of the last epochs beside the chosen one's: a choice that was only luck shows."""
-    paths = sorted(args.checkpoint.parent.glob("epoch-*.pt"))
+    paths = sorted(folder.glob("epoch-*.pt"))
     found = []
     for path in paths:
-        p = open_model(args, path).predict(split.crops.pixels)
+        p = open_model(path, args.dinov2, args.face).predict(split.crops.pixels)
         found.append(score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy)
     entry = {"last_epochs": [path.stem for path in paths], "accuracies": found, "best": best}
     cells = ", ".join(f"{100 * value:.2f}" for value in found)
@@ -267,7 +221,7 @@ def last_epochs(args: argparse.Namespace, split: Split, best: float) -> tuple[st
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
-    model = open_model(args, args.checkpoint)
+    model = open_asked(args)
     crops = open_crops(args.data, args.layout, model.crop, args.weights, cli.say)
     if args.split not in crops:
         raise DataError(f"{args.data} has no split '{args.split}'; it has {', '.join(crops)}")
@@ -278,7 +232,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     split = without_twins(args.data, args.layout, args.split, model.crop, whole)
     probabilities = probabilities[np.isin(whole.crops.names, split.crops.names)]
     text, entries = evaluate(split, probabilities, args.layout, args.split, model.precision)
-    title = f"{args.bundle or args.checkpoint} {model.precision} on {args.data} {args.split}"
+    asked = [args.bundle] if args.bundle else args.checkpoint
+    title = f"{' and '.join(map(str, asked))} {model.precision} on {args.data} {args.split}"
     print(title)
     print(text)
     scores = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0)
@@ -287,8 +242,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         line, entry = calibrated(args, model, crops, split, probabilities)
         print(line)
         entries.append(entry)
-    if args.checkpoint and list(args.checkpoint.parent.glob("epoch-*.pt")):
-        line, entry = last_epochs(args, split, scores.accuracy)
+    alone = args.checkpoint[0] if args.checkpoint and len(args.checkpoint) == 1 else None
+    if alone and list(alone.parent.glob("epoch-*.pt")):
+        line, entry = last_epochs(args, alone.parent, split, scores.accuracy)
         print(line)
         entries.append(entry)
     rows = measure(args, model, split, cli.say) if args.robustness else []
@@ -298,7 +254,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         write_atomically(args.json, (json.dumps(entries, indent=1) + "\n").encode())
     if args.plots:
         name = f"{model.precision} {args.layout} {args.split}"
-        log = args.checkpoint.parent / "log.csv" if args.checkpoint else None
+        log = alone.parent / "log.csv" if alone else None
         plot(args.plots, name, split, probabilities, rows, log)
 
 

@@ -7,7 +7,7 @@ and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from torch import Tensor
 
 from distill.augment import warp
 from distill.features import Computed, Features, pack, refuse_full_disk, unpack, weights_digest
+from distill.metrics import softmax
+from distill.model import Model, asked_together
 from distill.precision import autocast
 from distill.teacher import Teacher, Thoughts
+from edge.crop import CropSpec
 from edge.engines import building
 from edge.errors import DataError
 from edge.weights import write_atomically
@@ -114,3 +117,21 @@ def cache_lessons(
     if any(len(array) != len(scene) for array in arrays.values()):
         raise DataError(f"{folder} holds other pictures; delete it and start again")
     return Lessons(arrays)
+
+
+def with_opinions(
+    lessons: Lessons,
+    labels: tuple[str, ...],
+    crop: CropSpec,
+    others: Sequence[Model],
+    pixels: NDArray[np.uint8],
+) -> Lessons:
+    """The same lessons with the mean of all networks' logits (up to a constant a row) in place of the
+    teacher's own: You et al., "Learning from Multiple Teacher Networks", KDD 2017.
+
+    labels, crop: of the lessons; pixels: (N, C, S, S) uint8, the pictures they are about. Raises
+    DataError where another network knows other classes or reads other crops."""
+    own = softmax(np.asarray(lessons.arrays["logits"], dtype=np.float32))
+    teacher = Model(labels, crop, lambda _: own, "fp32", "")
+    answers = asked_together([teacher, *others]).predict(pixels)
+    return Lessons({**lessons.arrays, "logits": np.log(answers).astype(np.float32)})

@@ -26,7 +26,8 @@ from distill.features import (
     features_folder,
     weights_digest,
 )
-from distill.lessons import cache_lessons
+from distill.lessons import cache_lessons, with_opinions
+from distill.model import open_model
 from distill.parallel import Process
 from distill.precision import use_bf16
 from distill.recipe import Recipe
@@ -60,7 +61,7 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     """args: distill-train's. Caches are made by the first process while the others wait.
 
     Raises UsageError for options that the recipe needs or cannot use, DataError for bad data."""
-    if (recipe.distillation is None) != (args.teacher is None):
+    if (recipe.distillation is None) != (not args.teacher):
         wants = "a teacher: give --teacher FILE" if recipe.distillation else "no --teacher"
         raise UsageError(f"{args.recipe} wants {wants}")
     if args.start and not recipe.student:
@@ -185,15 +186,19 @@ class _Bench:
             course = StudentCourse(recipe, self.examples, pixels, self.device)
             task: nn.Module = StudentTask(student)
             return task.to(self.device, memory_format=torch.channels_last), course, "", ""
-        teacher, frozen, theirs, labels = load_teacher(args.teacher, args.dinov2, args.face)
+        first, *others = args.teacher
+        teacher, frozen, theirs, labels = load_teacher(first, args.dinov2, args.face)
         if labels != self.train.labels:
-            raise UsageError(f"{args.teacher} knows other classes: {', '.join(labels)}")
+            raise UsageError(f"{first} knows other classes: {', '.join(labels)}")
         if theirs.crop != recipe.crop:
-            raise UsageError(f"{args.teacher} was trained on another crop; make the recipes' equal")
+            raise UsageError(f"{first} was trained on another crop; make the recipes' equal")
         assert theirs.teacher is not None
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
+        named = f"{theirs.name} {digest_of(first)[:16]} on {theirs.teacher.face}"
         if how.live:
+            if others:
+                raise UsageError("with 'live' one teacher thinks; give --teacher once")
             course = StudentCourse(
                 recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=self.bf16
             )
@@ -202,12 +207,19 @@ class _Bench:
             lower = self.lower(frozen.lower, "train", "face" in theirs.teacher.cached)
             place = features_folder(self.crops, "train", frozen.lower, self.bf16)
             lessons = cache_lessons(place, teacher, scene, lower, self.bf16, self.say)
+            if others:
+                beside = [open_model(path, args.dinov2, args.face) for path in others]
+                self.say(
+                    f"{len(beside)} more are asked about {len(self.train.crops.names)} pictures"
+                )
+                lessons = with_opinions(
+                    lessons, labels, recipe.crop.spec(), beside, self.pixels("train")
+                )
+                named += "".join(
+                    f", with {path.name} {m.digest[:16]}"
+                    for path, m in zip(others, beside, strict=True)
+                )
             course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
         task = DistillationTask(student, how, teacher)
         task = task.to(self.device, memory_format=torch.channels_last)
-        return (
-            task,
-            course,
-            "",
-            f"{theirs.name} {digest_of(args.teacher)[:16]} on {theirs.teacher.face}",
-        )
+        return task, course, "", named

@@ -125,7 +125,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="compile the step first (a minute, and a C++ compiler); a teacher's then takes half",
     )
     p.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's")
-    p.add_argument("--teacher", type=Path, metavar="FILE", help="its checkpoint, for distillation")
+    p.add_argument(
+        "--teacher",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="its checkpoint, for distillation. Given again, with a checkpoint or a\n"
+        "bundle: the student learns the mean of all their logits",
+    )
     p.add_argument(
         "--start",
         type=Path,

@@ -17,9 +17,10 @@ import numpy as np
 from distill.checkpoint import Checkpoint, load_checkpoint
 from distill.course import predict
 from distill.data import Split, crops_folder, join, majority, open_crops
-from distill.evaluate import evaluate, predict_bundle, without_twins
+from distill.evaluate import evaluate, without_twins
 from distill.examples import choosable
 from distill.metrics import fit_temperature
+from distill.model import predict_bundle
 from distill.robustness import measure
 from distill.twins import find_twins, names_of
 from edge import cli

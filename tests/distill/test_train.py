@@ -28,6 +28,7 @@ from distill.evaluate import count_undetected
 from distill.examples import batches, choosable, learnable, shares
 from distill.precision import use_bf16
 from distill.recipe import Augmentation, load_recipe
+from distill.store import digest_of
 from distill.student import multiply_adds, reparameterise
 from edge.crops import Crops
 from edge.errors import SettingsError
@@ -183,6 +184,17 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     kill_after_an_epoch(killed, student)
     assert command("distill.train", *student, "--resume").code == 0
     assert_same(out, killed)
+    more = [*arguments(distilled, small_ferplus, tmp_path / "two"), *taught]
+    done = command("distill.train", *more, "--teacher", str(out / "best.pt"))
+    assert done.code == 0, done.err
+    by = torch.load(tmp_path / "two" / "best.pt", weights_only=True)["teacher"]
+    assert "tiny-teacher" in by
+    assert f"with best.pt {digest_of(out / 'best.pt')[:16]}" in by
+    together = ["--checkpoint", str(out / "best.pt"), "--checkpoint", str(whole / "best.pt")]
+    data = ["--data", str(small_ferplus), "--layout", "ferplus", "--split", "valid"]
+    done = command("distill.evaluate", *together, *data, *backbones)
+    assert done.code == 0, done.err
+    assert f"{out / 'best.pt'} and {whole / 'best.pt'} fp32 on" in done.out
 
     done = command(
         "distill.train", *arguments(distilled, small_ferplus, tmp_path / "x"), *backbones
