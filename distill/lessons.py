@@ -132,6 +132,6 @@ def with_opinions(
     labels, crop: of the lessons; pixels: (N, C, S, S) uint8, the pictures they are about. Raises
     DataError where another network knows other classes or reads other crops."""
     own = softmax(np.asarray(lessons.arrays["logits"], dtype=np.float32))
-    teacher = Model(labels, crop, lambda _: own, "fp32", "")
+    teacher = Model(labels, crop, lambda _: own, "fp32")
     answers = asked_together([teacher, *others]).predict(pixels)
     return Lessons({**lessons.arrays, "logits": np.log(answers).astype(np.float32)})

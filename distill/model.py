@@ -14,25 +14,21 @@ from edge.backends import open_backend
 from edge.bundle import Bundle, load_bundle
 from edge.crop import CropSpec
 from edge.errors import DataError
-from edge.weights import sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """predict: crops (N, C, S, S) uint8 to probabilities (N, K); digest: sha256 of what was read."""
+    """predict: crops (N, C, S, S) uint8 to probabilities (N, K)."""
 
     labels: tuple[str, ...]
     crop: CropSpec
     predict: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
     precision: str
-    digest: str
 
 
-def predict_bundle(
-    bundle: Bundle, precision: str, pixels: NDArray[np.uint8], threads: int = 2, batch: int = 64
-) -> NDArray[np.float64]:
-    """Probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file under ONNX Runtime."""
-    backend = open_backend("ort", bundle.model(precision), threads)
+def logits_of(model: Path, pixels: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
+    """(N, K) of uint8 crops (N, C, S, S), by ONNX Runtime."""
+    backend = open_backend("ort", model)
     try:
         parts = [
             backend.run(pixels[start : start + batch].astype(np.float32))["logits"]
@@ -40,7 +36,14 @@ def predict_bundle(
         ]
     finally:
         backend.close()
-    return softmax(np.concatenate(parts))
+    return np.concatenate(parts)
+
+
+def predict_bundle(
+    bundle: Bundle, precision: str, pixels: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file."""
+    return softmax(logits_of(bundle.model(precision), pixels))
 
 
 def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp32") -> Model:
@@ -53,7 +56,6 @@ def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp3
             bundle.crop,
             lambda pixels: predict_bundle(bundle, precision, pixels),
             precision,
-            bundle.sha256,
         )
     # A bundle is scored without torch.
     from distill.checkpoint import load_checkpoint, load_teacher, read
@@ -66,7 +68,6 @@ def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp3
             trained.recipe.crop.spec(),
             lambda pixels: softmax(predict(trained.student, pixels)),
             "fp32",
-            sha256(path.read_bytes()),
         )
     teacher, frozen, recipe, labels = load_teacher(path, dinov2, face)
     return Model(
@@ -74,7 +75,6 @@ def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp3
         recipe.crop.spec(),
         lambda pixels: softmax(predict_faces(teacher, frozen, pixels)),
         "fp32",
-        sha256(path.read_bytes()),
     )
 
 
@@ -92,7 +92,6 @@ def asked_together(models: Sequence[Model]) -> Model:
     first, *others = models
     if not others:
         return first
-    orders = [range(len(first.labels))]
     for other in others:
         if other.crop != first.crop:
             raise DataError("these networks were trained on different crops; ask them one by one")
@@ -101,12 +100,11 @@ def asked_together(models: Sequence[Model]) -> Model:
                 f"these networks know different classes: {', '.join(first.labels)}, and "
                 f"{', '.join(other.labels)}; ask them one by one"
             )
-        orders.append([other.labels.index(label) for label in first.labels])  # type: ignore[arg-type]
+    orders = [[model.labels.index(label) for label in first.labels] for model in models]
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         return mean_answer(
             [model.predict(pixels)[:, order] for model, order in zip(models, orders, strict=True)]
         )
 
-    digest = sha256("".join(model.digest for model in models).encode())
-    return Model(first.labels, first.crop, predict, first.precision, digest)
+    return Model(first.labels, first.crop, predict, first.precision)

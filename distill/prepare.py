@@ -215,10 +215,9 @@ class _Bench:
                 lessons = with_opinions(
                     lessons, labels, recipe.crop.spec(), beside, self.pixels("train")
                 )
-                named += "".join(
-                    f", with {path.name} {m.digest[:16]}"
-                    for path, m in zip(others, beside, strict=True)
-                )
+                for path in others:
+                    file = path / "bundle.json" if path.is_dir() else path
+                    named += f", with {path.name} {digest_of(file)[:16]}"
             course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
         task = DistillationTask(student, how, teacher)
         task = task.to(self.device, memory_format=torch.channels_last)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from distill.metrics import softmax
+from distill.model import logits_of
 from distill.student import Student
-from edge.backends import open_backend
 from edge.errors import EdgeError
 
 TORCH_TOLERANCE = 1e-4
@@ -56,19 +56,6 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
         return round(value, 6) if isinstance(value, float) else value
 
     return {key: one(value) for key, value in facts.items()}
-
-
-def logits_of(model: Path, crops: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
-    """(N, K) by ONNX Runtime."""
-    backend = open_backend("ort", model)
-    try:
-        parts = [
-            backend.run(crops[i : i + batch].astype(np.float32))["logits"]
-            for i in range(0, len(crops), batch)
-        ]
-    finally:
-        backend.close()
-    return np.concatenate(parts)
 
 
 @torch.no_grad()

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from distill.checkpoint import Checkpoint
 from distill.labels import DATA_NAMES
+from distill.model import logits_of
 from distill.student import multiply_adds
 from edge.bundle import SCHEMA
 from edge.crop import CropSpec, crop_faces
 from edge.detect import Detector
 from edge.errors import EdgeError
 from edge.pattern import portrait
-from export.agree import logits_of
 from export.to_onnx import INPUT, deployed
 
 FILES = {

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from distill.model import logits_of
 from edge.errors import EdgeError
-from export.agree import Agreement, compare, logits_of
+from export.agree import Agreement, compare
 from export.describe import FILES
 from export.sensitivity import NodeError, float_nodes, measure
 from export.to_fp16 import halve, halve_rest

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.agree import divergence, logits_of
+from distill.model import logits_of
+from export.agree import divergence
 from export.to_int8 import Quantiser, Scheme, attentions, computing_nodes
 
 # Mean KL divergence, nats, that a single node may cost: half of what INT8 of the whole network is

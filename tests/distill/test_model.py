@@ -18,7 +18,7 @@ PIXELS = np.zeros((2, 1, 32, 32), np.uint8)
 
 
 def says(labels: tuple[str, ...], *rows: tuple[float, ...]) -> Model:
-    return Model(labels, CROP, lambda pixels: np.array(rows), "fp32", "00")
+    return Model(labels, CROP, lambda pixels: np.array(rows), "fp32")
 
 
 SURE = says(("calm", "glad"), (0.9, 0.1), (0.2, 0.8))
@@ -51,9 +51,8 @@ def test_lessons_take_the_mean_and_keep_the_rest() -> None:
     assert own.arrays["logits"] is logits, "the cached ones are left alone"
 
 
-def test_a_bundle_answers_and_names_itself() -> None:
+def test_a_bundle_answers_as_the_node_does() -> None:
     model = open_model(SHIPPED, "", None)
     p = model.predict(np.full((1, 1, 64, 64), 128, np.uint8))
     assert p.shape == (1, len(model.labels))
     assert p.sum() == pytest.approx(1)
-    assert len(model.digest) == 64

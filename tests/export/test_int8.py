@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 from tiny_student import crops
 
+from distill.model import logits_of
 from edge.backends import open_backend
 from edge.bundle import SHIPPED
 from edge.errors import DataError, EdgeError
-from export.agree import logits_of
 from export.calibrate import balanced
 from export.describe import FILES
 from export.precisions import refuse_strays, same_convolutions, write_all
