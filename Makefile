@@ -45,7 +45,7 @@ test-310:
 	@echo "skipped: tests of edge/ under Python 3.10 (no python3.10 on this machine)"
 else
 test-310: .venv-310/ready
-	.venv-310/bin/python -m pytest tests/edge
+	.venv-310/bin/python -m pytest tests/edge --ignore tests/edge/flash --ignore tests/edge/watch
 endif
 
 lint: .venv/ready
@@ -75,7 +75,7 @@ clip: .venv-node/ready
 	.venv-node/bin/python demo/make_clip.py
 
 schemas: .venv-node/ready
-	.venv-node/bin/python -m edge.contract edge/schemas
+	.venv-node/bin/python -m edge.delivery.schemas edge/schemas
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

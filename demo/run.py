@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from edge.errors import BrokerError, EdgeError, UsageError
-from edge.payload import Counts, as_dict, dumps
+from edge.base.errors import BrokerError, EdgeError, UsageError
+from edge.delivery.messages import Counts, as_dict, dumps
 from edge.watch.lines import line
 from edge.watch.messages import Heard
 from edge.watch.run import Desk, broker_settings, build_parser, watch

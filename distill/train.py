@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import store
-from distill.loop import Loop
-from distill.parallel import Process, join
-from distill.prepare import Prepared, prepare
+from distill.data.crops import LAYOUTS
+from distill.models import store
 from distill.recipe import Recipe, load_recipe
-from edge import cli
-from edge.crops import LAYOUTS
-from edge.errors import UsageError
-from edge.weights import write_atomically
+from distill.training.distributed import Process, join
+from distill.training.setup import Prepared, prepare
+from distill.training.trainer import Loop
+from edge.base import cli
+from edge.base.errors import UsageError
+from edge.inference.weights import write_atomically
 
 KEEP = 3  # epochs whose averages stay beside the best
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends import Backend
-from edge.bundle import Bundle
 from edge.crop import crop_faces
+from edge.inference.backends import Backend
+from edge.inference.bundle import Bundle
 from edge.records import Expression, Track
 
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.backends import Backend
-from edge.errors import UsageError
+from edge.base.errors import UsageError
+from edge.inference.backends import Backend
 from edge.records import Face
 
 STRIDES = (8, 16, 32)

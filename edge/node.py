@@ -9,26 +9,26 @@ import time
 import uuid
 from typing import Literal
 
-from edge import hours
 from edge.aggregate import Window
-from edge.bundle import Bundle, load_bundle
-from edge.camera import Source, open_source
-from edge.certificate import WARN_SECONDS
+from edge.base import schedule
+from edge.base.errors import BrokerError, EdgeError, OutboxError
 from edge.classify import Classifier
-from edge.commands import Commands
+from edge.delivery.commands import Commands
+from edge.delivery.messages import counts_message, rfc3339
+from edge.delivery.outbox import Limits, Outbox
+from edge.delivery.publisher import Publisher, open_publisher
 from edge.detect import Detector
-from edge.errors import BrokerError, EdgeError, OutboxError
-from edge.metrics import Metrics
-from edge.notify import Systemd
-from edge.outbox import Limits, Outbox
-from edge.pace import HALVED, Pace
-from edge.payload import counts_message, rfc3339
+from edge.health.certificate import WARN_SECONDS
+from edge.health.prometheus import Metrics
+from edge.health.reports import Reports, Vitals
+from edge.health.systemd import Systemd
+from edge.health.throttle import HALVED, Pace
+from edge.inference.bundle import Bundle, load_bundle
+from edge.inference.loader import Opened, open_detector, open_student
 from edge.pipeline import Pipeline
-from edge.publish import Publisher, open_publisher
 from edge.records import Frame, Tick
-from edge.report import Reports, Vitals
-from edge.runtime import Opened, open_detector, open_student
 from edge.settings import Settings
+from edge.sources.open import Source, open_source
 from edge.track import Tracker
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Node:
             self._close_outbox()
             raise
         self._paused = self._asked = self._closed = False
-        self._hours = [hours.parse(entry) for entry in settings.privacy.hours]
+        self._hours = [schedule.parse(entry) for entry in settings.privacy.hours]
         self.commands: Commands | None = None
         if self.source.live:
             file = settings.state_folder / "commands.json"
@@ -241,7 +241,7 @@ class Node:
         return changed
 
     def _keep_hours(self) -> None:
-        closed = not hours.open_now(self._hours, time.time())
+        closed = not schedule.open_now(self._hours, time.time())
         if closed != self._closed:
             self._closed = closed
             self.pipeline.window.void()

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.aggregate import Window
+from edge.base.timing import Stages
 from edge.classify import Classifier
 from edge.detect import Detector
-from edge.health import Stages
 from edge.records import Frame, Reading, Tick
 from edge.track import Tracker
 

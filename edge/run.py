@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import edge
-from edge import cli
-from edge.errors import SettingsError, UsageError
+from edge.base import cli
+from edge.base.errors import SettingsError, UsageError
+from edge.base.strict_yaml import read_yaml, validate
 from edge.settings import Settings
-from edge.strict import read_yaml, validate
 
 NOTICE = (
     "notice: reading emotions of pupils or staff is prohibited in the European Union (AI Act, "
@@ -107,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
     if args.check:
-        from edge.check import check
+        from edge.tools.check import check
 
         check(settings, args.max_seconds or 10.0, stop)
         return

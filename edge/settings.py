@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from edge import hours
-from edge.strict import Strict
+from edge.base import schedule
+from edge.base.strict_yaml import Strict
 
 # How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
@@ -176,7 +176,7 @@ class Privacy(Strict):
     @model_validator(mode="after")
     def _hours(self) -> Privacy:
         for entry in self.hours:
-            hours.parse(entry)
+            schedule.parse(entry)
         for zone in self.masks:
             inside = len(zone) == 4 and all(0 <= side <= 1 for side in zone)
             if not inside or not (zone[0] < zone[2] and zone[1] < zone[3]):

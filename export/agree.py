@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.metrics import softmax
-from distill.model import logits_of
-from distill.student import Student
-from edge.errors import EdgeError
+from distill.evaluation.metrics import softmax
+from distill.models.predict import logits_of
+from distill.models.student import Student
+from edge.base.errors import EdgeError
 
 TORCH_TOLERANCE = 1e-4
 ACCURACY_TOLERANCE = 0.005

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import cli
-from edge.backends import Backend, open_backend
-from edge.bench import power_mode, processor
-from edge.bundle import ROLES, TENSORRT_ROLES, Bundle, load_bundle
-from edge.engines import facts_of, find
-from edge.errors import BackendError, UsageError
-from edge.report import versions
-from edge.runtime import engines_folder, student_profile
+from edge.base import cli
+from edge.base.errors import BackendError, UsageError
+from edge.base.strict_yaml import validate
+from edge.health.reports import versions
+from edge.inference.backends import Backend, open_backend
+from edge.inference.bundle import ROLES, TENSORRT_ROLES, Bundle, load_bundle
+from edge.inference.engine_cache import facts_of, find
+from edge.inference.loader import engines_folder, student_profile
 from edge.settings import Settings
-from edge.strict import validate
+from edge.tools.bench import power_mode, processor
 
 WARM_UP = 3
 PEAK_SIDE = 1024
@@ -91,7 +91,7 @@ def contenders(
     for precision, role in TENSORRT_ROLES.items():
         name = f"student {precision}, TensorRT"
         try:
-            from edge.backends.trt import TensorRT, device
+            from edge.inference.backends.trt import TensorRT, device
 
             here = device()
             facts = facts_of(bundle.file(role), precision, student_profile(bundle), here)
@@ -153,7 +153,7 @@ def bench(
         why_not = ""
         if with_rivals:
             try:
-                from export.rivals import write_rivals
+                from export.baselines import write_rivals
 
                 rivals = write_rivals(Path(folder), len(bundle.labels))
             except ImportError as error:

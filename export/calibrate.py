@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader
 
-from edge.errors import DataError
+from edge.base.errors import DataError
 from export.to_onnx import INPUT
 
 LEAST_CROPS = 512

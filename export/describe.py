@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.checkpoint import Checkpoint
-from distill.labels import DATA_NAMES
-from distill.model import logits_of
-from distill.student import multiply_adds
-from edge.bundle import SCHEMA
+from distill.data.labels import DATA_NAMES
+from distill.models.checkpoint import Checkpoint
+from distill.models.predict import logits_of
+from distill.models.student import multiply_adds
+from edge.base.errors import EdgeError
 from edge.crop import CropSpec, crop_faces
 from edge.detect import Detector
-from edge.errors import EdgeError
-from edge.pattern import portrait
+from edge.inference.bundle import SCHEMA
+from edge.sources.synthetic import portrait
 from export.to_onnx import INPUT, deployed
 
 FILES = {

@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from distill.checkpoint import Checkpoint, load_checkpoint
-from distill.course import predict
-from distill.data import Split, crops_folder, join, majority, open_crops
-from distill.evaluate import evaluate, without_twins
-from distill.examples import choosable
-from distill.metrics import fit_temperature
-from distill.model import predict_bundle
-from distill.robustness import measure
-from distill.twins import find_twins, names_of
-from edge import cli
-from edge.bench import processor
-from edge.bundle import load_bundle
-from edge.crops import LAYOUTS, crop_detector
-from edge.errors import DataError, EdgeError, UsageError
-from edge.report import versions
-from edge.weights import locked, sha256
+from distill.data.crops import LAYOUTS, crop_detector
+from distill.data.duplicates import find_twins, names_of
+from distill.data.sampling import choosable
+from distill.data.splits import Split, crops_folder, join, majority, open_crops
+from distill.evaluation.evaluate import evaluate, without_twins
+from distill.evaluation.metrics import fit_temperature
+from distill.evaluation.robustness import measure
+from distill.models.checkpoint import Checkpoint, load_checkpoint
+from distill.models.predict import predict_bundle
+from distill.training.batches import predict
+from edge.base import cli
+from edge.base.errors import DataError, EdgeError, UsageError
+from edge.health.reports import versions
+from edge.inference.bundle import load_bundle
+from edge.inference.weights import locked, sha256
+from edge.tools.bench import processor
 from export import card
 from export.agree import torch_equals_onnx
 from export.calibrate import balanced

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from distill.model import logits_of
-from edge.errors import EdgeError
+from distill.models.predict import logits_of
+from edge.base.errors import EdgeError
 from export.agree import Agreement, compare
 from export.describe import FILES
 from export.sensitivity import NodeError, float_nodes, measure

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.model import logits_of
+from distill.models.predict import logits_of
 from export.agree import divergence
 from export.to_int8 import Quantiser, Scheme, attentions, computing_nodes
 

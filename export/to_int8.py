@@ -20,9 +20,9 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from edge.errors import DataError
-from export.attention import Attention
+from edge.base.errors import DataError
 from export.calibrate import Crops
+from export.engine.attention import Attention
 
 COMPUTING = ("Conv", "MatMul", "Gemm")
 

@@ -10,8 +10,8 @@ import onnx
 import torch
 from torch import nn
 
-from distill.student import Student, reparameterise
-from edge.errors import EdgeError
+from distill.models.student import Student, reparameterise
+from edge.base.errors import EdgeError
 
 # torch's exporter translates for 18 and later: asked for 17 it writes 18 without a word.
 OPSET = 18

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from edge import cli
-from edge.errors import EdgeError, UsageError
-from edge.weights import fetch, locked, original, sha256, sha256_of, write_atomically
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
+from edge.inference.weights import fetch, locked, original, sha256, sha256_of, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "edge-node"

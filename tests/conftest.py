@@ -11,11 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from postgres import Postgres
-from support import ROOT, Done, Mosquitto
 
-from edge.errors import WeightsError
-from edge.weights import resolve
+from edge.base.errors import WeightsError
+from edge.inference.weights import resolve
+from support.brokers import Mosquitto
+from support.command import Done
+from support.paths import ROOT
+from support.postgres import Postgres
 
 
 @pytest.fixture(scope="session")

@@ -44,11 +44,11 @@ def test_edge_knows_neither_distill_nor_export_nor_torch() -> None:
 
 
 def test_each_library_of_the_node_has_its_files() -> None:
-    assert users("edge", "paho") == {"edge/broker.py"}
-    assert users("edge", "onnxruntime") == {"edge/backends/ort.py"}
-    assert users("edge", "tensorrt") == {"edge/backends/trt.py"}
-    assert users("edge", "pycuda", "cuda") == {"edge/backends/cuda.py"}
-    assert users("edge", "sqlite3") == {"edge/outbox.py"}
+    assert users("edge", "paho") == {"edge/delivery/connection.py"}
+    assert users("edge", "onnxruntime") == {"edge/inference/backends/ort.py"}
+    assert users("edge", "tensorrt") == {"edge/inference/backends/trt.py"}
+    assert users("edge", "pycuda", "cuda") == {"edge/inference/backends/cuda.py"}
+    assert users("edge", "sqlite3") == {"edge/delivery/outbox.py"}
     server = (
         "sqlalchemy",
         "alembic",
@@ -60,51 +60,41 @@ def test_each_library_of_the_node_has_its_files() -> None:
         "pyarrow",
     )
     assert {path for path in users("edge", *server) if not path.startswith("edge/watch/")} == set()
-    assert users("edge", "prometheus_client") == {"edge/metrics.py"}
+    assert users("edge", "prometheus_client") == {"edge/health/prometheus.py"}
     assert users("edge", "scipy") == {"edge/track.py"}
     # The technician's side alone makes keys; a node verifies with openssl's program.
     assert users("edge", "cryptography") == {"edge/flash/authority.py", "edge/flash/release.py"}
     # Pixels are touched where they come in, are looked at, and are cut; nowhere near the publisher.
     assert users("edge", "cv2") == {
-        "edge/bench.py",
-        "edge/camera.py",
-        "edge/check.py",
+        "edge/tools/bench.py",
+        "edge/sources/open.py",
+        "edge/tools/check.py",
         "edge/crop.py",
-        "edge/crops.py",
         "edge/detect.py",
-        "edge/files.py",
-        "edge/live.py",
-        "edge/pattern.py",
-        "edge/pictures.py",
-        "edge/report.py",
+        "edge/sources/recorded.py",
+        "edge/sources/live.py",
+        "edge/sources/synthetic.py",
+        "edge/sources/images.py",
+        "edge/health/reports.py",
     }
 
 
 def test_distill_uses_only_what_crops_and_runs_what_is_deployed() -> None:
-    forbidden = (
-        "pipeline",
-        "publish",
-        "watch",
-        "flash",
-        "node",
-        "camera",
-        "outbox",
-        "run",
-        "payload",
-    )
+    forbidden = ("pipeline", "delivery", "watch", "flash", "node", "sources.open", "run", "health")
     assert users("distill", *(f"edge.{name}" for name in forbidden), "export") == set()
 
 
 def test_export_touches_torch_in_three_files_only() -> None:
     """Those that no node loads: exporting, proving it, and the networks that a bench compares with."""
-    files = {"export/agree.py", "export/to_onnx.py", "export/rivals.py"}
+    files = {"export/agree.py", "export/to_onnx.py", "export/baselines.py"}
     assert users("export", "torch") == files
 
 
 def test_engines_are_built_on_a_node_that_has_neither_torch_nor_onnx() -> None:
     blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "cuda")
     script = (
-        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nimport export.to_engine"
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        "import export.engine.to_engine"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""
@@ -113,10 +103,10 @@ def test_engines_are_built_on_a_node_that_has_neither_torch_nor_onnx() -> None:
 def test_libraries_are_imported_where_they_are_used() -> None:
     """At the top of these files nothing heavy is loaded, so a missing one is our own error."""
     for name in (
-        "edge/backends/ort.py",
-        "edge/backends/trt.py",
-        "edge/backends/cuda.py",
-        "edge/broker.py",
+        "edge/inference/backends/ort.py",
+        "edge/inference/backends/trt.py",
+        "edge/inference/backends/cuda.py",
+        "edge/delivery/connection.py",
     ):
         tree = ast.parse((ROOT / name).read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -151,29 +141,26 @@ def test_the_node_imports_with_torch_and_the_runtimes_blocked() -> None:
 def test_nothing_that_edge_run_loads_writes_or_sends_pictures() -> None:
     """No call in the node's own files encodes a picture or opens a window."""
     writers = {"imwrite", "imencode", "VideoWriter", "imshow", "tofile", "savez", "imwritemulti"}
-    laboratory = {"edge/crops.py"}
     for path in modules("edge"):
-        if str(path.relative_to(ROOT)) in laboratory:
-            continue
         called = {
             node.attr
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Attribute)
         }
-        allowed = {"fourcc", "VideoWriter"} if path.name == "camera.py" else set()
+        allowed = {"fourcc", "VideoWriter"} if path.name == "open.py" else set()
         assert not (called & writers) - allowed, path
-    camera = (ROOT / "edge" / "camera.py").read_text()
+    camera = (ROOT / "edge" / "sources" / "open.py").read_text()
     assert camera.count("VideoWriter") == camera.count("VideoWriter.fourcc")
 
 
 def test_what_edge_run_imports_is_the_node_alone() -> None:
     """Neither the laboratory's tool that writes crops, nor the server's side, nor a library that sends
     pictures or mail."""
-    script = "import sys, edge.run, edge.node, edge.check; print('\\n'.join(sys.modules))"
+    script = "import sys, edge.run, edge.node, edge.tools.check; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     loaded = set(done.stdout.split())
-    assert "edge.publish" in loaded
-    unwanted = {"edge.crops", "edge.bench", "edge.watch", "edge.flash", "PIL", "imageio",
+    assert "edge.delivery.publisher" in loaded
+    unwanted = {"distill.data.crops", "edge.tools.bench", "edge.watch", "edge.flash", "PIL", "imageio",
                 "matplotlib", "requests", "smtplib", "ftplib", "socketserver", "torch", "paho",
                 "onnxruntime"}  # fmt: skip
     assert loaded & unwanted == set()

@@ -12,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from support import ROOT, Done
+
+from support.command import Done
+from support.paths import ROOT
 
 SCRIPTS = {
     entry.name: entry.value

@@ -17,13 +17,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import ROOT, Mosquitto
 
-from edge.backends import open_backend
-from edge.bundle import load_bundle
 from edge.crop import crop_faces
 from edge.detect import Detector
-from edge.weights import resolve
+from edge.inference.backends import open_backend
+from edge.inference.bundle import load_bundle
+from edge.inference.weights import resolve
+from support.brokers import Mosquitto
+from support.paths import ROOT
 
 STRACE = shutil.which("strace")
 pytestmark = pytest.mark.skipif(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from edge.errors import EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.flash.tree import Entry, File, Folder, Tree
 
 FIRST_UID = 1000

@@ -27,9 +27,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edge.errors import EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.flash.index import Entry, Index, State, node_name, read_index, states, write_file
-from edge.weights import sha256
+from edge.inference.weights import sha256
 
 AUTHORITY_DAYS, MOST_DAYS = 3650, 36_500
 DAYS = 825

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge.errors import EdgeError
+from edge.base.errors import EdgeError
 from edge.flash.tree import Tree
 
 OLDEST_L4T = 36  # JetPack 6: Python 3.10, systemd 249

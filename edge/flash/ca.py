@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from edge import cli
-from edge.errors import EdgeError, UsageError
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
 from edge.flash.authority import (
     AUTHORITY_DAYS,
     BROKER,

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from edge.errors import EdgeError, SettingsError, UsageError
+from edge.base.errors import EdgeError, SettingsError, UsageError
+from edge.base.strict_yaml import read_yaml, validate
 from edge.flash.accounts import add_user, public_keys
 from edge.flash.authority import Authority
 from edge.flash.board import SETTINGS, Board
@@ -24,7 +25,6 @@ from edge.flash.network import entries as network_entries
 from edge.flash.package import BOOTSTRAP, PROVISION, Package
 from edge.flash.tree import Entry, File, Folder, Gone, Link, Tree
 from edge.settings import CREDENTIALS, Settings
-from edge.strict import read_yaml, validate
 
 SECRETS = "/etc/edge-node"
 UPDATES = "/var/lib/edge-update"

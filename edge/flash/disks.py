@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 
 SYS, PROC = Path("/sys"), Path("/proc")
 SECTOR = 512  # what /sys counts sizes in, whatever the device's own sectors are

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import EdgeError
+from edge.base.errors import EdgeError
 from edge.flash.tree import Entry, File, Folder, Gone, Kind, Link, with_parents
-from edge.weights import sha256, sha256_of
+from edge.inference.weights import sha256, sha256_of
 
 SECTOR = 512
 # Also where only root's PATH looks.

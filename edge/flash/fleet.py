@@ -21,12 +21,12 @@ from pathlib import Path
 
 import yaml
 
-from edge import cli
-from edge.errors import EdgeError, UsageError
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
+from edge.base.strict_yaml import read_yaml
 from edge.flash.content import node_settings
 from edge.flash.image import add_site_options, make_image, read_site
 from edge.flash.network import Network, network
-from edge.strict import read_yaml
 
 NEEDED = ("site", "room", "name")
 COLUMNS = (*NEEDED, "address", "gateway", "dns", "broker", "camera")

@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge import cli
-from edge.errors import UsageError
+from edge.base import cli
+from edge.base.errors import UsageError
 from edge.flash.board import Board, inspect, refuse
 from edge.flash.content import Site, host_name, node_settings, refuse_taken, write_node
 from edge.flash.ext4 import Ext4, digest, root_partition

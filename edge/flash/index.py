@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from edge.errors import EdgeError, UsageError
-from edge.strict import Strict
+from edge.base.errors import EdgeError, UsageError
+from edge.base.strict_yaml import Strict
 
 NODE = re.compile(r"[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+")
 # X.509 has room for no more in a common name.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from edge.errors import EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.flash.board import Board
 from edge.flash.tree import Entry, File, Link, Tree
 

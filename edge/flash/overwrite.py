@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.flash import disks
 from edge.flash.disks import Disk
 

@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import EdgeError
+from edge.base.errors import EdgeError
 from edge.flash.ext4 import program
 
 BOOTSTRAP = "/usr/lib/edge-node/bootstrap"

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
-from edge import cli
-from edge.bundle import load_bundle
-from edge.errors import EdgeError, UsageError
-from edge.payload import rfc3339
-from edge.release import MANIFEST, SIGNATURE, File, Refused, Release, parse
-from edge.weights import sha256, write_atomically
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
+from edge.delivery.messages import rfc3339
+from edge.inference.bundle import load_bundle
+from edge.inference.weights import sha256, write_atomically
+from edge.update.release import MANIFEST, SIGNATURE, File, Refused, Release, parse
 
 PEM = serialization.Encoding.PEM
 

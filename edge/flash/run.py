@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import edge
-from edge import cli
-from edge.errors import BackendError
+from edge.base import cli
+from edge.base.errors import BackendError
 
 # module, function, what it does
 COMMANDS = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, Union
 
-from edge.errors import EdgeError
+from edge.base.errors import EdgeError
 
 Kind = Literal["file", "folder", "link", None]
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge import cli
-from edge.errors import EdgeError
+from edge.base import cli
+from edge.base.errors import EdgeError
 from edge.flash.disks import Disk, gib
 from edge.flash.overwrite import BLOCK, buffer, confirm, get, held, put, spoiling
 from edge.flash.progress import MIB, Progress

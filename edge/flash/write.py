@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import cli
-from edge.errors import EdgeError, UsageError
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
 from edge.flash.disks import SECTOR, Disk
 from edge.flash.overwrite import BLOCK, buffer, confirm, get, held, put, spoiling
 from edge.flash.progress import MIB, Progress

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge import cli
-from edge.errors import EdgeError, UsageError
-from edge.payload import PREFIX
-from edge.weights import write_atomically
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
+from edge.delivery.messages import PREFIX
+from edge.inference.weights import write_atomically
 
 NODE_WRITES = ("status", "info", "counts", "health", "cmd/+/result")
 NODE_READS = ("ack", "cmd/+")

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from edge import cli
-from edge.errors import UsageError
+from edge.base import cli
+from edge.base.errors import UsageError
 from edge.watch.store import MOST_DAYS, Store
 
 

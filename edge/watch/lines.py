@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from edge.payload import Counts, Faces, Health, Status, as_dict, dumps
+from edge.delivery.messages import Counts, Faces, Health, Status, as_dict, dumps
 from edge.watch.messages import Heard, Message
 
 

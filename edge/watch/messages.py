@@ -13,7 +13,7 @@ from typing import Union
 
 from pydantic import ValidationError
 
-from edge.payload import PREFIX, Counts, Health, Info, Status
+from edge.delivery.messages import PREFIX, Counts, Health, Info, Status
 
 LARGEST_BYTES = 64 * 1024
 KINDS: dict[str, type[Counts] | type[Status] | type[Info] | type[Health]] = {

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from edge import cli
-from edge.errors import BackendError, EdgeError, UsageError
+from edge.base import cli
+from edge.base.errors import BackendError, EdgeError, UsageError
 from edge.watch.store import Store
 
 PLAIN = (

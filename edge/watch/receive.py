@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edge.broker import (
+from edge.base.errors import BrokerError
+from edge.delivery.connection import (
     Address,
     kept_session,
     mqtt_library,
@@ -26,8 +27,7 @@ from edge.broker import (
     turn,
     why_not,
 )
-from edge.errors import BrokerError
-from edge.payload import PREFIX
+from edge.delivery.messages import PREFIX
 from edge.settings import Broker
 from edge.watch.messages import KINDS
 

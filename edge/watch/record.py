@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
-from edge.payload import PREFIX, Ack, as_dict, dumps
+from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
 from edge.watch.messages import Heard
 from edge.watch.receive import UNACKNOWLEDGED, Token
 from edge.watch.store import Store, StoreError, Written

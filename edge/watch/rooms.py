@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from edge.payload import Counts, Faces, Health, Status
+from edge.delivery.messages import Counts, Faces, Health, Status
 from edge.watch.messages import Heard, moment
 
 KEEP_MINUTES = 240

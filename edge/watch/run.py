@@ -20,11 +20,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge import cli
-from edge.broker import read_password
-from edge.errors import EdgeError, UsageError
+from edge.base import cli
+from edge.base.errors import EdgeError, UsageError
+from edge.base.strict_yaml import validate
+from edge.delivery.connection import read_password
 from edge.settings import Broker, Settings
-from edge.strict import validate
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import Heard, Refused, read
 from edge.watch.receive import Keep, Receiver, Token

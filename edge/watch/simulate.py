@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from edge import cli
 from edge.aggregate import Window
-from edge.broker import (
+from edge.base import cli
+from edge.base.clock import clock_synced
+from edge.base.errors import BrokerError, UsageError
+from edge.delivery.connection import (
     Address,
     mqtt_library,
     new_client,
@@ -35,11 +37,7 @@ from edge.broker import (
     tls_context,
     why_not,
 )
-from edge.bundle import load_bundle
-from edge.clock import clock_synced
-from edge.errors import BrokerError, UsageError
-from edge.outbox import Outbox
-from edge.payload import (
+from edge.delivery.messages import (
     PREFIX,
     Ack,
     Outgoing,
@@ -50,9 +48,11 @@ from edge.payload import (
     dumps,
     rfc3339,
 )
-from edge.publish import FIRST_PAUSE_SECONDS, pause_after
+from edge.delivery.outbox import Outbox
+from edge.delivery.publisher import FIRST_PAUSE_SECONDS, pause_after
+from edge.delivery.scheduler import Replay
+from edge.inference.bundle import load_bundle
 from edge.records import Expression, Frame, Reading, Tick
-from edge.replay import Replay
 from edge.settings import Broker
 from edge.watch.run import broker_options, broker_settings
 

@@ -18,8 +18,8 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 
-from edge.errors import EdgeError, UsageError
-from edge.payload import Counts, Health, Status
+from edge.base.errors import EdgeError, UsageError
+from edge.delivery.messages import Counts, Health, Status
 from edge.watch.messages import Heard, moment
 from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES
 

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from edge.payload import Faces
+from edge.delivery.messages import Faces
 from edge.watch.lines import printable
 from edge.watch.rooms import Room, Rooms
 

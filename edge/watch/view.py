@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from edge.payload import Faces
+from edge.delivery.messages import Faces
 from edge.watch.rooms import KEEP_MINUTES, Minute, Room, Rooms
 
 LESSON_MINUTES = 45

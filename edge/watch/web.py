@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.errors import EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.watch import view
 from edge.watch.rooms import Rooms, utc_now
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from support import ROOT, free_port
+from support.brokers import free_port
+from support.paths import ROOT
 
 RELEASE = "bookworm"
 # Where debootstrap's own default cannot be reached.

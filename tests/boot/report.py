@@ -9,9 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from machine import say
-from school import School
-from support import ROOT
+from boot.machine import say
+from boot.school import School
+from support.paths import ROOT
 
 FILE = Path(__file__).with_name("last-run.txt")
 

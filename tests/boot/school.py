@@ -15,9 +15,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from support import ROOT, Mosquitto
-
 from edge.watch.broker import files
+from support.brokers import Mosquitto
+from support.paths import ROOT
 
 HOST = "10.0.2.2"
 
@@ -106,7 +106,7 @@ class School:
         file.write_text(json.dumps(description))
         words = ("--key", "keys/release.key", "--out", self.releases, "--serial", "1")
         flash("release", "make", *words, "--bundle", bundle, cwd=self._folder)
-        from edge.bundle import load_bundle
+        from edge.inference.bundle import load_bundle
 
         return load_bundle(bundle).sha256
 

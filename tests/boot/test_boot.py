@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import CLIP, ROOT
+
+from support.paths import CLIP, ROOT
 
 os.environ["PATH"] += os.pathsep + "/usr/sbin"
 
-import machine
-import report
-from machine import Machine, say
-from school import HOST, School, flash
-
 import edge
+from boot import machine, report
+from boot.machine import Machine, say
+from boot.school import HOST, School, flash
 
 pytestmark = [
     pytest.mark.boot,

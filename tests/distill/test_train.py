@@ -16,22 +16,23 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from backbone_files import write_dinov2, write_sface
-from support import ROOT, Done
-from trained import RECIPE
 
-from distill.augment import degrade, gaussian_blur, jpeg, placement, warp
-from distill.backbones import SFace
-from distill.build import build_student
-from distill.data import Split
-from distill.evaluate import count_undetected
-from distill.examples import batches, choosable, learnable, shares
-from distill.precision import use_bf16
+from distill.data.augment import degrade, gaussian_blur, jpeg, placement, warp
+from distill.data.crops import Crops
+from distill.data.sampling import batches, choosable, learnable, shares
+from distill.data.splits import Split
+from distill.evaluation.evaluate import count_undetected
+from distill.models.backbones import SFace
+from distill.models.build import build_student
+from distill.models.precision import use_bf16
+from distill.models.store import digest_of
+from distill.models.student import multiply_adds, reparameterise
 from distill.recipe import Augmentation, load_recipe
-from distill.store import digest_of
-from distill.student import multiply_adds, reparameterise
-from edge.crops import Crops
-from edge.errors import SettingsError
+from edge.base.errors import SettingsError
+from support.backbone_files import write_dinov2, write_sface
+from support.command import Done
+from support.paths import ROOT
+from support.trained import RECIPE
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +193,7 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     assert f"with best.pt {digest_of(out / 'best.pt')[:16]}" in by
     together = ["--checkpoint", str(out / "best.pt"), "--checkpoint", str(whole / "best.pt")]
     data = ["--data", str(small_ferplus), "--layout", "ferplus", "--split", "valid"]
-    done = command("distill.evaluate", *together, *data, *backbones)
+    done = command("distill.evaluation.evaluate", *together, *data, *backbones)
     assert done.code == 0, done.err
     assert f"{out / 'best.pt'} and {whole / 'best.pt'} fp32 on" in done.out
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge.backends import TensorSpec
-from edge.bundle import load_bundle
 from edge.classify import Classifier, softmax
+from edge.inference.backends import TensorSpec
+from edge.inference.bundle import load_bundle
 from edge.records import Face, Track
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import CLIP, PICTURES, original
 
-from edge.backends import open_backend
+from edge.base.errors import UsageError
 from edge.detect import STRIDES, Detector, decode, letterbox_scale, suppress
-from edge.errors import UsageError
-from edge.weights import resolve
+from edge.inference.backends import open_backend
+from edge.inference.weights import resolve
+from support.detector import original
+from support.paths import CLIP, PICTURES
 
 
 def empty_maps(width: int, height: int) -> dict[str, np.ndarray]:

@@ -21,19 +21,19 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_outbox import Clock
 
-from edge.bundle import SHIPPED, load_bundle
-from edge.camera import open_source
-from edge.errors import BundleError, EdgeError, SettingsError, SourceError
-from edge.outbox import Outbox
-from edge.payload import Outgoing
-from edge.publish import Mqtt
+from edge.base.errors import BundleError, EdgeError, SettingsError, SourceError
+from edge.base.strict_yaml import read_yaml, validate
+from edge.delivery.messages import Outgoing
+from edge.delivery.outbox import Outbox
+from edge.delivery.publisher import Mqtt
+from edge.inference.bundle import SHIPPED, load_bundle
 from edge.records import Frame
 from edge.settings import Broker, Camera, Settings
-from edge.strict import read_yaml, validate
+from edge.sources.open import open_source
 from edge.watch.lines import line
 from edge.watch.messages import Refused, read
+from support.clock import Clock
 
 fuzzed = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -171,7 +171,7 @@ class Babbler:
 def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.publish.pause_after", lambda *a: 0.0)
+    monkeypatch.setattr("edge.delivery.publisher.pause_after", lambda *a: 0.0)
     broker, box = Babbler(), Outbox(tmp_path / "box.sqlite")
     node = Mqtt(Broker(url=broker.url), "c", Outgoing("status", {"node": "a/b/c"}, True), box)
     node.start()

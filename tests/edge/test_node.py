@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import certificates
 
-from edge.errors import OutboxError, SourceError
+from edge.base.errors import OutboxError, SourceError
+from edge.delivery.messages import Outgoing, rfc3339
 from edge.node import Node
-from edge.payload import Outgoing, rfc3339
 from edge.records import Face, Frame, Tick
 from edge.settings import Settings
 from edge.watch.messages import moment
+from support.brokers import certificates
 
 MONDAY_NOON = time.mktime((2026, 11, 23, 12, 0, 0, 0, 0, -1))
 Steps = Iterator[Frame | Tick]

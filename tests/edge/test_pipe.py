@@ -10,8 +10,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from golden import GOLDEN, lines, run
-from support import ROOT
+
+from support.golden import GOLDEN, lines, run
+from support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_two_runs_say_the_same_but_for_ids_times_and_latencies(output: list[str]
 
 
 def test_the_lines_are_the_golden_ones(output: list[str]) -> None:
-    """Regenerate with `python tests/edge/golden.py` after a wanted change."""
+    """Regenerate with `python tests/support/golden.py` after a wanted change."""
     expected = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     got = lines(output[0])
     assert [m["topic"] for m in got] == [m["topic"] for m in expected]

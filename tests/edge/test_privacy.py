@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import CLIP, PICTURES, Done
 
 from edge.aggregate import Window
-from edge.payload import MESSAGES, counts_message, schema_of
+from edge.delivery.messages import MESSAGES, counts_message, schema_of
 from edge.records import Expression, Frame, Tick
+from support.command import Done
+from support.paths import CLIP, PICTURES
 
 LABELS = ("calm", "glad", "sad")
 PIXELS = np.zeros((2, 2, 3), np.uint8)

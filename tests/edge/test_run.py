@@ -16,7 +16,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from support import CLIP, PICTURES, ROOT, Done
+
+from support.command import Done
+from support.paths import CLIP, PICTURES, ROOT
 
 Command = Callable[..., Done]
 SOURCE = ["--broker", "-", "--window", 2, "--min-group", 1]
@@ -203,7 +205,7 @@ def test_check_prints_a_line_a_part_and_stores_nothing(command: Command, tmp_pat
 
 
 def test_bench_prints_each_stage_and_the_conditions(command: Command) -> None:
-    done = command("edge.bench", "--faces", 3, "--frames", 60, "--json")
+    done = command("edge.tools.bench", "--faces", 3, "--frames", 60, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     stages = {"capture", "detect", "track", "classify", "aggregate", "whole frame"}
@@ -212,7 +214,7 @@ def test_bench_prints_each_stage_and_the_conditions(command: Command) -> None:
     assert result["conditions"]["student"] == "onnxruntime int8"
     parts = sum(row["p50"] for name, row in result["stages_ms"].items() if name != "whole frame")
     assert parts <= 1.2 * result["stages_ms"]["whole frame"]["p50"]
-    assert command("edge.bench", "--faces", -1).code == 2
+    assert command("edge.tools.bench", "--faces", -1).code == 2
 
 
 def test_watch_refuses_stdout_and_an_absent_broker(command: Command) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import ROOT
 
-from edge.errors import SettingsError
+from edge.base.errors import SettingsError
+from edge.base.strict_yaml import known_paths, read_yaml, validate
 from edge.run import build_parser, read_settings
 from edge.settings import Settings
-from edge.strict import known_paths, read_yaml, validate
+from support.paths import ROOT
 
 
 def problem(text: str, tmp_path: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_student import student
 
 from export.to_onnx import deployed, export_onnx
+from support.tiny_student import student
 
 
 @pytest.fixture(scope="session")

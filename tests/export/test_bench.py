@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable
 
 import pytest
-from support import Done
 
-from edge.bundle import SHIPPED
+from edge.inference.bundle import SHIPPED
 from export.bench import ratios
+from support.command import Done
 
 
 def test_ratios_are_of_the_same_batch() -> None:
@@ -41,7 +41,7 @@ def test_the_bundle_alone_is_timed_with_its_conditions(command: Callable[..., Do
 
 
 def test_the_other_networks_are_what_their_papers_say() -> None:
-    from export.rivals import MobileFaceNet, _efficientnet
+    from export.baselines import MobileFaceNet, _efficientnet
 
     # Chen et al. give 0.99 M with an embedding of 128; Tan and Le 5.3 M with 1,000 classes.
     mobile = sum(p.numel() for p in MobileFaceNet(8).parameters())

@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from support import Done
-from tiny_student import crops, student
 
-from distill.checkpoint import SCHEMA
-from edge.backends import open_backend
-from edge.bundle import SHIPPED, load_bundle
-from edge.errors import EdgeError
+from distill.models.checkpoint import SCHEMA
+from edge.base.errors import EdgeError
+from edge.inference.backends import open_backend
+from edge.inference.bundle import SHIPPED, load_bundle
 from export import card
 from export.agree import compare, torch_equals_onnx
 from export.model import put_in_place
 from export.to_onnx import check_graph, deployed
+from support.command import Done
+from support.tiny_student import crops, student
 
 RECIPE = {
     "name": "tiny",
@@ -160,7 +160,14 @@ def test_checkpoint_to_bundle_to_scores(
     predictions, scores = tmp_path / "p.csv", tmp_path / "s.json"
     data = ["--data", tiny_ferplus, "--layout", "ferplus", "--split", "test"]
     done = command(
-        "distill.evaluate", "--bundle", out, *data, "--predictions", predictions, "--json", scores
+        "distill.evaluation.evaluate",
+        "--bundle",
+        out,
+        *data,
+        "--predictions",
+        predictions,
+        "--json",
+        scores,
     )
     assert done.code == 0, done.err
     written = [
@@ -182,7 +189,9 @@ def test_checkpoint_to_bundle_to_scores(
     try:
         names = [row.split(",")[0] for row in kept.splitlines()]
         labels.write_text("".join(f'{n},"(0, 0, 48, 48)",{",".join("0" * 10)}\n' for n in names))
-        done = command("distill.evaluate", "--bundle", out, *data, "--predictions", blank)
+        done = command(
+            "distill.evaluation.evaluate", "--bundle", out, *data, "--predictions", blank
+        )
     finally:
         labels.write_text(kept)
     assert done.code == 1

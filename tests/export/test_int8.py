@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_student import crops
 
-from distill.model import logits_of
-from edge.backends import open_backend
-from edge.bundle import SHIPPED
-from edge.errors import DataError, EdgeError
+from distill.models.predict import logits_of
+from edge.base.errors import DataError, EdgeError
+from edge.inference.backends import open_backend
+from edge.inference.bundle import SHIPPED
 from export.calibrate import balanced
 from export.describe import FILES
 from export.precisions import refuse_strays, same_convolutions, write_all
 from export.sensitivity import NodeError, float_nodes, measure
 from export.to_fp16 import halve
 from export.to_int8 import CPU, TENSORRT, Quantiser, attentions, computing_nodes
+from support.tiny_student import crops
 
 
 @pytest.fixture(scope="module")

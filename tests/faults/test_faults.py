@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import NodeProcess, Receiver, tally, wait_for
-from proxy import Proxy
-from support import Mosquitto, certificates, free_port
 
-from edge.outbox import Outbox
+from edge.delivery.outbox import Outbox
+from fakes.proxy import Proxy
+from support.brokers import Mosquitto, certificates, free_port
+from support.harness import NodeProcess, Receiver, tally, wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -301,7 +301,7 @@ def test_camera_gone_for_good_ends_the_service(
     broker: Mosquitto, receiver: Receiver, tmp_path: Path, start: Started
 ) -> None:
     node = NodeProcess(
-        tmp_path, broker.url, camera="test:die", more="edge.faults.BAD_SECONDS = 1000.0"
+        tmp_path, broker.url, camera="test:die", more="edge.sources.faulty.BAD_SECONDS = 1000.0"
     )
     text = node.config.read_text().replace("fps: 10,", "fps: 10, give_up_after: 5,")
     node.config.write_text(text)

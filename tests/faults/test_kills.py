@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import NodeProcess, Receiver, tally
-from support import Mosquitto
+
+from support.brokers import Mosquitto
+from support.harness import NodeProcess, Receiver, tally
 
 pytestmark = pytest.mark.faults
 

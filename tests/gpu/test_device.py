@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.backends import open_backend
-from edge.backends.trt import TensorRT
-from edge.bundle import TENSORRT_ROLES, load_bundle
-from edge.errors import BackendError
-from edge.runtime import engines_folder, open_detector, open_student
+from edge.base.errors import BackendError
+from edge.inference.backends import open_backend
+from edge.inference.backends.trt import TensorRT
+from edge.inference.bundle import TENSORRT_ROLES, load_bundle
+from edge.inference.loader import engines_folder, open_detector, open_student
 from edge.settings import Settings
-from export.builder import strongly_typed
-from export.to_engine import Workshop, as_text, export, own_workshop
+from export.engine.builder import strongly_typed
+from export.engine.to_engine import Workshop, as_text, export, own_workshop
 
 pytestmark = pytest.mark.gpu
 

@@ -9,13 +9,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import build_package
 import pytest
-from build_package import PYTHONS, choose, fits, named, pins, read_lock
 from packaging.requirements import Requirement
-from support import ROOT
 
-from edge.errors import EdgeError, UsageError
+import build_package
+from build_package import PYTHONS, choose, fits, named, pins, read_lock
+from edge.base.errors import EdgeError, UsageError
+from support.paths import ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml: Python 3.11 has it")
 DEBIAN = ROOT / "systemd/debian"
@@ -186,8 +186,8 @@ def test_the_first_settings_name_the_packages_folders(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     path = tmp_path / "node.yaml"
     path.write_text(done.stdout)
+    from edge.base.strict_yaml import read_yaml, validate
     from edge.settings import Settings
-    from edge.strict import read_yaml, validate
 
     settings = validate(Settings, read_yaml(path), "node.yaml")
     assert settings.detector.weights == Path("/usr/share/edge-node/weights")

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from email.parser import HeaderParser
 from pathlib import Path
 
-import build_package
 import pytest
-from build_package import PYTHONS, named
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support import ROOT
 
-from edge.weights import sha256_of
+import build_package
+from build_package import PYTHONS, named
+from edge.inference.weights import sha256_of
+from support.paths import ROOT
 
 pytestmark = pytest.mark.package
 

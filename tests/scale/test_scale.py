@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from postgres import Postgres
-from support import ROOT, school_broker
 
 from edge.watch.store import database
 from edge.watch.tables import COUNTS, LOGS
+from support.brokers import school_broker
+from support.paths import ROOT
+from support.postgres import Postgres
 
 pytestmark = pytest.mark.scale
 

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import NodeProcess, Receiver, tally
-from support import CLIP, Mosquitto
+
+from support.brokers import Mosquitto
+from support.harness import NodeProcess, Receiver, tally
+from support.paths import CLIP
 
 pytestmark = pytest.mark.soak
 

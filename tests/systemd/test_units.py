@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import ROOT
+
+from support.paths import ROOT
 
 UNITS = ROOT / "systemd"
 OURS = sorted(p.name for p in UNITS.glob("edge-*") if p.suffix in (".service", ".timer"))

@@ -1,0 +1,140 @@
+"""Label files > how the annotators voted on each picture, and in which line that stands.
+
+Every reader gives, for one split, votes over the label names by the picture's name; a hard label is
+one vote. A malformed row, an unknown class or a name that stands twice is a DataError naming file and
+line.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.data.crops import list_pictures, rafdb_split
+from distill.data.labels import FER2013, FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
+from edge.base.errors import DataError
+from edge.inference.bundle import RESERVED
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Voted:
+    """votes: one count a label name, then one for each of the extra columns; where: "FILE line N",
+    or the picture itself where its folder is the label."""
+
+    votes: list[int]
+    where: str
+
+
+Table = dict[str, Voted]
+
+
+def _add(table: Table, name: str, votes: list[int], where: str) -> None:
+    if name in table:
+        raise DataError(f"{where}: '{name}' stands twice")
+    table[name] = Voted(votes, where)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """ "FILE line N" and the row, blank ones left out."""
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            for number, row in enumerate(csv.reader(lines), 1):
+                if row:
+                    yield f"{path} line {number}", row
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
+
+
+def _whole(cell: str) -> bool:
+    cell = cell.strip()
+    return cell.isascii() and cell.isdecimal()
+
+
+def label_file(data: Path, layout: str, split: str) -> Path:
+    """Where a layout's labels stand; the split's folder where folders are the labels."""
+    if layout == "ferplus":
+        return data / f"FER2013{split.capitalize()}" / "label.csv"
+    if layout == "fer2013":
+        return data / "fer2013_original_labels.csv"
+    if layout == "rafdb":
+        # The holders' own spelling: "patition".
+        name = "list_patition_label.txt"
+        return next(
+            (p for p in (data / name, data / "EmoLabel" / name) if p.is_file()), data / name
+        )
+    return data / split
+
+
+def read_ferplus(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    columns = len(FERPLUS) + len(FERPLUS_EXTRA)
+    table: Table = {}
+    for where, row in _rows(label_file(data, "ferplus", split)):
+        if len(row) != 2 + columns or not all(_whole(cell) for cell in row[2:]):
+            raise DataError(f"{where}: expected a name, a box and {columns} whole votes")
+        _add(table, row[0], [int(cell) for cell in row[2:]], where)
+    return table, FERPLUS
+
+
+def read_fer2013(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    table: Table = {}
+    for where, row in _rows(label_file(data, "fer2013", split)):
+        if row == ["name", "split", "label"]:
+            continue
+        own = row[1].strip().lower() if len(row) == 3 else ""
+        if own not in SPLITS or canonical(row[2]) not in FER2013:
+            raise DataError(
+                f"{where}: expected a name, one of {', '.join(SPLITS)} and one of {', '.join(FER2013)}"
+            )
+        if own == split:
+            _add(table, row[0], [int(canonical(row[2]) == label) for label in FER2013], where)
+    return table, FER2013
+
+
+def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    path = label_file(data, "rafdb", split)
+    table: Table = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        parts, where = line.split(), f"{path} line {number}"
+        if len(parts) != 2 or not _whole(parts[1]) or not 1 <= int(parts[1]) <= len(RAFDB):
+            raise DataError(f"{where}: expected 'NAME.jpg 1..{len(RAFDB)}'")
+        if rafdb_split(parts[0]) == split:
+            _add(table, parts[0], [int(i == int(parts[1]) - 1) for i in range(len(RAFDB))], where)
+    return table, RAFDB
+
+
+def read_folders(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    classes = sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
+    labels = tuple(canonical(name) for name in classes)
+    if reserved := RESERVED & set(labels):
+        raise DataError(f"{data / 'train'}: '{sorted(reserved)[0]}' is reserved; rename that class")
+    if len(set(labels)) != len(labels):
+        raise DataError(f"{data / 'train'}: two class folders mean the same class: {classes}")
+    table: Table = {}
+    for name, path in list_pictures(data, "folders").get(split, []):
+        label = canonical(path.parent.name)
+        if label not in labels:
+            raise DataError(f"{path}: class '{path.parent.name}' is not among train's {classes}")
+        _add(table, name, [int(label == other) for other in labels], str(path))
+    return table, labels
+
+
+READERS: dict[str, Callable[[Path, str], tuple[Table, tuple[str, ...]]]] = {
+    "ferplus": read_ferplus,
+    "fer2013": read_fer2013,
+    "rafdb": read_rafdb,
+    "folders": read_folders,
+}

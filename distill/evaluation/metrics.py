@@ -1,0 +1,138 @@
+"""Scores from probabilities and votes; plain NumPy, so that the laboratory and any reviewer agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.splits import argmax, majority
+
+PROTOCOLS = ("majority-8", "argmax-8")
+ECE_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One protocol's scores. Shares are 0..1; intervals are 95 % bootstrap percentiles."""
+
+    protocol: str
+    n: int
+    excluded: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    mean_class_accuracy: float
+    mean_class_accuracy_interval: tuple[float, float]
+    macro_f1: float
+    ece: float
+    nll: float
+    recall: dict[str, float]
+    confusion: list[list[int]]
+
+
+def _class_mean(truth: NDArray[np.int64], hit: NDArray[np.bool_], classes: int) -> float:
+    recalls = [hit[truth == k].mean() for k in range(classes) if (truth == k).any()]
+    return float(np.mean(recalls))
+
+
+def confidence_bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) the bin of each, 0 to ECE_BINS - 1."""
+    return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def truth_of(votes: NDArray[np.int64], classes: int, protocol: str) -> NDArray[np.int64]:
+    """(N,) labels by a protocol, -1 for what it leaves out."""
+    return (majority if protocol == PROTOCOLS[0] else argmax)(votes, classes)
+
+
+def expected_calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> float:
+    """Guo et al. 2017: |accuracy - confidence| over ECE_BINS equal bins, weighted by their share."""
+    place = confidence_bin(confidence)
+    parts = [
+        abs(hit[place == b].mean() - confidence[place == b].mean()) * (place == b).mean()
+        for b in range(ECE_BINS)
+        if (place == b).any()
+    ]
+    return float(sum(parts))
+
+
+def score(
+    probabilities: NDArray[np.float64],
+    votes: NDArray[np.int64],
+    labels: tuple[str, ...],
+    protocol: str,
+    rounds: int = 2000,
+    seed: int = 0,
+) -> Scores:
+    """probabilities: (N, K), rows sum to 1; votes: (N, K + extra). rounds: of the bootstrap."""
+    classes = len(labels)
+    truth = truth_of(votes, classes, protocol)
+    kept = truth >= 0
+    truth, p = truth[kept], probabilities[kept].astype(np.float64)
+    q = votes[kept][:, :classes].astype(np.float64)
+    q /= q.sum(axis=1, keepdims=True)
+    answer = p.argmax(axis=1)
+    hit = answer == truth
+    confusion = np.zeros((classes, classes), dtype=int)
+    np.add.at(confusion, (truth, answer), 1)
+    present = confusion.sum(axis=1) > 0
+    right = np.diag(confusion)
+    # A class that occurs nowhere in the truth has no recall and does not enter the means.
+    f1 = 2 * right / np.maximum(confusion.sum(axis=1) + confusion.sum(axis=0), 1)
+    rng = np.random.RandomState(seed)
+    draws = [rng.randint(0, len(truth), len(truth)) for _ in range(rounds)]
+    spread = np.array([(hit[i].mean(), _class_mean(truth[i], hit[i], classes)) for i in draws])
+    low, high = np.percentile(spread, [2.5, 97.5], axis=0) if rounds else np.full((2, 2), np.nan)
+    return Scores(
+        protocol=protocol,
+        n=len(truth),
+        excluded=int((~kept).sum()),
+        accuracy=float(hit.mean()),
+        accuracy_interval=(float(low[0]), float(high[0])),
+        mean_class_accuracy=_class_mean(truth, hit, classes),
+        mean_class_accuracy_interval=(float(low[1]), float(high[1])),
+        macro_f1=float(f1[present].mean()),
+        ece=expected_calibration_error(p.max(axis=1), hit),
+        nll=float(-(q * np.log(np.maximum(p, 1e-7))).sum(axis=1).mean()),
+        recall={
+            labels[k]: float(right[k] / confusion[k].sum()) for k in range(classes) if present[k]
+        },
+        confusion=confusion.tolist(),
+    )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, K) -> (N, K)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """softmax(logits / T) from the probabilities at T = 1, (N, K) both."""
+    powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def fit_temperature(logits: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
+    """The T that minimises the cross-entropy of softmax(logits / T) against targets (Guo et al.
+    2017); golden-section search over log T in [-2, 2], where the loss is convex in 1 / T."""
+
+    def loss(log_t: float) -> float:
+        p = softmax((logits / np.exp(log_t)).astype(np.float32))
+        return float(-(targets * np.log(np.maximum(p, 1e-12))).sum(axis=1).mean())
+
+    ratio = (5**0.5 - 1) / 2
+    low, high = -2.0, 2.0
+    a, b = high - ratio * (high - low), low + ratio * (high - low)
+    loss_a, loss_b = loss(a), loss(b)
+    while high - low > 1e-4:
+        if loss_a < loss_b:
+            high, b, loss_b = b, a, loss_a
+            a = high - ratio * (high - low)
+            loss_a = loss(a)
+        else:
+            low, a, loss_a = a, b, loss_b
+            b = low + ratio * (high - low)
+            loss_b = loss(b)
+    return float(np.exp((low + high) / 2))

@@ -1,0 +1,96 @@
+"""Scores as pictures: confusion matrix, reliability diagram, robustness curves, training curves."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.evaluation.metrics import ECE_BINS, confidence_bin
+from distill.evaluation.robustness import CHANGES
+from edge.base.errors import DataError
+
+SIZE, DPI = (6.4, 5.4), 110
+
+
+def _canvas(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Any, Any]:
+    """A figure that needs no screen; raises DataError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError("matplotlib is not installed; install the 'train' extra") from error
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def confusion(path: Path, matrix: list[list[int]], labels: tuple[str, ...], title: str) -> None:
+    """Rows are the truth, in shares of it; the counts stand in the cells."""
+    figure, axes = _canvas()
+    counts = np.array(matrix)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="answer", ylabel="truth", title=title)
+    figure.savefig(path)
+
+
+def reliability(
+    path: Path, confidence: NDArray[np.float64], hit: NDArray[np.bool_], title: str
+) -> None:
+    """Accuracy by confidence; a calibrated network lies on the diagonal (Guo et al. 2017)."""
+    figure, axes = _canvas()
+    place = confidence_bin(confidence)
+    bins = [b for b in range(ECE_BINS) if (place == b).any()]
+    middle = [(b + 0.5) / ECE_BINS for b in bins]
+    share = [float((place == b).mean()) for b in bins]
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
+    accuracy = [hit[place == b].mean() for b in bins]
+    axes.bar(middle, accuracy, width=1 / ECE_BINS, edgecolor="white", label="accuracy")
+    axes.plot(middle, share, color="tab:orange", marker=".", label="share of pictures")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.legend(loc="upper left")
+    figure.savefig(path)
+
+
+def robustness(path: Path, rows: list[dict[str, Any]], title: str) -> None:
+    """A curve a change, over its strengths as steps, the plain picture at 0."""
+    figure, axes = _canvas(7.6)
+    for change in CHANGES:
+        own = [row for row in rows if row["change"] == change.name]
+        values = [100 * row["accuracy"] for row in [rows[0], *own]]
+        strengths = ", ".join(f"{row['strength']:g}" for row in own)
+        axes.plot(values, marker="o", label=f"{change.name}: {strengths} {change.unit}")
+    axes.set(xlabel="step (strengths in the legend)", ylabel="accuracy, %", title=title)
+    axes.set_xticks(range(1 + max(len(change.strengths) for change in CHANGES)))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="lower left")
+    figure.savefig(path)
+
+
+def training(path: Path, log: Path) -> None:
+    """Loss and validation accuracy by epoch, from distill-train's log.csv."""
+    try:
+        with log.open(newline="", encoding="utf-8") as text:
+            rows = list(csv.DictReader(text))
+        epochs = [int(row["epoch"]) for row in rows]
+        losses = [float(row["loss"]) for row in rows]
+        accuracies = [100 * float(row["valid_accuracy"]) for row in rows]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{log} is no log of distill-train ({error})") from error
+    figure, axes = _canvas()
+    axes.plot(epochs, losses, color="tab:blue")
+    axes.set(xlabel="epoch", ylabel="training loss", title=log.parent.name)
+    axes.yaxis.label.set_color("tab:blue")
+    right = axes.twinx()
+    right.plot(epochs, accuracies, color="tab:orange")
+    right.set_ylabel("validation accuracy, %", color="tab:orange")
+    figure.savefig(path)

@@ -1,0 +1,196 @@
+"""`distill-study`: a table of runs over seeds from one YAML file, as the README shows it.
+
+Every run is a `distill-train` of its own in OUT/NAME/SEED, resumed where it stopped; what is finished
+is not run again. A run marked `report` is scored on the test split too: that is for the comparison
+that is published, not for choosing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import Field, model_validator
+
+from distill.data.crops import LAYOUTS
+from distill.evaluation import evaluate
+from distill.recipe import Recipe, load_recipe
+from edge.base import cli
+from edge.base.errors import DataError, EdgeError
+from edge.base.strict_yaml import Strict, read_yaml, validate
+from edge.inference.weights import write_atomically
+
+NAME = r"^[a-z0-9][a-z0-9-]*$"
+
+
+class Run(Strict):
+    name: str = Field(pattern=NAME)
+    recipe: str = Field(description="a recipe's file, beside the study's")
+    changes: dict[str, Any] = Field(
+        default={}, description="laid over the recipe, section by section"
+    )
+    teacher: str | None = Field(default=None, description="an earlier run; its first seed teaches")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    report: bool = False
+
+
+class Study(Strict):
+    runs: list[Run] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _order(self) -> Study:
+        seen: set[str] = set()
+        for run in self.runs:
+            if run.name in seen:
+                raise ValueError(f"two runs are called '{run.name}'")
+            if run.teacher and run.teacher not in seen:
+                raise ValueError(f"run '{run.name}': its teacher '{run.teacher}' is no earlier run")
+            seen.add(run.name)
+        return self
+
+
+def overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of base with changes laid over it, mappings merged, all else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = overlay(merged[key], value) if both else value
+    return merged
+
+
+def load_study(path: Path) -> tuple[Study, dict[str, Recipe]]:
+    """The study and each run's recipe. Raises SettingsError in one line, before anything runs."""
+    study = validate(Study, read_yaml(path), str(path))
+    recipes = {}
+    for run in study.runs:
+        base = load_recipe(path.parent / run.recipe).model_dump(exclude_unset=True)
+        changed = overlay(base, {**run.changes, "name": run.name})
+        recipes[run.name] = validate(Recipe, changed, f"{path} run '{run.name}'")
+    return study, recipes
+
+
+def recipe_text(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(exclude_unset=True), sort_keys=False)
+
+
+def finished(folder: Path, recipe: Recipe) -> bool:
+    """All epochs of this very recipe; one that was changed since is trained again, elsewhere."""
+    log, own = folder / "log.csv", folder / "recipe.yaml"
+    if not (log.is_file() and own.is_file() and own.read_text() == recipe_text(recipe)):
+        return False
+    return len(log.read_text().splitlines()) == recipe.training.epochs + 1
+
+
+def train_one(
+    folder: Path, recipe: Recipe, seed: int, teacher: Path | None, options: Sequence[str]
+) -> None:
+    """distill-train in a process of its own, so that a seed's result does not depend on what ran
+    before. Raises EdgeError where it fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "recipe.yaml"
+    known = kept.read_text() if kept.is_file() else ""
+    if (folder / "last.pt").is_file() and known != recipe_text(recipe):
+        raise DataError(
+            f"{folder} was trained by another recipe; move it away or choose another --out"
+        )
+    write_atomically(kept, recipe_text(recipe).encode())
+    command = [sys.executable, "-m", "distill.train", str(folder / "recipe.yaml"), *options]
+    command += ["--out", str(folder), "--seed", str(seed), "--resume"]
+    command += ["--teacher", str(teacher)] if teacher else []
+    if code := subprocess.run(command, check=False).returncode:
+        raise EdgeError(f"{folder.name} of run '{recipe.name}' ended with {code}; see above")
+
+
+def score_one(folder: Path, split: str, options: Sequence[str]) -> dict[str, Any]:
+    """distill-eval's first entry for the chosen checkpoint, kept beside it."""
+    kept = folder / f"{split}-scores.json"
+    checkpoint = folder / "best.pt"
+    if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
+        command = ["--checkpoint", str(checkpoint), "--split", split, "--json", str(kept)]
+        evaluate.run([*command, *options])
+    return dict(json.loads(kept.read_text())[0])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean in per cent, with the seeds' standard deviation where there are several."""
+    mean = 100 * float(np.mean(values))
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ± {100 * float(np.std(values, ddof=1)):.2f}"
+
+
+def row(run: Run, recipe: Recipe, out: Path, options: Sequence[str]) -> str:
+    """One line of the Markdown table."""
+    cells = [run.name, str(recipe.training.epochs), str(len(run.seeds))]
+    for split in ("valid", "test"):
+        if split == "test" and not run.report:
+            cells += ["", ""]
+            continue
+        entries = [score_one(out / run.name / str(seed), split, options) for seed in run.seeds]
+        cells.append(spread([entry["accuracy"] for entry in entries]))
+        cells.append(spread([entry["mean_class_accuracy"] for entry in entries]))
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = (
+    "| run | epochs | seeds | valid, % | mean class | test, % | mean class |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "distill-study",
+        "Train and score every run of a study; go on where an earlier call stopped.",
+        "distill-study distill/studies/ferplus.yaml --data ferplus --out runs \\\n"
+        "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx",
+    )
+    p.add_argument("study", type=Path, metavar="STUDY.yaml")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
+    p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
+    p.add_argument("--compile", action="store_true", help="as for distill-train")
+    p.add_argument("--dinov2", metavar="DIR|NAME", help="as for distill-train")
+    p.add_argument("--face", type=Path, metavar="FILE", help="as for distill-train")
+    p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
+    args = p.parse_args(argv)
+    study, recipes = load_study(args.study)
+    options = ["--data", str(args.data), "--layout", args.layout]
+    for name in ("dinov2", "face", "weights"):
+        if getattr(args, name):
+            options += [f"--{name}", str(getattr(args, name))]
+    if unknown := set(args.only or ()) - set(recipes):
+        raise DataError(f"{args.study} has no run '{sorted(unknown)[0]}'")
+    chosen = [run for run in study.runs if not args.only or run.name in args.only]
+    for one in chosen:
+        teacher = None
+        if one.teacher:
+            first = next(run for run in study.runs if run.name == one.teacher).seeds[0]
+            teacher = args.out / one.teacher / str(first) / "best.pt"
+        for seed in one.seeds:
+            folder = args.out / one.name / str(seed)
+            if not finished(folder, recipes[one.name]):
+                print(f"== {one.name}, seed {seed}", flush=True)
+                if teacher and not finished(teacher.parent, recipes[str(one.teacher)]):
+                    raise DataError(
+                        f"run '{one.name}': its teacher {teacher.parent} is not finished"
+                    )
+                compiled = ["--compile"] if args.compile else []
+                train_one(folder, recipes[one.name], seed, teacher, [*options, *compiled])
+    rows = [row(one, recipes[one.name], args.out, options) for one in chosen]
+    print("\n".join([HEAD, *rows]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("distill-study", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""A frozen network's outputs on disk, memory-mapped, so that two cores can train the rest.
+
+DATA.features/KEY/SPLIT-PICTURES/ holds, for every crop of a split, in the crops' order:
+
+    codes.npy   (N, G * G, D) int8
+    scale.npy   (N, G * G) float16
+    done        how many rows are written; a killed run goes on from there
+
+KEY names the network's weights and input side, the crops' form and the precision; PICTURES what was
+cropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distill.models.backbones import Dinov2, Lower, to_grid, to_tokens
+from distill.models.precision import autocast
+from edge.base.errors import DataError
+from edge.inference.engine_cache import building
+from edge.inference.weights import write_atomically
+
+BATCH = 64
+SAVE_EVERY = 16  # batches
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 of all its weights and statistics, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def features_folder(crops: Path, split: str, network: Dinov2 | Lower, bf16: bool) -> Path:
+    """Beside the raw data: crops is DATA.crops/KEY, the result DATA.features/OTHER_KEY/SPLIT-PICTURES,
+    so that pictures that were changed are not taken for those that were seen.
+
+    Raises DataError where the crops of that split are not finished."""
+    facts = [crops.name, type(network).__name__, weights_digest(network), network.side, bf16]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    try:
+        pictures = hashlib.sha256((crops / f"{split}.key").read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise DataError(f"{crops} holds no finished crops of '{split}'; run it again") from error
+    beside = crops.parent.with_name(crops.parent.name.removesuffix(".crops") + ".features")
+    return beside / key / f"{split}-{pictures}"
+
+
+def pack(grid: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """(B, D, G, G) to int8 codes (B, G * G, D) and one scale a place (B, G * G): half the bytes of
+    float16, and a cosine to the original above 0.999 (tested)."""
+    tokens = to_tokens(grid.float())
+    scale = (tokens.abs().amax(dim=2) / 127).clamp(1e-6).half()
+    codes = (tokens / scale.float()[:, :, None]).round().clamp(-127, 127).to(torch.int8)
+    return codes.contiguous().numpy(), scale.numpy()
+
+
+def unpack(codes: NDArray[np.int8], scale: NDArray[np.float16]) -> Tensor:
+    """The other way: (B, D, G, G) float32."""
+    places = torch.from_numpy(scale.astype(np.float32))[:, :, None]
+    return to_grid(torch.from_numpy(codes).float() * places)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One network's grids for one split, memory-mapped."""
+
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float16]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B, D, G, G) float32."""
+        return unpack(self.codes[rows], self.scale[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """As Features, from the crops each time: for what is read once an epoch or once at all, and
+    would fill a disk. pixels: (N, C, S, S) uint8."""
+
+    network: nn.Module
+    pixels: NDArray[np.uint8]
+    device: torch.device
+    bf16: bool
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B, D, G, G) float32."""
+        faces = torch.from_numpy(self.pixels[rows]).float().to(self.device)
+        with torch.no_grad(), autocast(self.device, self.bf16):
+            grid: Tensor = self.network(faces)
+        return grid.float()
+
+
+def cache_features(
+    place: Path,
+    network: nn.Module,
+    pixels: NDArray[np.uint8],
+    device: torch.device,
+    bf16: bool,
+    progress: Callable[[str], None],
+) -> Features:
+    """Open `place`, computing what is not there yet. pixels: (N, C, S, S) uint8.
+
+    Raises DataError where the disk is too small or the files are damaged."""
+    with building(place):  # two runs over the same data: the second finds it done
+        return _cached(place, Computed(network, pixels, device, bf16), progress)
+
+
+def _cached(place: Path, computed: Computed, progress: Callable[[str], None]) -> Features:
+    pixels = computed.pixels
+    mark = place / "done"
+
+    def compute(start: int) -> Tensor:
+        return computed.read(np.arange(start, min(start + BATCH, len(pixels)))).cpu()
+
+    try:
+        done = int(mark.read_text()) if mark.is_file() else 0
+        if done == 0 and len(pixels):
+            _make_room(place, compute(0), len(pixels))
+        finished = done == len(pixels)
+        codes, scale = (
+            np.load(place / f"{name}.npy", mmap_mode="r" if finished else "r+")
+            for name in ("codes", "scale")
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be used ({error}); delete it and start again") from error
+    if not len(codes) == len(scale) == len(pixels):
+        raise DataError(f"{place} holds other pictures; delete it and start again")
+    started, first = time.monotonic(), done
+    while done < len(pixels):
+        codes[done : done + BATCH], scale[done : done + BATCH] = pack(compute(done))
+        done = min(done + BATCH, len(pixels))
+        if done % (SAVE_EVERY * BATCH) == 0 or done == len(pixels):
+            codes.flush()
+            scale.flush()
+            # After the rows: killed in between, they are computed again.
+            write_atomically(mark, str(done).encode())
+            left = (len(pixels) - done) * (time.monotonic() - started) / (done - first)
+            progress(
+                f"features, {place.parent.name}/{place.name}: {done}/{len(pixels)}, "
+                f"{left / 60:.0f} min to go"
+            )
+    return Features(codes, scale)
+
+
+def refuse_full_disk(place: Path, needed: int) -> None:
+    """needed: bytes. Raises DataError where they are not free: a write into a memory map would end
+    the process."""
+    if needed > (free := shutil.disk_usage(place).free):
+        raise DataError(
+            f"{place} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            f"put the data on another disk"
+        )
+
+
+def _make_room(place: Path, sample: Tensor, rows: int) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    places = sample.shape[2] * sample.shape[3]
+    needed = rows * places * (sample.shape[1] + 2)
+    refuse_full_disk(place, needed)
+    for name, kind, shape in (
+        ("codes", np.int8, (rows, places, sample.shape[1])),
+        ("scale", np.float16, (rows, places)),
+    ):
+        np.lib.format.open_memmap(place / f"{name}.npy", "w+", kind, shape)

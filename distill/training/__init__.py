@@ -1,0 +1,1 @@
+"""One run: set-up, batches, task, losses, optimiser, the loop."""

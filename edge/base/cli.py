@@ -1,0 +1,62 @@
+"""What every command line shares: one line for an error, its exit code, and no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from edge.base.errors import EdgeError
+
+EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage, 130 Ctrl-C"
+
+
+def parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose help ends with an example and the exit codes."""
+    return argparse.ArgumentParser(
+        prog=command,
+        description=description,
+        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def say(line: str) -> None:
+    """Progress, on stderr; stdout is for what was asked for."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def start_log() -> None:
+    """Facts with values, on stderr; stdout is for messages alone."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+        logging.addLevelName(level, logging.getLevelName(level).lower())
+
+
+def run(
+    command: str, main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
+) -> int:
+    """main's exit code; a fault of ours or of the machine is one line on stderr."""
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except EdgeError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our lines has gone (`| head`): nothing is wrong, nothing can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{command}: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(f"{command}: out of memory; use smaller pictures or fewer threads", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,84 @@
+"""What time it is, whether that can be true, and what the school's time servers say.
+
+Durations never come from here: they are monotonic. Setting the clock is the system's work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from edge.base.errors import SourceError
+
+# Of this release: no true clock is before it, and none twenty years after.
+EARLIEST = datetime(2026, 11, 1, tzinfo=timezone.utc).timestamp()
+LATEST = EARLIEST + 20 * 365.25 * 86400
+
+SNTP_PORT = 123
+SNTP_TO_UNIX = 2_208_988_800  # seconds from 1900 to 1970
+ERA = 2**32  # SNTP's seconds wrap in 2036
+CLIENT_4 = 0x23  # no warning, version 4, mode client
+SERVER, UNSYNCHRONISED = 4, 3
+
+
+def plausible(utc: float) -> bool:
+    """Whether a clock (UTC seconds) can be right: a board without a battery starts in 1970."""
+    return EARLIEST <= utc <= LATEST
+
+
+def clock_synced() -> bool | None:
+    """Whether the kernel's clock is disciplined (adjtimex(2): not TIME_ERROR); None if unknown."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        # struct timex is 208 bytes on 64-bit Linux; modes = 0 only reads.
+        state = libc.adjtimex(ctypes.create_string_buffer(512))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else state != 5
+
+
+def offset(
+    server: str,
+    port: int = SNTP_PORT,
+    timeout: float = 2.0,
+    utc: Callable[[], float] = time.time,
+) -> float:
+    """Seconds by which this clock is behind a time server's (negative: ahead), by one SNTP question
+    (RFC 4330). Raises SourceError where it gives no answer that can be used."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(server, port, type=socket.SOCK_DGRAM)[
+            0
+        ]
+        with socket.socket(family, kind, proto) as wire:
+            wire.settimeout(timeout)
+            wire.connect(address)  # answers of others are not heard
+            # Random, so that only who saw the question can answer it.
+            asked, mark = utc(), os.urandom(8)
+            wire.send(bytes([CLIENT_4]) + bytes(39) + mark)
+            packet = wire.recv(512)
+            heard = utc()
+    except OSError as error:
+        raise SourceError(
+            f"time server {server} gives no answer ({error.strerror or error}); check the name and "
+            f"that UDP port {port} is open"
+        ) from error
+    if len(packet) < 48 or packet[0] & 7 != SERVER or packet[24:32] != mark:
+        raise SourceError(f"{server} does not answer like a time server; give another")
+    if packet[0] >> 6 == UNSYNCHRONISED or not 0 < packet[1] < 16:
+        raise SourceError(f"time server {server} does not know the time itself")
+    received, sent = (_unix(packet[at : at + 8]) for at in (32, 40))
+    return ((received - asked) + (sent - heard)) / 2
+
+
+def _unix(stamp: bytes) -> float:
+    """SNTP's 64 bits as Unix time, in the era (136 years) of the release."""
+    seconds, part = struct.unpack("!II", stamp)
+    unix = float(seconds - SNTP_TO_UNIX)
+    while unix < EARLIEST - ERA / 2:
+        unix += ERA
+    return unix + float(part) / ERA

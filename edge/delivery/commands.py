@@ -1,0 +1,192 @@
+"""What a school may ask a running node over MQTT: an allow-list, each with a result message.
+
+    cmd/pause         {"seconds": 600}    look at nothing; without seconds until `resume`
+    cmd/resume        {}
+    cmd/set-window    {"seconds": 30}     never below what node.yaml says; at the next window's start
+    cmd/set-min-group {"people": 8}       never below what node.yaml says
+    cmd/report        {}                  status and health, now
+    cmd/reload-bundle {}                  read the bundle's folder anew; a bad one changes nothing
+
+Nothing here can make a picture leave the node. A command expires, and its id is remembered: said twice
+(by a broker that repeats, or retained), it is done once and answered twice. Pause, window and group
+survive a restart, in a file that is replaced whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from edge.base.errors import EdgeError
+from edge.delivery.messages import Command
+from edge.inference.weights import write_atomically
+
+log = logging.getLogger(__name__)
+
+Name = Literal["pause", "resume", "set-window", "set-min-group", "report", "reload-bundle"]
+NAMES: tuple[Name, ...] = get_args(Name)
+REMEMBERED = 200
+LARGEST_BYTES = 4096
+SHORTEST_SECONDS = 2.0  # of a window that a command may ask for
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class Done(_Part):
+    """What became of a command: ok, or the reason in one line."""
+
+    id: str
+    name: str
+    ok: bool
+    text: str
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What was asked for and holds, beyond node.yaml. pause: seconds of running time, 0 until resumed,
+    None for not; after a restart they count from its start again, since no clock can be trusted to have
+    gone on."""
+
+    pause: float | None = None
+    window_seconds: float | None = None
+    min_group: int | None = None
+
+
+class Commands:
+    """Takes commands from any thread's hands, does them in the node's own loop."""
+
+    def __init__(
+        self,
+        file: Path,
+        node: str,
+        least_group: int,
+        least_window: float,
+        report: Callable[[], None],
+        reload: Callable[[], str],
+        utc: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """file: where wishes and ids are kept; a damaged one is replaced, and paused is then off, which
+        is said. least_group, least_window: node.yaml's. reload: takes the bundle anew and says what
+        became of it, or raises EdgeError and has changed nothing."""
+        self._file, self._node = file, node
+        self._least, self._shortest = least_group, max(SHORTEST_SECONDS, least_window)
+        self._report, self._reload, self._utc, self._clock = report, reload, utc, clock
+        self._paused_from = clock()
+        self.wishes = Wishes()
+        self._done: dict[str, Done] = {}
+        try:
+            stored = json.loads(file.read_bytes())
+            self.wishes = TypeAdapter(Wishes).validate_python(stored["wishes"])
+            self._done = {d["id"]: Done.model_validate(d) for d in stored["done"]}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.error("%s cannot be read (%s): no command holds any more", file, error)
+
+    def paused(self) -> bool:
+        """Asked by the node's loop; a pause that is over is forgotten on the disk too."""
+        pause = self.wishes.pause
+        if pause and self._clock() - self._paused_from >= pause:
+            self.wishes.pause = None
+            self._save()
+        return self.wishes.pause is not None
+
+    def take(self, name: str, content: bytes) -> Done | None:
+        """Do one; None for what is no command to this node and gets no answer."""
+        if len(content) > LARGEST_BYTES:
+            log.warning("a command of %d bytes was ignored", len(content))
+            return None
+        try:
+            command = Command.model_validate_json(content)
+        except ValidationError as error:
+            log.warning("a malformed command was ignored: %s", error.errors()[0]["msg"])
+            return None
+        if command.node != self._node:
+            log.warning("a command to another node was ignored")
+            return None
+        if command.id in self._done:
+            return self._done[command.id]
+        try:
+            done = Done(id=command.id, name=name, ok=True, text=self._do(name, command))
+        except ValueError as error:
+            done = Done(id=command.id, name=name, ok=False, text=str(error))
+        self._done[command.id] = done
+        while len(self._done) > REMEMBERED:
+            del self._done[next(iter(self._done))]
+        self._save()
+        log.info("command %s id=%s ok=%s", name, command.id, done.ok)
+        return done
+
+    def _do(self, name: str, command: Command) -> str:
+        """What was done, in words; ValueError with what was wrong."""
+        if name not in NAMES:
+            raise ValueError(f"no command '{name}'; there are {', '.join(NAMES)}")
+        if datetime.strptime(command.expires, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp() < self._utc():
+            raise ValueError(f"expired at {command.expires}")
+        wanted = dict(command.arguments)
+        text = self._act(name, wanted)
+        if wanted:
+            raise ValueError(f"{name} takes no '{sorted(wanted)[0]}'")
+        return text
+
+    def _act(self, name: str, wanted: dict[str, float]) -> str:
+        w = self.wishes
+        if name == "pause":
+            seconds = wanted.pop("seconds", 0.0)
+            if wanted or not 0 <= seconds <= 366 * 86400:
+                raise ValueError("pause takes 'seconds', at most a year, or nothing")
+            w.pause, self._paused_from = seconds, self._clock()
+            return f"paused for {seconds:g} s" if seconds else "paused until resumed"
+        if name == "resume":
+            if not wanted:
+                w.pause = None
+            return "resumed"
+        if name == "set-window":
+            seconds = wanted.pop("seconds", 0.0)
+            if wanted or not self._shortest <= seconds <= 3600:
+                raise ValueError(f"set-window takes 'seconds', {self._shortest:g} to 3600")
+            w.window_seconds = seconds
+            return f"windows of {seconds:g} s from the next one on"
+        if name == "set-min-group":
+            people = wanted.pop("people", 0.0)
+            if (
+                wanted
+                or not math.isfinite(people)
+                or people != int(people)
+                or not self._least <= people <= 1000
+            ):
+                raise ValueError(f"set-min-group takes 'people', {self._least} to 1000")
+            w.min_group = int(people)
+            return f"groups of {int(people)} at least from the next window on"
+        if name == "reload-bundle":
+            return "" if wanted else self._take_bundle()
+        if not wanted:
+            self._report()
+        return "status and health follow"
+
+    def _take_bundle(self) -> str:
+        try:
+            return self._reload()
+        except EdgeError as error:
+            raise ValueError(f"{error}; the running bundle stays") from error
+
+    def _save(self) -> None:
+        done = [d.model_dump() for d in self._done.values()]
+        try:
+            write_atomically(
+                self._file, json.dumps({"wishes": asdict(self.wishes), "done": done}).encode()
+            )
+        except OSError as error:
+            log.error("%s is not kept (%s): after a restart it is forgotten", self._file, error)

@@ -1,0 +1,121 @@
+"""Which readings are offered next: new ones at once, older ones in order and paced.
+
+What waits when a connection comes up is the backlog. It leaves room for new readings, a broker that
+was away for a week is not flooded, and one reading that the broker refuses holds up no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edge.base.errors import OutboxError
+from edge.delivery.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 20
+RESERVED = 5  # places in flight that the backlog leaves to new readings
+BACKLOG_PER_SECOND = 50.0
+REFUSED_PAUSE_SECONDS = 30.0
+# A broker's acknowledgement so old, and still no recorder's: offered again, and as often.
+RECORDER_SECONDS = 60.0
+# While its `ack` does not move, the pause doubles up to this: its database is away, not the broker.
+LONGEST_RECORDER_SECONDS = 3600.0
+
+Waiting = list[tuple[int, dict[str, Any]]]
+
+
+class Replay:
+    """For one thread, the publisher's."""
+
+    def __init__(self, outbox: Outbox, clock: Callable[[], float] = time.monotonic) -> None:
+        self._outbox, self._clock = outbox, clock
+        self._in_flight: set[tuple[str, int]] = set()
+        self._pause = RECORDER_SECONDS
+        self._again_at = clock() + self._pause
+        self.connected()
+
+    def connected(self) -> None:
+        """A new connection, or a new log: nothing is in flight, all that waits is the backlog."""
+        self._log = self._outbox.log
+        self._in_flight.clear()
+        self._refused = False
+        self._paused_until = 0.0
+        self._start_over()
+        self._live = self._backlog_to
+        self._credit, self._counted = 0.0, self._clock()
+
+    def _start_over(self) -> None:
+        self._backlog, self._backlog_to = 0, self._outbox.span()[1]
+
+    def next(self) -> Waiting:
+        """What to send now; each is in flight until `acknowledged` or `refused`."""
+        now = self._clock()
+        if self._outbox.log != self._log:
+            self.connected()  # the file was damaged and set aside: seq starts again
+        if now >= self._again_at:
+            self._offer_again()
+            self._again_at = now + self._pause
+            self._pause = min(2 * self._pause, LONGEST_RECORDER_SECONDS)
+        free = IN_FLIGHT - len(self._in_flight)
+        if free <= 0:
+            return []
+        found = self._outbox.pending(above=self._live, limit=free)
+        if found:
+            self._live = found[-1][0]
+        found += self._from_backlog(now, free - len(found) - RESERVED)
+        self._in_flight |= {(payload["log"], seq) for seq, payload in found}
+        return found
+
+    def _offer_again(self) -> None:
+        try:
+            if self._outbox.offer_again(RECORDER_SECONDS):
+                self._start_over()
+        except OutboxError as error:
+            log.error("%s; it will be tried again", error)  # a full disk: the rest goes on
+
+    def _from_backlog(self, now: float, room: int) -> Waiting:
+        self._credit = min(
+            self._credit + BACKLOG_PER_SECOND * (now - self._counted), BACKLOG_PER_SECOND
+        )
+        self._counted = now
+        room = min(room, int(self._credit))
+        if room <= 0 or now < self._paused_until:
+            return []
+        rows = self._outbox.pending(above=self._backlog, up_to=self._backlog_to, limit=room)
+        if rows:
+            self._backlog = rows[-1][0]
+        elif self._refused:
+            # At the end, and some were refused on the way: from the start, after the pause.
+            self._refused = False
+            self._start_over()
+        rows = [(s, p) for s, p in rows if (p["log"], s) not in self._in_flight]
+        self._credit -= len(rows)
+        return rows
+
+    def acknowledged(self, seq: int, log: str) -> None:
+        """By the broker. Raises OutboxError where the disk does not take the mark; then it is sent once
+        more, later."""
+        try:
+            self._outbox.acknowledge(seq, log)
+        except OutboxError:
+            self.refused(seq, log)
+            raise
+        self._in_flight.discard((log, seq))
+
+    def refused(self, seq: int, log: str) -> None:
+        """By the broker, on a connection that stands: later again, and the others first."""
+        self._in_flight.discard((log, seq))
+        self._refused = True
+        self._backlog_to = max(self._backlog_to, seq)
+        self._paused_until = self._clock() + REFUSED_PAUSE_SECONDS
+
+    def recorder_has(self, seq: int, log: str) -> None:
+        """Everything up to seq is stored where it was wanted."""
+        if log == self._outbox.log and seq != self._outbox.stored:
+            self._pause = RECORDER_SECONDS
+            self._again_at = min(self._again_at, self._clock() + RECORDER_SECONDS)
+        self._outbox.recorder_has(seq, log)

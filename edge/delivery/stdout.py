@@ -1,0 +1,52 @@
+"""Messages > stdout, one JSON object a line: what `--broker -` gives a script."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from edge.delivery.messages import Outgoing, as_sent, dumps
+from edge.delivery.outbox import Outbox
+
+
+@dataclass(slots=True)
+class Lines:
+    """One JSON object a line: topic, qos, retain, payload."""
+
+    outbox: Outbox
+    out: TextIO
+    state: str = "connected: stdout"
+    commands: deque[tuple[str, bytes]] = field(default_factory=deque)
+
+    def alive(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        pass
+
+    def _write(self, message: Outgoing) -> None:
+        line = dumps(
+            {
+                "topic": message.topic,
+                "qos": 1,
+                "retain": message.retain,
+                "payload": message.payload,
+            }
+        )
+        self.out.write(line + "\n")
+        self.out.flush()
+
+    def send(self, message: Outgoing) -> None:
+        self._write(message)
+
+    def readings(self) -> None:
+        for seq, payload in self.outbox.pending(limit=1000):
+            self._write(as_sent(payload))
+            self.outbox.acknowledge(seq)
+
+    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
+        self.readings()
+        self._write(last)
+        return self.outbox.depth()

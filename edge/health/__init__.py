@@ -1,0 +1,1 @@
+"""How the node does and how that is said: state, reports, probes, throttle, systemd, Prometheus."""

@@ -1,0 +1,87 @@
+"""The node's health for Prometheus, on loopback alone: the last `health` message as gauges.
+
+The same figures as the message holds and no others: those of the process, such as its processor time,
+would grow with every face in view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from edge.base.errors import UsageError
+
+ADDRESS = "127.0.0.1"
+# Of the message, by its own names; what is null there is left out here.
+GAUGES = {
+    "uptime_seconds": "since the node started",
+    "frames_per_second": "delivered by the camera",
+    "temperature_celsius": "hottest thermal zone",
+    "throttled": "1 while the kernel slows the board down",
+    "pace": "work taken on: 0 every picture ... 3 every third, at half size",
+    "memory_mib": "resident memory",
+    "outbox_pending": "readings that the broker has not acknowledged",
+    "outbox_dropped": "readings lost: too old, too many, or not written",
+    "outbox_damaged": "1 when a damaged file was set aside since the start",
+}
+
+
+class Metrics:
+    """Serves /metrics from a thread of prometheus-client's; `tell` changes what it says."""
+
+    def __init__(self, port: int) -> None:
+        """Raises UsageError where the port cannot be had or the package is missing."""
+        try:
+            from prometheus_client import CollectorRegistry, start_http_server
+        except ImportError as error:
+            raise UsageError(
+                "runtime.prometheus_port needs the package prometheus-client; install the 'metrics' "
+                "extra or take the setting out"
+            ) from error
+        self._health: dict[str, Any] = {}
+        self._state, self._connected = "starting", False
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        try:
+            self._server, self._thread = start_http_server(port, ADDRESS, registry)
+        except OSError as error:
+            raise UsageError(
+                f"runtime.prometheus_port {port} cannot be served ({error.strerror}); give another"
+            ) from error
+
+    def tell(
+        self,
+        state: str | None = None,
+        health: dict[str, Any] | None = None,
+        connected: bool | None = None,
+    ) -> None:
+        """state: of the last `status`; health: content of the last `health` message; connected: to the
+        broker."""
+        self._state = state or self._state
+        self._connected = self._connected if connected is None else connected
+        self._health = health or self._health
+
+    def collect(self) -> Iterator[Any]:
+        """What prometheus-client asks its collectors."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        health = self._health
+        yield GaugeMetricFamily(
+            "edge_online", "1 while status is online", value=float(self._state == "online")
+        )
+        yield GaugeMetricFamily(
+            "edge_broker_connected", "1 while it is", value=float(self._connected)
+        )
+        for name, text in GAUGES.items():
+            if health.get(name) is not None:
+                yield GaugeMetricFamily(f"edge_{name}", text, value=float(health[name]))
+        latency = GaugeMetricFamily("edge_stage_ms", "latency of a stage", labels=["stage", "part"])
+        for stage, figures in health.get("stages", {}).items():
+            for part, value in figures.items():
+                latency.add_metric([stage, part.removesuffix("_ms")], value)
+        yield latency
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=2.0)

@@ -1,0 +1,179 @@
+"""What a node says about itself: status, info and health, each with the session and a running n."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+import edge
+from edge.aggregate import Window
+from edge.base.clock import clock_synced
+from edge.base.timing import Stages
+from edge.delivery.commands import Done
+from edge.delivery.messages import (
+    Health,
+    Info,
+    Latency,
+    Model,
+    Outgoing,
+    PrivacyPolicy,
+    Result,
+    Status,
+    as_dict,
+    rfc3339,
+)
+from edge.delivery.outbox import Outbox
+from edge.detect import Detector
+from edge.health.certificate import Validity
+from edge.health.probes import memory_mib, power_mode, temperature_celsius
+from edge.inference.bundle import Bundle
+from edge.inference.loader import Opened
+from edge.inference.weights import locked
+from edge.settings import Settings
+
+LAST_UPDATE = Path("/var/lib/edge-update/last.json")
+
+
+def versions() -> dict[str, str]:
+    found = {
+        "edge": edge.__version__,
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+    }
+    for package in ("onnxruntime", "paho-mqtt"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # said only of what is there
+    return found
+
+
+def last_update(file: Path = LAST_UPDATE) -> str | None:
+    """What edge-update left to say, such as "release 7 committed"; None where it left nothing."""
+    try:
+        last = json.loads(file.read_bytes())
+        return f"release {last['serial']} {last['outcome']}: {last['reason']}"[:300]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What `health` says beyond what can be read off the parts. seconds: since the last one;
+    frames: delivered by the camera in that time, None for a file; unwritten: readings that no disk
+    took; level: of the work the node takes on (`pace.py`)."""
+
+    seconds: float
+    frames: int | None
+    camera: str
+    unwritten: int
+    throttled: bool
+    level: int
+
+
+class Reports:
+    """The messages of one session."""
+
+    def __init__(self, settings: Settings, bundle: Bundle, student: Opened) -> None:
+        self.session, self._n = str(uuid.uuid4()), 0
+        self._settings, self._bundle, self._student = settings, bundle, student
+        self._path = settings.node.path
+        self._started = time.monotonic()
+        self.certificate = Validity(settings.broker.tls.certificate)
+
+    def _stamp(self) -> dict[str, Any]:
+        """What every message but the will begins with; n counts them."""
+        self._n += 1
+        return {
+            "node": self._path,
+            "session": self.session,
+            "n": self._n,
+            "time": rfc3339(time.time()),
+            "clock_synced": clock_synced(),
+        }
+
+    def use(self, bundle: Bundle, student: Opened) -> None:
+        """Another bundle reads the expressions from now on."""
+        self._bundle, self._student = bundle, student
+
+    def will(self) -> Outgoing:
+        """What the broker says for a node that vanished; it has neither n nor time."""
+        message = Status(node=self._path, session=self.session, state="lost")
+        return Outgoing("status", as_dict(message), retain=True)
+
+    def status(self, state: str, reason: str | None = None) -> Outgoing:
+        message = Status.model_validate({**self._stamp(), "state": state, "reason": reason})
+        return Outgoing("status", as_dict(message), retain=True)
+
+    def info(self, detector: Detector, opened: Opened, camera: str, window: Window) -> Outgoing:
+        """opened: the detector's runtime; camera: kind of source; window: how it counts now, which a
+        command may have changed."""
+        p = self._settings.privacy
+        message = Info(
+            **self._stamp(),
+            versions=versions(),
+            model=Model(
+                bundle_sha256=self._bundle.sha256,
+                labels=list(self._bundle.labels),
+                backend=self._student.backend.name,
+                precision=self._student.precision,
+                engine=self._student.engine,
+                fallback=self._student.fallback,
+            ),
+            detector={
+                "name": "yunet",
+                "sha256": locked()["yunet"]["sha256"],
+                "backend": detector.backend.name,
+                "precision": opened.precision,
+                "size": f"{detector.width}x{detector.height}",
+            },
+            camera=camera,
+            window_seconds=window.seconds,
+            privacy=PrivacyPolicy(
+                min_group=window.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
+            ),
+        )
+        return Outgoing("info", as_dict(message), retain=True)
+
+    def result(self, done: Done) -> Outgoing:
+        message = Result(
+            **self._stamp(),
+            **done.model_dump(),
+        )
+        return Outgoing(f"cmd/{done.name}/result", as_dict(message), retain=False)
+
+    def health(self, vitals: Vitals, stages: Stages, outbox: Outbox) -> Outgoing:
+        # Stages whose time grows with the number of faces would tell it.
+        latency = stages.milliseconds("detect")
+        rate = None if vitals.frames is None else round(vitals.frames / vitals.seconds)
+        ends = self.certificate.ends()
+        message = Health(
+            **self._stamp(),
+            uptime_seconds=int(time.monotonic() - self._started),
+            camera=vitals.camera,
+            frames_per_second=rate,
+            stages={"detect": Latency(p50_ms=latency[0], p95_ms=latency[1])} if latency else {},
+            backend=self._student.backend.name,
+            fallback=self._student.fallback,
+            temperature_celsius=temperature_celsius(),
+            throttled=vitals.throttled,
+            pace=vitals.level,
+            power_mode=power_mode(),
+            memory_mib=memory_mib(),
+            outbox_pending=outbox.depth(),
+            log=outbox.log,
+            outbox_dropped=outbox.dropped + vitals.unwritten,
+            outbox_first=outbox.span()[0],
+            outbox_damaged=int(outbox.set_aside is not None),
+            certificate_expires=None if ends is None else rfc3339(ends),
+            update=last_update(),
+        )
+        return Outgoing("health", as_dict(message), retain=False)

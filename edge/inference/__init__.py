@@ -1,0 +1,1 @@
+"""The two networks on their runtimes: bundle, weights, engine cache, backends."""

@@ -1,0 +1,130 @@
+"""Settings > the two networks on their runtimes, proven before they are used.
+
+`auto` takes TensorRT where a proven engine for this very device is on the disk, else ONNX Runtime, and
+says why; each network for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.base.errors import BackendError, BundleError, EdgeError
+from edge.detect import Detector
+from edge.inference.backends import Backend, open_backend
+from edge.inference.bundle import TENSORRT_ROLES, Bundle, load_bundle
+from edge.inference.engine_cache import FACES, Profile, choose, facts_of, find, set_aside
+from edge.inference.weights import resolve
+from edge.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A network ready to run. engine: file name of TensorRT's; fallback: why `auto` took ONNX
+    Runtime; both None otherwise."""
+
+    backend: Backend
+    precision: str
+    engine: str | None = None
+    fallback: str | None = None
+
+
+def engines_folder(settings: Settings) -> Path:
+    return settings.runtime.engines or settings.state_folder / "engines"
+
+
+def student_profile(bundle: Bundle) -> Profile:
+    """(N, C, S, S) for the smallest, the usual and the largest batch."""
+    c, s = bundle.crop.channels, bundle.crop.size
+    small, usual, large = ((n, c, s, s) for n in FACES)
+    return small, usual, large
+
+
+def detector_profile(width: int, height: int) -> Profile:
+    shape = (1, 3, height, width)
+    return shape, shape, shape
+
+
+def open_engine(
+    models: Mapping[str, Path],
+    profile: Profile,
+    folder: Path,
+    prove: Callable[[Backend, str], object],
+) -> Opened:
+    """The best proven engine among those of `models` (ONNX files by precision).
+
+    prove: raises EdgeError where a backend of that precision answers wrongly; such an engine, or one
+    that does not load, is set aside. Raises BackendError where none is left.
+    """
+    from edge.inference.backends.trt import TensorRT, device
+
+    here = device()
+    found = [
+        engine
+        for precision, model in models.items()
+        if (engine := find(folder, facts_of(model, precision, profile, here)))
+    ]
+    chosen = choose(found)
+    try:
+        backend = TensorRT(chosen.path)
+        try:
+            prove(backend, chosen.precision)
+        except BaseException:
+            backend.close()
+            raise
+    except EdgeError as error:
+        set_aside(chosen.path, str(error))
+        raise BackendError(f"{error}; the engine was set aside, run export-engine") from error
+    return Opened(backend, chosen.precision, chosen.path.name)
+
+
+def open_student(settings: Settings) -> tuple[Bundle, Opened]:
+    """The bundle and its student, which has passed the bundle's known answers."""
+    bundle = load_bundle(settings.runtime.bundle)
+    choice, threads = settings.runtime.backend, settings.runtime.threads
+    fallback = None
+    if choice in ("auto", "trt"):
+        try:
+            models = {p: bundle.file(role) for p, role in TENSORRT_ROLES.items()}
+            profile = student_profile(bundle)
+            return bundle, open_engine(models, profile, engines_folder(settings), bundle.self_test)
+        except (BackendError, BundleError) as error:
+            if choice == "trt":
+                raise
+            fallback = str(error)
+    backend = open_backend("fake" if choice == "fake" else "ort", bundle.model(), threads)
+    if choice == "fake":
+        return bundle, Opened(backend, "none")
+    try:
+        bundle.self_test(backend)
+    except EdgeError:
+        backend.close()
+        raise
+    return bundle, Opened(backend, "int8", fallback=fallback)
+
+
+def open_detector(settings: Settings) -> tuple[Detector, Opened]:
+    """The detector; the fake backend has none: people without the hardware still want faces found.
+
+    Raises WeightsError or BackendError."""
+    d, choice = settings.detector, settings.runtime.backend
+    model = resolve("yunet", d.weights)
+    opened, fallback = None, None
+    if choice in ("auto", "trt"):
+        models = {"fp16": model, "fp32": model}
+        try:
+            opened = open_engine(
+                models,
+                detector_profile(d.width, d.height),
+                engines_folder(settings),
+                lambda backend, precision: None,  # proven when it was built, on the portrait
+            )
+        except BackendError as error:
+            if choice == "trt":
+                raise
+            fallback = str(error)
+    if opened is None:
+        backend = open_backend("ort", model, settings.runtime.threads)
+        opened = Opened(backend, "fp32", fallback=fallback)
+    return Detector(opened.backend, d.width, d.height, d.weak_score, d.overlap), opened

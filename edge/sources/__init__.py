@@ -1,0 +1,1 @@
+"""Where pictures come from: cameras, files, folders, test patterns, faulty cameras."""

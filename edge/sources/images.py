@@ -1,0 +1,51 @@
+"""Pictures as the stages want them, whatever a device or a file gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.base.errors import SourceError
+
+# A 4 GB board cannot hold a picture of 20,000 pixels a side beside anything else.
+MAX_SIDE = 8192
+
+
+def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
+    """Any picture a capture gives as (H, W, 3) uint8 BGR, or None where it is no picture.
+
+    Grey becomes three equal channels, a fourth channel goes, 16 bits become 8 by their high byte.
+    """
+    if not isinstance(picture, np.ndarray) or picture.size == 0 or picture.ndim not in (2, 3):
+        return None
+    if picture.dtype == np.uint16:
+        picture = (picture >> 8).astype(np.uint8)
+    if picture.dtype != np.uint8:
+        return None
+    if picture.ndim == 2 or picture.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
+    if picture.shape[2] == 4:
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR), dtype=np.uint8)
+    return picture if picture.shape[2] == 3 else None
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 BGR of a picture file; raises SourceError naming it."""
+    try:
+        picture = as_bgr(cv2.imread(str(path), cv2.IMREAD_COLOR))
+    except cv2.error as error:
+        raise SourceError(
+            f"{path} cannot be read as a picture ({error.err or 'too large'}); remove or shrink it"
+        ) from error
+    if picture is None:
+        raise SourceError(f"{path} is no picture that OpenCV can read; remove it")
+    if max(picture.shape[:2]) > MAX_SIDE:
+        raise SourceError(
+            f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, at most {MAX_SIDE} a side are "
+            f"read; shrink it"
+        )
+    return picture

@@ -1,0 +1,255 @@
+"""A source that runs whether or not we look, and that may hang, freeze, lie or go away.
+
+A thread reads into a one-slot mailbox: the newest picture wins, skipped ones are counted. The reader
+may be stuck in a driver for ever, so it is watched from outside and abandoned; where no picture comes
+in time, a Tick says so and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.base.errors import SourceError
+from edge.records import Frame, Tick
+from edge.sources.images import as_bgr
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 30.0
+MOST_LEFT_BEHIND = 100
+# Every eighth pixel of a picture tells it from the next: a sensor's noise alone changes them.
+FINGERPRINT_STEP = 8
+
+
+class Capture(Protocol):
+    """What OpenCV's VideoCapture gives; fakes of it are enough to test with."""
+
+    def read(self) -> tuple[bool, Any]: ...
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """timeout: seconds without a picture until the camera is away; hang: seconds that one call to the
+    driver may take; freeze: seconds that the very same picture may repeat, 0 for ever; give_up:
+    attempts without a picture after which this process cannot help any more, 0 for never."""
+
+    timeout: float = 2.0
+    hang: float = 15.0
+    freeze: float = 30.0
+    give_up: int = 0
+
+
+@dataclass(slots=True)
+class _Shot:
+    pixels: NDArray[np.uint8]
+    time: float
+    utc: float
+    skipped: int
+
+
+class _Reader:
+    """One thread at one device, until it is told to stop or is left behind in a driver."""
+
+    def __init__(
+        self, opener: Callable[[], Capture], capture: Capture | None, limits: Limits, pause: float
+    ) -> None:
+        """pause: seconds before the first attempt, where there is no open capture."""
+        self._opener, self._capture, self._limits = opener, capture, limits
+        self._pause = pause
+        self.news = threading.Condition()
+        self.stop = threading.Event()
+        self.slot: _Shot | None = None
+        self._skipped = 0
+        self.fault = ""  # why no picture comes: "", away or frozen
+        self.failures = 0  # attempts since the last good picture
+        self.called = 0.0  # when the driver was called that has not answered yet; 0 where none
+        self._seen, self._same_since = 0, 0.0
+        self.thread = threading.Thread(target=self._run, name="camera", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        if self._capture is None:
+            self.stop.wait(self._pause)
+        pause = FIRST_RETRY_SECONDS
+        while not self.stop.is_set():
+            pixels = self._read()
+            if pixels is None:
+                self.failures += 1
+                # Also after an opening that worked: some devices open and then give nothing.
+                self.stop.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LAST_RETRY_SECONDS)
+                continue
+            pause, self.fault, self.failures = FIRST_RETRY_SECONDS, "", 0
+            with self.news:
+                if self.slot is not None:
+                    self._skipped += 1
+                self.slot = _Shot(pixels, time.monotonic(), time.time(), self._skipped)
+                self.news.notify()
+        self._release()
+
+    def take(self, seconds: float) -> _Shot | None:
+        """The newest picture, waited for so long."""
+        with self.news:
+            if self.slot is None:
+                self.news.wait(seconds)
+            shot, self.slot = self.slot, None
+            if shot is not None:
+                self._skipped = 0
+            return shot
+
+    def _read(self) -> NDArray[np.uint8] | None:
+        """One picture, opening the device where needed; None (and the device closed) where none."""
+        self.called = time.monotonic()
+        try:
+            if self._capture is None:
+                self._capture = self._opener()
+            ok, picture = self._capture.read()
+        except (SourceError, OSError, cv2.error):
+            ok, picture = False, None
+        self.called = 0.0
+        pixels = as_bgr(picture) if ok else None
+        if pixels is None:
+            self.fault = "away"
+        elif self._frozen(pixels):
+            self.fault, pixels = "frozen", None
+        if pixels is None:
+            self._release()
+        return pixels
+
+    def _frozen(self, pixels: NDArray[np.uint8]) -> bool:
+        now, step = time.monotonic(), FINGERPRINT_STEP
+        seen = zlib.crc32(np.ascontiguousarray(pixels[::step, ::step]).tobytes())
+        if seen != self._seen:
+            self._seen, self._same_since = seen, now
+        return 0 < self._limits.freeze <= now - self._same_since
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+
+def open_in_time(opener: Callable[[], Capture], seconds: float) -> Capture:
+    """What `opener` gives. Raises its SourceError, or one of ours where it does not return: the thread
+    is then left in the driver, and gives the device back if that ever answers."""
+    answer: queue.SimpleQueue[Capture | Exception] = queue.SimpleQueue()
+    late = threading.Event()
+
+    def ask() -> None:
+        try:
+            capture = opener()
+        except (SourceError, OSError, cv2.error) as error:
+            answer.put(error)
+            return
+        answer.put(capture)
+        if late.is_set():
+            capture.release()
+
+    threading.Thread(target=ask, name="camera", daemon=True).start()
+    try:
+        found = answer.get(timeout=seconds)
+    except queue.Empty:
+        late.set()
+        raise SourceError(
+            f"the camera does not answer within {seconds:.0f} s of being opened; unplug it and plug "
+            f"it in again (a service starts again by itself)"
+        ) from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class Live:
+    """Frames as they come, Ticks where none does."""
+
+    live = True
+
+    def __init__(
+        self,
+        kind: str,
+        opener: Callable[[], Capture],
+        limits: Limits = Limits(),
+        max_seconds: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """opener: opens the device or raises SourceError; called again after a loss.
+
+        Raises SourceError at once where the first opening fails, or hangs: a name that was never
+        right is the operator's to mend, a camera that went away is ours to wait for.
+        """
+        self.kind, self._opener, self._limits = kind, opener, limits
+        self._max = max_seconds
+        self._stop = stop or threading.Event()
+        self._first: Capture | None = open_in_time(opener, limits.hang)
+        self._reader: _Reader | None = None
+        self._left_behind = 0
+
+    def __iter__(self) -> Iterator[Frame | Tick]:
+        reader = self._reader = _Reader(self._opener, self._first, self._limits, 0.0)
+        began = last = time.monotonic()
+        said = "live"
+        while not self._stop.is_set():
+            shot = reader.take(TICK_SECONDS)
+            now = time.monotonic()
+            state = "live"
+            if shot is not None:
+                last, self._left_behind = now, 0
+            elif now - last > self._limits.timeout:
+                hung = reader.called and now - reader.called > self._limits.timeout
+                state = "hanging" if hung or self._left_behind else reader.fault or "away"
+            if state != said:
+                said = state
+                level = logging.INFO if state == "live" else logging.WARNING
+                log.log(level, "camera %s source=%s", state, self.kind)
+            if shot is not None:
+                yield Frame(pixels=shot.pixels, time=shot.time, utc=shot.utc, dropped=shot.skipped)
+            else:
+                yield Tick(time=now, utc=time.time(), camera=state)
+            self._judge(reader.failures + self._left_behind, now - last, state)
+            if reader.called and now - reader.called > self._limits.hang:
+                reader = self._leave(reader)
+            if self._max is not None and now - began >= self._max:
+                return
+
+    def _leave(self, reader: _Reader) -> _Reader:
+        """A thread that is stuck in a driver cannot be ended: it is left there, a daemon that gives
+        the device back if the driver ever answers, and another one tries."""
+        self._left_behind += reader.failures + 1
+        reader.stop.set()
+        pause = min(FIRST_RETRY_SECONDS * 2 ** min(self._left_behind, 10), LAST_RETRY_SECONDS)
+        self._reader = _Reader(self._opener, None, self._limits, pause * random.uniform(0.5, 1.0))
+        log.warning("camera left behind in its driver source=%s", self.kind)
+        return self._reader
+
+    def _judge(self, failures: int, seconds: float, state: str) -> None:
+        # Each one left behind is a thread and its stack: not without end, whatever was asked for.
+        if 0 < self._limits.give_up <= failures or self._left_behind >= MOST_LEFT_BEHIND:
+            raise SourceError(
+                f"the camera is {state}: no picture in {seconds:.0f} s and {failures} attempts; "
+                f"check its cable and power (a service starts again by itself)"
+            )
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._reader is None:
+            if self._first is not None:
+                self._first.release()
+            return
+        self._reader.stop.set()
+        # A read that hangs in a driver cannot be interrupted; the thread is a daemon.
+        self._reader.thread.join(timeout=2.0)

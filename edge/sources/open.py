@@ -1,0 +1,159 @@
+"""Where pictures come from: camera, file, folder, address, CSI pipeline, loop or test pattern > Frames.
+
+A live source (`live.py`) runs whether or not we look; a file or folder (`files.py`) is read picture by
+picture in its own time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+# FFmpeg prints its own lines for every odd byte of a stream; ours say what to do.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+import cv2
+
+from edge.base.errors import SourceError
+from edge.records import Frame, Tick
+from edge.settings import Camera
+from edge.sources.faulty import FAULTS, Faulty
+from edge.sources.live import Capture, Limits, Live
+from edge.sources.recorded import Folder, VideoFile
+from edge.sources.synthetic import Loop, Pattern
+
+
+class Source(Protocol):
+    """An iterable of Frames (and Ticks, when live)."""
+
+    live: bool
+    kind: str
+
+    def __iter__(self) -> Iterator[Frame | Tick]: ...
+
+    def close(self) -> None: ...
+
+
+def redact(source: str) -> str:
+    """An address without its user name and password."""
+    return re.sub(r"//.*@", "//***@", source)  # greedy: a password may hold / and @
+
+
+def _open_device(name: str, settings: Camera) -> Capture:
+    index = int(name) if name.isdigit() else None
+    device = Path(f"/dev/video{index}") if index is not None else Path(name)
+    if not device.exists():
+        there = ", ".join(sorted(str(p) for p in Path("/dev").glob("video*"))) or "none"
+        raise SourceError(f"no camera at {device}; cameras on this machine: {there}")
+    capture = cv2.VideoCapture(index if index is not None else name, cv2.CAP_V4L2)
+    if not capture.isOpened():
+        raise SourceError(
+            f"camera {device} does not open; it may be busy (fuser {device}) or closed to this user "
+            f"(group video)"
+        )
+    # Raw YUYV does not fit through USB 2 at this size and rate, so ask for MJPEG first.
+    capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+    capture.set(cv2.CAP_PROP_FRAME_WIDTH, settings.width)
+    capture.set(cv2.CAP_PROP_FRAME_HEIGHT, settings.height)
+    capture.set(cv2.CAP_PROP_FPS, settings.fps)
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+    return capture
+
+
+def _open_address(address: str, settings: Camera) -> Capture:
+    milliseconds = int(1000 * max(settings.timeout_seconds, 5.0))
+    capture = cv2.VideoCapture(
+        address,
+        cv2.CAP_FFMPEG,
+        [
+            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+            milliseconds,
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+            milliseconds,
+        ],
+    )
+    if not capture.isOpened():
+        raise SourceError(
+            f"{redact(address)} gives no video; check address, password and that the camera is on"
+        )
+    return capture
+
+
+def csi_pipeline(sensor: int, settings: Camera) -> str:
+    """GStreamer's way from a CSI sensor to BGR pictures on JetPack 5 to 7."""
+    return (
+        f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={settings.width},"
+        f"height={settings.height},framerate={round(settings.fps)}/1 ! nvvidconv ! "
+        "video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+        "appsink drop=true max-buffers=1 sync=false"
+    )
+
+
+def _open_csi(sensor: int, settings: Camera) -> Capture:
+    if not re.search(r"GStreamer:\s+YES", cv2.getBuildInformation()):
+        raise SourceError(
+            f"csi:{sensor} needs an OpenCV built with GStreamer, which pip's is not; use JetPack's "
+            f"own (a virtual environment with --system-site-packages and no pip OpenCV)"
+        )
+    capture = cv2.VideoCapture(csi_pipeline(sensor, settings), cv2.CAP_GSTREAMER)
+    if not capture.isOpened():
+        raise SourceError(
+            f"csi:{sensor} gives no picture; check the ribbon and that nvargus-daemon runs"
+        )
+    return capture
+
+
+def open_source(
+    settings: Camera,
+    max_seconds: float | None = None,
+    stop: threading.Event | None = None,
+) -> Source:
+    """The source that `settings.source` names; max_seconds is source time.
+
+    Raises SourceError, in one line that says what to do, where it gives no picture.
+    """
+    # OpenCV 5 moved it.
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level(0)
+    name = settings.source
+
+    def live(kind: str, opener: Callable[[], Capture]) -> Live:
+        limits = Limits(
+            settings.timeout_seconds,
+            settings.hang_seconds,
+            settings.freeze_seconds,
+            settings.give_up_after,
+        )
+        return Live(kind, opener, limits, max_seconds, stop)
+
+    if name == "test":
+        return live("test", lambda: Pattern(fps=settings.fps))
+    if name in FAULTS:
+        faulty = Faulty(FAULTS[name], Pattern(fps=settings.fps))
+        return live("test", faulty.open)
+    if name.startswith("loop:"):
+        return live("loop", lambda: Loop(Path(name.removeprefix("loop:")).expanduser()))
+    if match := re.fullmatch(r"csi:(\d)", name):
+        return live("csi", lambda: _open_csi(int(match[1]), settings))
+    if "://" in name:
+        if urlsplit(name).scheme not in ("rtsp", "rtsps", "http", "https"):
+            raise SourceError(f"{redact(name)}: give an rtsp:// or http:// address")
+        return live("address", lambda: _open_address(name, settings))
+    if name.isdigit() or name.startswith("/dev/"):
+        return live("camera", lambda: _open_device(name, settings))
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return Folder(path, settings.pictures_per_second, max_seconds)
+        if path.is_file():
+            return VideoFile(path, max_seconds)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+    raise SourceError(
+        f"no camera, file or folder called '{name}'; give 0, a path, rtsp://..., csi:0, "
+        "loop:FILE or test"
+    )

@@ -1,0 +1,1 @@
+"""What a person runs by hand: the self-test and the bench."""

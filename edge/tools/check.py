@@ -1,0 +1,176 @@
+"""`edge-run --check`: the self-test by hand, and an aid for aiming the camera. Text only: no
+picture is sent or stored.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.base.clock import clock_synced, offset, plausible
+from edge.base.errors import EdgeError, SourceError
+from edge.delivery.connection import probe
+from edge.delivery.messages import rfc3339
+from edge.detect import Detector
+from edge.inference.loader import Opened, open_detector, open_student
+from edge.records import Face, Frame
+from edge.settings import Settings
+from edge.sources.open import open_source
+from edge.sources.synthetic import portrait
+
+REPORT_SECONDS = 1.0
+# Grey levels between which faces keep their features on the usual sensors.
+DARK, BRIGHT = 60, 200
+# Variance of the Laplacian over a face scaled to 64 pixels; the demo portraits have 300 and more,
+# the same blurred with a 5-pixel Gaussian under 40.
+BLURRED = 60.0
+SMALL_PX = 24
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one picture tells the person on the ladder. Sizes in pixels, light in grey levels."""
+
+    faces: int
+    smallest: float
+    largest: float
+    light: float
+    sharpness: float
+
+
+def look(pixels: NDArray[np.uint8], faces: Sequence[Face]) -> View:
+    """pixels: (H, W, 3) uint8 BGR. Light and sharpness are the faces', or the picture's if none."""
+    grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
+    height, width = grey.shape
+    regions = []
+    for face in faces:
+        x0, y0 = np.clip(face.box[:2], 0, (width - 1, height - 1)).astype(int)
+        x1, y1 = np.clip(face.box[:2] + face.box[2:], (x0 + 1, y0 + 1), (width, height)).astype(int)
+        regions.append(grey[y0:y1, x0:x1])
+    regions = regions or [grey]
+    sharp = [
+        cv2.Laplacian(cv2.resize(r, (64, 64), interpolation=cv2.INTER_AREA), cv2.CV_64F).var()
+        for r in regions
+    ]
+    sizes = [face.size for face in faces] or [0.0]
+    return View(
+        faces=len(faces),
+        smallest=min(sizes),
+        largest=max(sizes),
+        light=float(np.median([r.mean() for r in regions])),
+        sharpness=float(np.median(sharp)),
+    )
+
+
+def advise(view: View) -> str:
+    """One line: what is seen, and what to change."""
+    if not view.faces:
+        dark = "; too dark to say why" if view.light < DARK else ""
+        return f"no face (light {view.light:.0f}/255){dark}"
+    hints = []
+    if view.smallest < SMALL_PX:
+        hints.append(
+            f"faces under {SMALL_PX} px: go nearer or raise camera.width and detector.width"
+        )
+    if view.light < DARK:
+        hints.append("too dark: more light, or turn away from the window")
+    if view.light > BRIGHT:
+        hints.append("too bright: close the blinds")
+    if view.sharpness < BLURRED:
+        hints.append("blurred: focus or wipe the lens")
+    return (
+        f"{view.faces} faces, {view.smallest:.0f} to {view.largest:.0f} px, light "
+        f"{view.light:.0f}/255, sharpness {view.sharpness:.0f}: {'; '.join(hints) or 'good'}"
+    )
+
+
+def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading.Event) -> None:
+    source = open_source(settings.camera, seconds, stop)
+    frames, next_report = 0, 0.0
+    first: float | None = None
+    try:
+        for item in source:
+            if not isinstance(item, Frame):
+                continue
+            frames += 1
+            first = item.time if first is None else first
+            if item.time - first >= next_report:
+                next_report += REPORT_SECONDS
+                faces = [f for f in detector.find(item.pixels) if f.score >= detector.score]
+                size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
+                print(f"     {size} {advise(look(item.pixels, faces))}", flush=True)
+    finally:
+        source.close()
+    if not frames:
+        raise SourceError(f"no picture within {seconds:.0f} s; check the cable and the source")
+
+
+def _where(opened: Opened) -> str:
+    why = f" (no TensorRT: {opened.fallback})" if opened.fallback else ""
+    return f"{opened.backend.name} {opened.precision}{why}"
+
+
+def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
+    """Print a line a part, from bundle to camera. Raises EdgeError when one failed."""
+    failed: list[str] = []
+
+    def part(name: str, passed: str) -> None:
+        print(f"ok   {name}: {passed}", flush=True)
+
+    def fault(name: str, error: EdgeError) -> None:
+        failed.append(name)
+        print(f"FAIL {name}: {error}", flush=True)
+
+    try:
+        bundle, student = open_student(settings)
+        part("student", f"{_where(student)}, {len(bundle.labels)} labels, known answers right")
+        student.backend.close()
+    except EdgeError as error:
+        fault("student", error)
+    detector = None
+    try:
+        detector, opened = open_detector(settings)
+        detector.score = settings.detector.score
+        found = len(detector.find(portrait()))
+        if found != 1:
+            raise EdgeError(f"found {found} faces in the test portrait instead of 1; reinstall")
+        part("detector", f"{_where(opened)}, {detector.width}x{detector.height}")
+    except EdgeError as error:
+        fault("detector", error)
+    if settings.broker.url == "-":
+        print("skip broker: none is set (broker.url)", flush=True)
+    else:
+        try:
+            part("broker", f"{settings.broker.url} {probe(settings.broker)}")
+        except EdgeError as error:
+            fault("broker", error)
+    if plausible(time.time()):
+        synced = {True: "synchronised", False: "not synchronised", None: "unknown"}
+        part("clock", f"{rfc3339(time.time())}, {synced[clock_synced()]}")
+    else:
+        fault(
+            "clock", EdgeError(f"it says {rfc3339(time.time())}; TLS and hours wait for the time")
+        )
+    for server in settings.clock.servers:
+        try:
+            part("time server", f"{server}, this clock is {-offset(server):+.3f} s beside it")
+        except EdgeError as error:
+            fault("time server", error)
+    if detector is not None:
+        try:
+            print(f"     looking for {seconds:.0f} s; nothing is sent or stored", flush=True)
+            _aim(settings, detector, seconds, stop)
+            part(
+                "camera",
+                settings.camera.source if "://" not in settings.camera.source else "address",
+            )
+        except EdgeError as error:
+            fault("camera", error)
+    if failed:
+        raise EdgeError(f"{len(failed)} of the checks failed: {', '.join(failed)}")

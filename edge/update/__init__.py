@@ -1,0 +1,1 @@
+"""Signed releases: fetched, tried, kept or rolled back; and an installed node's first steps."""

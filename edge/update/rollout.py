@@ -1,0 +1,327 @@
+"""An update on trial: the way back is written down first, and taken unless a whole minute goes well.
+
+Power may be cut anywhere. `trial/` says what to go back to; by rename it appears whole and goes whole,
+and whoever finds it goes back: `recover` here, or the shell of /usr/lib/edge-node/bootstrap, which
+works where the new package does not; it waits for nobody, and leaves alone a trial whose edge-update
+holds `lock`. Going back may itself be cut short, and is done again.
+
+    trial/package   path of the .deb to install     trial/bundle   what the link `bundle` pointed to
+    trial/serial    of the release on trial         went-back      the same, until last.json tells of it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.base.errors import EdgeError
+from edge.inference.weights import write_atomically
+
+log = logging.getLogger(__name__)
+
+HEALTHY_SECONDS = 60.0
+WATCH_SECONDS = 600.0  # then it goes back; counted from the restart's end
+LOOK_SECONDS = 5.0
+DPKG_SECONDS = 1800.0  # a slow card
+ENGINE_SECONDS = 4500.0  # an hour is edge-engine.service's own limit
+LOCKED_TRIES, LOCKED_SECONDS = 30, 10.0
+RUN, ENGINE = "edge-run.service", "edge-engine.service"
+# What a lesson's end, a cable or a teacher brings about, under any release.
+ELSEWHERE = ("online closed", "degraded camera: ", "degraded paused ")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a node's files are, and how time passes (seconds, monotonic)."""
+
+    root: Path = Path("/")
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def home(self) -> Path:
+        return self.root / "var/lib/edge-update"
+
+    @property
+    def trial(self) -> Path:
+        return self.home / "trial"
+
+    @property
+    def went_back(self) -> Path:
+        return self.home / "went-back"
+
+    @property
+    def link(self) -> Path:
+        """To the bundle in use."""
+        return self.home / "bundle"
+
+    @property
+    def shipped(self) -> Path:
+        """The package's own bundle."""
+        return self.root / "usr/share/edge-node/bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """From old to new; package and bundle are both None where they stay. old_package and new_package:
+    .deb files; old_bundle and new_bundle: the link's targets."""
+
+    serial: int
+    old_package: Path | None = None
+    new_package: Path | None = None
+    old_bundle: str | None = None
+    new_bundle: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """fault: why edge-run is not healthy, or None; own: whether that can be its release's doing.
+    restarts: systemd's count of them."""
+
+    fault: str | None
+    restarts: str
+    own: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """Why a trial went back. own: whether it can be the release's doing, so that another try is one
+    more fault."""
+
+    reason: str
+    own: bool = True
+
+
+def call(*words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """A program's end and output; one that takes longer has code 124."""
+    try:
+        return subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+        )
+    except FileNotFoundError as error:
+        raise EdgeError(f"{words[0]} is not on this machine; a node is a Debian with it") from error
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 124, "", f"took longer than {seconds:.0f} s")
+
+
+def sync(folder: Path) -> None:
+    """Names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def look() -> Health:
+    shown = call(
+        "systemctl", "show", RUN, "-p", "ActiveState", "-p", "StatusText", "-p", "NRestarts"
+    )
+    facts = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+    active, text = facts.get("ActiveState", ""), facts.get("StatusText", "")
+    fault, counts = None, text.startswith("online") and "; broker " in text
+    if active != "active":
+        fault = f"edge-run is {active or 'not known to systemd'}"
+    elif text.startswith("online closed"):
+        fault = "edge-run looks at nothing: outside of privacy.hours"
+    elif not text.startswith("online") or counts:
+        # Without its broker a node counts, and nobody could tell whether the new one still reaches it.
+        fault = f"edge-run says '{text}'"
+    own = active != "active" or not (counts or text.startswith(ELSEWHERE))
+    return Health(fault, facts.get("NRestarts", ""), own)
+
+
+def watch(machine: Machine) -> Setback | None:
+    """None after a whole minute of healthy frames without a restart; else what was last in the way."""
+    began = machine.clock()
+    since: float | None = None
+    restarts, back = "", Setback("edge-run was not healthy for a whole minute")
+    while True:
+        health, now = look(), machine.clock()
+        if health.fault is not None:
+            since, back = None, Setback(health.fault, health.own)
+        elif since is None:
+            since = now
+        elif health.restarts != restarts:
+            since, back = now, Setback("edge-run ended and was restarted")
+        elif now - since >= HEALTHY_SECONDS:
+            return None
+        restarts = health.restarts
+        if health.fault == "edge-run is failed" or now - began >= WATCH_SECONDS:
+            return back
+        machine.sleep(LOOK_SECONDS)
+
+
+def installed() -> str:
+    """Version of the package on this machine, "" where it is not installed whole.
+
+    One on hold is (`apt-mark hold`): that is said to apt. `dpkg --install` takes it all the same."""
+    lines = call("dpkg", "--status", "edge-node").stdout.splitlines()
+    facts = dict(line.split(": ", 1) for line in lines if ": " in line and line[0] != " ")
+    return facts.get("Version", "") if facts.get("Status", "").endswith(" ok installed") else ""
+
+
+def install_package(machine: Machine, path: Path) -> None:
+    """Raises EdgeError in which dpkg's last line stands. A package manager that is at work is waited
+    for: going back would need the same lock."""
+    for tried in range(LOCKED_TRIES):
+        # A setting that a technician changed stays, and nobody is there to be asked.
+        done = call("dpkg", "--force-confold", "--install", str(path), seconds=DPKG_SECONDS)
+        if done.returncode == 0:
+            call("systemctl", "daemon-reload")
+            return
+        if "lock" not in done.stderr or tried == LOCKED_TRIES - 1:
+            break
+        machine.sleep(LOCKED_SECONDS)
+    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    raise EdgeError(f"{path.name} does not install ({last[:160]})")
+
+
+def point(machine: Machine, target: str) -> None:
+    """The link `bundle` leads to target, before and after a power cut."""
+    new = machine.home / "bundle.new"
+    new.unlink(missing_ok=True)
+    os.symlink(target, new)
+    os.replace(new, machine.link)
+    sync(machine.home)
+
+
+def restart(verb: str = "restart") -> None:
+    """The engine first, while the old program runs on: building takes up to an hour. What comes of
+    it is seen in edge-run's state. verb: "try-restart" leaves alone what does not run."""
+    call(
+        "systemctl", "reset-failed", ENGINE, RUN
+    )  # or a limit of starts would hold the next one back
+    call("systemctl", verb, ENGINE, seconds=ENGINE_SECONDS)
+    call("systemctl", verb, RUN, seconds=ENGINE_SECONDS)
+
+
+def begin(machine: Machine, way: Way) -> None:
+    """From here on, whoever finds this machine goes back."""
+    new = machine.home / "trial.new"
+    for rest in (new, machine.home / "trial.over"):
+        shutil.rmtree(rest, ignore_errors=True)
+    new.mkdir()
+    content = {
+        "serial": str(way.serial),
+        "package": str(way.old_package) if way.new_package else None,
+        "bundle": way.old_bundle if way.new_bundle else None,
+    }
+    for name, text in content.items():
+        if text is not None:
+            with (new / name).open("w") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+    sync(new)
+    os.rename(new, machine.trial)
+    sync(machine.home)
+
+
+def end(machine: Machine) -> None:
+    """The trial is over. Renamed first: one that is half deleted must not be taken for a whole one.
+
+    Raises OSError where it could not be renamed, and only then: after that, nothing can go back."""
+    over = machine.home / "trial.over"
+    shutil.rmtree(over, ignore_errors=True)
+    os.rename(machine.trial, over)
+    with contextlib.suppress(OSError):
+        sync(machine.home)
+    shutil.rmtree(over, ignore_errors=True)
+
+
+def go_back(machine: Machine) -> None:
+    """Old package, old bundle, no trial. Raises EdgeError where dpkg does not; the trial stays then."""
+    package, bundle = machine.trial / "package", machine.trial / "bundle"
+    if package.is_file():
+        call("dpkg", "--configure", "-a", seconds=DPKG_SECONDS)
+        install_package(machine, Path(package.read_text()))
+    if bundle.is_file():
+        point(machine, bundle.read_text())
+    with contextlib.suppress(OSError):  # on a full disk it goes back without a word
+        write_atomically(machine.went_back, (machine.trial / "serial").read_bytes())
+    end(machine)
+
+
+def attempt(machine: Machine, way: Way) -> Setback | None:
+    """Put the new in, watch it, and keep it or go back: None, or why it went back.
+
+    Raises EdgeError where there was no way back; then trial/ stays and the next start tries again."""
+    begin(machine, way)
+    try:
+        if way.new_package:
+            log.info("installing %s", way.new_package.name)
+            install_package(machine, way.new_package)
+        if way.new_bundle:
+            point(machine, way.new_bundle)
+        restart()
+        log.info("watching edge-run for a minute")
+        back = watch(machine)
+    except (EdgeError, OSError) as error:
+        back = Setback(str(error))
+    if back is None:
+        try:
+            commit(machine, way)
+            return None
+        except OSError as error:
+            back = Setback(f"cannot be kept ({error.strerror})", own=False)
+    if machine.trial.is_dir():
+        log.warning("going back: %s", back.reason)
+        go_back(machine)
+    else:  # a person, or the shell of a package from before the lock
+        back = Setback("somebody else went back during its trial", own=False)
+    if way.new_package:
+        # Where commit may have put it; the bootstrap would take it for the newest.
+        (machine.home / "packages" / way.new_package.name).unlink(missing_ok=True)
+    restart()
+    return back
+
+
+def commit(machine: Machine, way: Way) -> None:
+    """The end of the trial is what counts; the new package is in its place before, as the next one's
+    way back."""
+    if way.new_package:
+        packages = machine.home / "packages"
+        packages.mkdir(exist_ok=True)
+        os.replace(way.new_package, packages / way.new_package.name)
+        sync(packages)
+    end(machine)
+
+
+def recover(machine: Machine) -> int | None:
+    """Go back where a trial was cut short. The serial of the release that was gone back from, here or
+    by the shell, 0 where it cannot be read, or None where there is nothing to tell."""
+    if machine.trial.is_dir():
+        go_back(machine)
+        restart("try-restart")
+    if not machine.went_back.is_file():
+        return None
+    serial = machine.went_back.read_text().strip()
+    return int(serial) if serial.isdigit() else 0
+
+
+def prune(machine: Machine, way: Way) -> None:
+    """Delete all bundles and packages but the present and the previous."""
+    if way.new_package and way.old_package:
+        keep = {way.new_package.name, way.old_package.name}
+        for path in (machine.home / "packages").glob("edge-node_*.deb"):
+            if path.name not in keep:
+                path.unlink()
+    if way.new_bundle:
+        keep = {Path(target).name for target in (way.new_bundle, way.old_bundle) if target}
+        for path in (machine.home / "bundles").iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path)

@@ -1,0 +1,141 @@
+"""One ONNX file > one TensorRT plan, with TensorRT 8.6, 10 and 11. No calibrator: INT8 is in the file.
+
+Up to 10 networks are weakly typed: flags allow FP16 and INT8, the file's Q/DQ and Cast nodes say where.
+From 11 on every network is strongly typed, and the file's own types are what is computed.
+Source of the differences: the bindings' own attributes, compared by the tests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.base.errors import BackendError, BundleError
+from edge.inference.backends.trt import import_tensorrt
+from edge.inference.engine_cache import Profile
+
+LEAST_WORKSPACE_MIB = 64
+MOST_WORKSPACE_MIB = 1024
+
+
+def workspace_mib(memory_mib: int) -> int:
+    """A quarter of the device's memory at most: a 4 GB board shares it with everything else."""
+    return max(LEAST_WORKSPACE_MIB, min(MOST_WORKSPACE_MIB, memory_mib // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """data: the serialized engine; timings: the timing cache after it."""
+
+    data: bytes
+    timings: bytes
+    seconds: float
+
+
+def _logger(trt: Any, say: Callable[[str], None]) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Errors are kept for the one line that names them."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message.strip())
+            elif severity == trt.ILogger.WARNING:
+                say(f"  TensorRT: {message.strip()[:160]}")
+
+    return Log()
+
+
+def _monitor(trt: Any, say: Callable[[str], None]) -> Any:
+    """TensorRT's own progress, from 10 on: phases of the outermost level, with their share."""
+
+    class Progress(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self._said = time.monotonic()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if time.monotonic() - self._said >= 5:
+                self._said = time.monotonic()
+                say(f"  {phase_name}: {step + 1}/{self._steps.get(phase_name, 0)}")
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Progress()
+
+
+def _line(faults: list[str]) -> str:
+    """The first of TensorRT's messages, which run over several lines, as a part of one."""
+    return " ".join(faults[0].split())[:200] if faults else "it gives no reason"
+
+
+def strongly_typed(trt: Any) -> bool:
+    """Whether this TensorRT knows nothing else."""
+    return not hasattr(trt.BuilderFlag, "FP16")
+
+
+def build(
+    model: Path,
+    precision: str,
+    profile: Profile,
+    timings: bytes,
+    workspace: int,
+    say: Callable[[str], None],
+) -> Plan:
+    """precision: int8, fp16 or fp32; workspace: MiB. Raises BundleError where the parser refuses the
+    file, BackendError where nothing can be built."""
+    trt = import_tensorrt()
+    logger = _logger(trt, say)
+    builder = trt.Builder(logger)
+    flags = 0
+    for name in ("EXPLICIT_BATCH", *(["STRONGLY_TYPED"] if strongly_typed(trt) else [])):
+        if hasattr(trt.NetworkDefinitionCreationFlag, name):
+            flags |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model.read_bytes()):
+        faults = [parser.get_error(i).desc() for i in range(parser.num_errors)] or logger.errors
+        raise BundleError(
+            f"TensorRT {trt.__version__} refuses {model.name}: {_line(faults)}; "
+            f"export the bundle again with this version of the kit"
+        )
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+    if not strongly_typed(trt):
+        allowed = {"int8": ("FP16", "INT8"), "fp16": ("FP16",), "fp32": ()}[precision]
+        for name in allowed:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+    source = network.get_input(0)
+    shapes = builder.create_optimization_profile()
+    shapes.set_shape(source.name, *profile)
+    config.add_optimization_profile(shapes)
+    cache = config.create_timing_cache(timings)
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = _monitor(trt, say)
+    started = time.monotonic()
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError(
+            f"TensorRT {trt.__version__} built no {precision} engine of {model.name}: "
+            f"{_line(logger.errors[-1:])}; free "
+            f"memory (close the desktop) and start again"
+        )
+    return Plan(
+        bytes(plan),
+        bytes(config.get_timing_cache().serialize()),
+        time.monotonic() - started,
+    )

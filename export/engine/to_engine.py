@@ -1,0 +1,317 @@
+"""`export-engine`: bundle > proven TensorRT engines for this very device. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.base import cli
+from edge.base.errors import BackendError, EdgeError
+from edge.base.strict_yaml import read_yaml, validate
+from edge.detect import Detector
+from edge.inference.backends import Backend, open_backend
+from edge.inference.bundle import TENSORRT_ROLES, Bundle, load_bundle
+from edge.inference.engine_cache import (
+    FACES,
+    Device,
+    Engine,
+    Latency,
+    Profile,
+    Sidecar,
+    building,
+    choose,
+    engine_file,
+    facts_of,
+    find,
+    keep,
+    set_aside,
+)
+from edge.inference.loader import detector_profile, engines_folder, student_profile
+from edge.inference.weights import resolve, sha256, write_atomically
+from edge.settings import Settings
+from edge.sources.synthetic import portrait
+from export.engine.attention import Attention, verdict
+from export.engine.builder import Plan, build, strongly_typed, workspace_mib
+
+Say = Callable[[str], None]
+TRIES = 2
+LATENCY_ROUNDS = 100
+WARM_UP = 10
+BOX_TOLERANCE_PX = 2.0  # of a detector's box and landmarks, on the portrait
+
+
+class Runtime(Backend, Protocol):
+    def inspect(self) -> str:
+        """The engine inspector's JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """All that touches the device, so that a test can stand in for it."""
+
+    device: Device
+    build: Callable[[Path, str, Profile, bytes, int, Say], Plan]
+    open: Callable[[Path], Runtime]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What an engine is made of. prove: error of a backend, or EdgeError where it is wrong."""
+
+    name: str
+    model: Path
+    profile: Profile
+    prove: Callable[[Backend], float]
+    attentions: tuple[Attention, ...] = ()
+
+
+def own_workshop() -> Workshop:
+    """This machine's. Raises BackendError without a device or without TensorRT."""
+    from edge.inference.backends.trt import TensorRT, device
+
+    return Workshop(device(), build, TensorRT)
+
+
+def make(
+    shop: Workshop, folder: Path, network: Network, precision: str, say: Say
+) -> tuple[Engine, bool]:
+    """The proven engine, from the cache or built; whether it was built now.
+
+    An engine that disagrees with its known answers, or does not load, is set aside and built once
+    more without the timing cache. Raises BackendError when that one is wrong too.
+    """
+    facts = facts_of(network.model, precision, network.profile, shop.device)
+    if cached := find(folder, facts):
+        say(f"{network.name} {precision}: {cached.path.name} is built and proven")
+        return cached, False
+    path = engine_file(folder, facts)
+    bound = (shop.device.tensorrt, shop.device.name, shop.device.compute_capability)
+    timing_file = folder / f"timing-{sha256(json.dumps(bound).encode())[:16]}.cache"
+    workspace = workspace_mib(shop.device.memory_mib)
+    timings = timing_file.read_bytes() if timing_file.is_file() else b""
+    for _ in range(TRIES):
+        say(f"{network.name} {precision}: building, workspace {workspace} MiB; minutes on a Jetson")
+        plan = shop.build(network.model, precision, network.profile, timings, workspace, say)
+        write_atomically(path, plan.data)
+        try:
+            runtime = shop.open(path)
+            try:
+                error = network.prove(runtime)
+                shown = verdict(runtime.inspect(), list(network.attentions))
+            finally:
+                runtime.close()
+        except EdgeError as fault:
+            away = set_aside(path, str(fault))
+            say(f"{network.name} {precision}: set aside as {away.name}: {fault}")
+            timings, last = b"", fault
+            continue
+        write_atomically(timing_file, plan.timings)
+        engine = keep(
+            path,
+            Sidecar(
+                facts=json.loads(json.dumps(asdict(facts))),
+                bytes=len(plan.data),
+                sha256=sha256(plan.data),
+                answer_error=error,
+                build_seconds=round(plan.seconds, 1),
+                workspace_mib=workspace,
+                attention=shown if network.attentions else "has none",
+            ),
+        )
+        return engine, True
+    raise BackendError(
+        f"{network.name} {precision}: {TRIES} engines were built and both are wrong ({last}); run "
+        f"with --backend ort and report this with the files in {folder / 'set-aside'}"
+    )
+
+
+def measure(
+    runtimes: dict[str, Backend], inputs: NDArray[np.float32], batches: Sequence[int]
+) -> dict[str, dict[str, Latency]]:
+    """Latency by precision and batch, the precisions in turn; with copies to the device and back.
+
+    inputs: (N, C, S, S) float32, repeated to fill a batch."""
+    times: dict[str, dict[str, Latency]] = {name: {} for name in runtimes}
+    for batch in batches:
+        faces = np.resize(inputs, (batch, *inputs.shape[1:]))
+        taken: dict[str, list[float]] = {name: [] for name in runtimes}
+        for turn in range(WARM_UP + LATENCY_ROUNDS):
+            for name, runtime in runtimes.items():
+                started = time.perf_counter()
+                runtime.run(faces)
+                if turn >= WARM_UP:
+                    taken[name].append(1000 * (time.perf_counter() - started))
+        for name, row in taken.items():
+            p50, p95 = np.percentile(row, [50, 95])
+            times[name][str(batch)] = Latency(
+                p50_ms=round(float(p50), 4), p95_ms=round(float(p95), 4)
+            )
+    return times
+
+
+def student_networks(bundle: Bundle, wanted: str, say: Say) -> dict[str, Network]:
+    """By precision; `auto` leaves INT8 out where the bundle says that it strays from float."""
+    attentions = tuple(
+        Attention(*names) for names in bundle.description.provenance.get("attention", [])
+    )
+    networks = {}
+    for precision, role in TENSORRT_ROLES.items():
+        if wanted not in ("auto", precision):
+            continue
+        agreement = bundle.description.provenance.get("agreement", {}).get(role, {})
+        if wanted == "auto" and agreement.get("within") is False:
+            say(f"student {precision}: left out, the bundle says that it strays from float")
+            continue
+
+        def prove(backend: Backend, precision: str = precision) -> float:
+            return bundle.self_test(backend, precision)
+
+        networks[precision] = Network(
+            "student", bundle.file(role), student_profile(bundle), prove, attentions
+        )
+    return networks
+
+
+def detector_network(settings: Settings) -> Network:
+    d = settings.detector
+    model = resolve("yunet", d.weights)
+
+    def faces(backend: Backend) -> NDArray[np.float32]:
+        found = Detector(backend, d.width, d.height, d.score, d.overlap).find(portrait())
+        return np.array([[*f.box, *f.landmarks.reshape(-1)] for f in found], dtype=np.float32)
+
+    def prove(backend: Backend) -> float:
+        exact = open_backend("ort", model)
+        try:
+            expected, seen = faces(exact), faces(backend)
+        finally:
+            exact.close()
+        error = float(np.abs(expected - seen).max()) if expected.shape == seen.shape else np.inf
+        if not error <= BOX_TOLERANCE_PX:
+            raise BackendError(
+                f"the detector finds {len(seen)} faces in the portrait, off by {error:.3g} px; "
+                f"ONNX Runtime finds {len(expected)}"
+            )
+        return error
+
+    return Network("detector", model, detector_profile(d.width, d.height), prove)
+
+
+def export(
+    bundle: Bundle, settings: Settings, wanted: str, shop: Workshop, typed: bool, say: Say
+) -> dict[str, Any]:
+    """Build and prove everything that the node needs; the report. typed: TensorRT types strongly."""
+    folder = engines_folder(settings)
+    with building(folder) as waited:
+        if waited:
+            say("waited for another export-engine on this folder")
+        networks = student_networks(bundle, wanted, say)
+        engines = {p: make(shop, folder, n, p, say)[0] for p, n in networks.items()}
+        runtimes: dict[str, Backend] = {p: shop.open(e.path) for p, e in engines.items()}
+        try:
+            latency = measure(runtimes, bundle.known_inputs().astype(np.float32), FACES)
+        finally:
+            for runtime in runtimes.values():
+                runtime.close()
+        engines = {
+            p: keep(e.path, e.sidecar.model_copy(update={"latency": latency[p]}))
+            for p, e in engines.items()
+        }
+        if wanted != "auto":
+            _forget_others(bundle, shop.device, folder, wanted)
+        # YuNet's file is float32: FP16 is a flag of weakly typed TensorRT, and not to be had else.
+        precision = "fp32" if typed else "fp16"
+        detector, _ = make(shop, folder, detector_network(settings), precision, say)
+    chosen = choose(list(engines.values()))
+    return {
+        "device": asdict(shop.device),
+        "engines": {p: _row(e) for p, e in engines.items()},
+        "detector": _row(detector),
+        "chosen": chosen.precision,
+        "why": f"faster at batch {FACES[1]}" if len(engines) > 1 else "the only one",
+    }
+
+
+def _forget_others(bundle: Bundle, device: Device, folder: Path, kept: str) -> None:
+    """One precision was asked for: the node shall find no other."""
+    for precision, role in TENSORRT_ROLES.items():
+        if precision != kept:
+            facts = facts_of(bundle.file(role), precision, student_profile(bundle), device)
+            path = engine_file(folder, facts)
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def _row(engine: Engine) -> dict[str, Any]:
+    return {"file": engine.path.name, **engine.sidecar.model_dump(by_alias=True)}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    d = report["device"]
+    lines = [
+        f"{d['name']}, compute capability {d['compute_capability']}, TensorRT {d['tensorrt']}",
+        f"{'student':<9}{'batch':>6}{'median ms':>12}{'95 % ms':>10}{'faces/s':>10}",
+    ]
+    for precision, row in report["engines"].items():
+        for batch, t in row["latency"].items():
+            rate = 1000 * int(batch) / t["p50_ms"]
+            lines.append(
+                f"{precision:<9}{batch:>6}{t['p50_ms']:>12.3f}{t['p95_ms']:>10.3f}{rate:>10.0f}"
+            )
+    for precision, row in report["engines"].items():
+        lines.append(
+            f"{precision}: known answers off by {row['answer_error']:.3g}; attention {row['attention']}"
+        )
+    lines.append(f"chosen: {report['chosen']} ({report['why']})")
+    return "\n".join(lines)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    p = cli.parser(
+        "export-engine",
+        "Build TensorRT engines of a bundle's student and of the detector on this device, prove\n"
+        "them on known answers, time them, and keep them where the node finds them.",
+        "export-engine edge/models --config node.yaml",
+    )
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that export-model wrote")
+    p.add_argument(
+        "--precision",
+        choices=("auto", *TENSORRT_ROLES),
+        default="auto",
+        help="auto builds all and the node takes the fastest; else only this one is kept",
+    )
+    p.add_argument("--config", type=Path, metavar="node.yaml", help="detector size, folders")
+    p.add_argument("--engines", type=Path, metavar="DIR", help="instead of the state folder's")
+    p.add_argument("--json", action="store_true")
+    args: argparse.Namespace = p.parse_args(argv)
+    data: dict[str, Any] = read_yaml(args.config) if args.config else {}
+    settings = validate(Settings, data, str(args.config) if args.config else "settings")
+    if args.engines:
+        runtime = settings.runtime.model_copy(update={"engines": args.engines})
+        settings = settings.model_copy(update={"runtime": runtime})
+    bundle = load_bundle(args.bundle)
+
+    shop = own_workshop()
+    from edge.inference.backends.trt import import_tensorrt
+
+    report = export(
+        bundle, settings, args.precision, shop, strongly_typed(import_tensorrt()), cli.say
+    )
+    print(json.dumps(report, indent=1) if args.json else as_text(report))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run("export-engine", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""An emulated node, from a blank card to counts."""

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from distill.data.crops import Crops, list_pictures, rafdb_split
+from distill.data.duplicates import find_twins, perceptual_hash
+from distill.data.splits import Split, argmax, join, majority
+from distill.data.votes import read_fer2013, read_ferplus, read_folders, read_rafdb
+from edge.base.errors import DataError
+
+
+def crops(names: list[str]) -> Crops:
+    pixels = np.zeros((len(names), 1, 8, 8), np.uint8)
+    return Crops(pixels, names, np.ones(len(names), bool))
+
+
+def write_label(root: Path, text: str) -> Path:
+    folder = root / "FER2013Train"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "label.csv").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('a.png,"(0, 0, 48, 48)",1,2,3', "line 2: expected"),
+        ('a.png,"(0, 0, 48, 48)",0,0,0,0,x,0,0,0,0,0', "line 2: expected"),
+        ('a.png,"(0, 0, 48, 48)",-1,0,0,0,0,0,0,0,0,0', "line 2: expected"),
+        ('a.png,"(0, 0, 48, 48)",²,0,0,0,0,0,0,0,0,0', "line 2: expected"),
+        ('ok.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1', "line 2: 'ok.png' stands twice"),
+    ],
+)
+def test_a_malformed_ferplus_row_names_file_and_line(tmp_path: Path, row: str, words: str) -> None:
+    good = 'ok.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1\n'
+    with pytest.raises(DataError, match="label.csv " + words):
+        read_ferplus(write_label(tmp_path, good + row + "\n"), "train")
+
+
+def test_missing_files_rows_and_pictures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"label\.csv cannot be read"):
+        read_ferplus(tmp_path, "train")
+    row = 'a.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1\n'
+    write_label(tmp_path, row)
+    with pytest.raises(
+        DataError, match=r"label\.csv line 1 names a missing picture of 'train', a\.png"
+    ):
+        join(tmp_path, "ferplus", "train", {"train": crops([])})
+    with pytest.raises(DataError, match=r"label\.csv has no row for b\.png of 'train'"):
+        join(tmp_path, "ferplus", "train", {"train": crops(["a.png", "b.png"])})
+    with pytest.raises(DataError, match="is no folder"):
+        list_pictures(tmp_path / "absent", "ferplus")
+    with pytest.raises(DataError, match="holds no pictures in the layout 'rafdb'"):
+        list_pictures(tmp_path, "rafdb")
+
+
+def test_soft_targets_are_the_eight_votes_over_their_sum(tmp_path: Path) -> None:
+    write_label(tmp_path, 'a.png,"(0, 0, 48, 48)",3,1,0,0,0,0,0,0,5,1\n')
+    split = join(tmp_path, "ferplus", "train", {"train": crops(["a.png"])})
+    assert split.targets[0].tolist() == [0.75, 0.25, 0, 0, 0, 0, 0, 0]
+
+
+def test_rafdb_is_read_in_its_holders_layout(tmp_path: Path) -> None:
+    folder = tmp_path / "Image" / "aligned"
+    folder.mkdir(parents=True)
+    for name in ("train_00001", "train_00002", "test_0001"):
+        cv2.imwrite(str(folder / f"{name}_aligned.jpg"), np.zeros((100, 100, 3), np.uint8))
+    labels = tmp_path / "list_patition_label.txt"
+    labels.write_text("train_00001.jpg 5\ntrain_00002.jpg 7\ntest_0001.jpg 4\n")
+    pictures = list_pictures(tmp_path, "rafdb")
+    assert [name for name, _ in pictures["test"]] == ["test_0001.jpg"]
+    votes: dict[str, list[int]] = {}
+    for split in pictures:
+        rows, names = read_rafdb(tmp_path, split)
+        assert sorted(rows) == [name for name, _ in pictures[split]]
+        votes |= {name: row.votes for name, row in rows.items()}
+    assert names[votes["train_00001.jpg"].index(1)] == "sadness"
+    assert names[votes["train_00002.jpg"].index(1)] == "neutral"
+    apart = [rafdb_split(f"train_{i:05d}.jpg") for i in range(1, 12272)]
+    assert 0.09 < apart.count("valid") / len(apart) < 0.115
+    labels.write_text("train_00001.jpg 8\n")
+    with pytest.raises(DataError, match="line 1: expected"):
+        read_rafdb(tmp_path, "train")
+    labels.write_text("test_0001.jpg 5\n\ntest_0001.jpg 7\n")
+    with pytest.raises(DataError, match=r"line 3: 'test_0001\.jpg' stands twice"):
+        read_rafdb(tmp_path, "test")
+
+
+def test_a_malformed_row_of_the_challenges_own_labels_names_file_and_line(tmp_path: Path) -> None:
+    labels = tmp_path / "fer2013_original_labels.csv"
+    for row, words in (
+        ("a.png,test,puzzled", "line 2: expected"),
+        ("a.png,exam,fear", "line 2: expected a name, one of train, valid, test"),
+        ("a.png,test", "line 2: expected"),
+        ("a.png,test,fear\na.png,test,anger", "line 3: 'a.png' stands twice"),
+    ):
+        labels.write_text(f"name,split,label\n{row}\n")
+        with pytest.raises(DataError, match=f"labels.csv {words}"):
+            read_fer2013(tmp_path, "test")
+
+
+def test_a_split_follows_a_models_order_and_leaves_twins_out() -> None:
+    votes = np.array([[7, 2, 1, 0], [0, 6, 1, 3]])
+    split = Split(crops(["a", "b"]), votes, ("anger", "fear", "happiness"))
+    other = split.ordered(("happiness", "anger", "fear"), "the model")
+    assert other.votes.tolist() == [[1, 7, 2, 0], [1, 0, 6, 3]], "the extra column stays"
+    for protocol in (majority, argmax):
+        own = [split.labels[k] for k in protocol(split.votes, 3)]
+        assert own == [other.labels[k] for k in protocol(other.votes, 3)]
+    assert other.without({"a"}).crops.names == ["b"]
+    assert other.without({"a"}).votes.tolist() == [[1, 0, 6, 3]]
+    with pytest.raises(DataError, match="the model happiness, anger; use data"):
+        split.ordered(("happiness", "anger"), "the model")
+
+
+def test_class_folders_use_our_words_and_refuse_a_class_nobody_knows(tmp_path: Path) -> None:
+    for split, name in (("train", "Happy"), ("train", "sad"), ("test", "happiness")):
+        (tmp_path / split / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / split / name / "x.png"), np.zeros((9, 9), np.uint8))
+    votes, labels = read_folders(tmp_path, "test")
+    assert labels == ("happiness", "sadness")
+    assert {name: row.votes for name, row in votes.items()} == {"happiness/x.png": [1, 0]}
+    (tmp_path / "test" / "puzzled").mkdir()
+    cv2.imwrite(str(tmp_path / "test" / "puzzled" / "y.png"), np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match="'puzzled' is not among"):
+        read_folders(tmp_path, "test")
+    (tmp_path / "train" / "Other").mkdir()
+    with pytest.raises(DataError, match="'other' is reserved; rename that class"):
+        read_folders(tmp_path, "train")
+
+
+def test_twins_leave_train_for_valid_and_test_and_valid_for_test(
+    tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(tiny_ferplus, tmp_path / "d"))
+    train, valid, test = (root / f"FER2013{s}" for s in ("Train", "Valid", "Test"))
+    rng = np.random.default_rng(5)
+    scene = cv2.resize(rng.integers(0, 255, (6, 6)).astype(np.uint8), (48, 48))
+    brighter = np.clip(scene.astype(int) + 9, 0, 255).astype(np.uint8)
+    cv2.imwrite(str(test / "test00000.png"), scene)
+    cv2.imwrite(str(valid / "valid00000.png"), scene)
+    cv2.imwrite(str(train / "train00000.png"), scene)
+    cv2.imwrite(str(train / "train00001.png"), brighter)
+    found = find_twins(root, "ferplus", tmp_path)
+    kinds = {name: kind for name, _, kind in found["train"]}
+    assert kinds["train00000.png"] == "exact"
+    assert kinds["train00001.png"] == "near"
+    assert ("valid00000.png", "test/test00000.png", "exact") in found["valid"]
+    assert "test" not in found
+    assert find_twins(root, "ferplus", tmp_path) == found, "kept and read again"
+    assert (tmp_path / "twins-train.csv").read_text().startswith("name,twin,kind\n")
+    # Data that changed under the same names is looked at again.
+    for i in range(2, 10):
+        shutil.copy(test / f"test{i:05d}.png", train / f"train{i:05d}.png")
+    assert len(find_twins(root, "ferplus", tmp_path)["train"]) == len(found["train"]) + 8
+
+
+def test_perceptual_hash_ignores_brightness_and_tells_pictures_apart() -> None:
+    rng = np.random.default_rng(1)
+    one, two = (cv2.resize(rng.integers(0, 200, (6, 6)).astype(np.uint8), (48, 48)) for _ in "ab")
+    assert bin(perceptual_hash(one) ^ perceptual_hash(one + 20)).count("1") <= 2
+    assert bin(perceptual_hash(one) ^ perceptual_hash(two)).count("1") > 12

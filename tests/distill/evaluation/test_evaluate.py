@@ -1,0 +1,285 @@
+"""Scores, plots and robustness, on a network that knows the answer and on files as users have them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from distill.data.crops import Crops
+from distill.data.splits import Split
+from distill.evaluation import plots, robustness
+from distill.evaluation.evaluate import confusion_table
+from distill.evaluation.metrics import score
+from edge.base.errors import DataError
+from edge.inference.bundle import SHIPPED
+from support.command import Done
+from support.paths import ROOT
+
+
+def two_shades(count: int = 60) -> Split:
+    """Bright upper halves are class 0, bright lower ones class 1."""
+    label = np.arange(count) % 2
+    pixels = np.full((count, 1, 64, 64), 60, np.uint8)
+    for picture, k in zip(pixels, label, strict=True):
+        picture[:, 32 * k : 32 * k + 32] = 200
+    votes = np.eye(2, dtype=np.int64)[label] * 10
+    names = [f"{i}.png" for i in range(count)]
+    return Split(Crops(pixels, names, np.ones(count, dtype=bool)), votes, ("up", "down"))
+
+
+def halves(pixels: np.ndarray) -> np.ndarray:
+    """A classifier by mean brightness of the halves; it knows shape, not size or light."""
+    top, bottom = (pixels[:, :, rows].mean(axis=(1, 2, 3)) for rows in (slice(32), slice(32, 64)))
+    p = 1 / (1 + np.exp(np.clip((bottom - top) / 10, -30, 30)))
+    return np.stack([p, 1 - p], axis=1)
+
+
+def test_robustness_measures_every_change_at_every_strength() -> None:
+    rows = robustness.measure(two_shades(), halves, lambda line: None)
+    assert rows[0] == {"change": "none", "strength": None, "unit": "", "accuracy": 1.0}
+    assert len(rows) == 1 + sum(len(change.strengths) for change in robustness.CHANGES)
+    assert all(row["accuracy"] == 1.0 for row in rows if row["change"] in ("blur", "face size"))
+    text = robustness.table(rows)
+    assert "16: 100.0" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("change", robustness.CHANGES, ids=lambda change: change.name)
+def test_each_change_changes_more_with_its_strength(change: robustness.Change) -> None:
+    rng = np.random.default_rng(0)
+    smooth = [cv2.GaussianBlur(rng.normal(128, 400, (64, 64)), (0, 0), 3) for _ in range(6)]
+    pixels = np.stack(smooth)[:, None].clip(0, 255).astype(np.uint8)
+    before = pixels.copy()
+    moved = []
+    for strength in change.strengths:
+        worse = robustness.spoiled(pixels, change, strength)
+        assert worse.dtype == np.uint8
+        assert worse.shape == pixels.shape
+        assert np.array_equal(worse, robustness.spoiled(pixels, change, strength)), "repeats"
+        moved.append(np.abs(worse.astype(float) - pixels).mean())
+    assert moved == sorted(moved)
+    assert moved[0] > 0
+    assert np.array_equal(pixels, before)
+
+
+def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> None:
+    white = np.full((8, 1, 64, 64), 255, np.uint8)
+    by_name = {change.name: change for change in robustness.CHANGES}
+    covered = robustness.spoiled(white, by_name["occlusion"], 0.2)
+    assert (covered == 128).mean(axis=(1, 2, 3)) == pytest.approx(np.full(8, 0.2), abs=0.01)
+    line = np.zeros((2, 1, 64, 64), np.uint8)
+    line[:, :, 31:33] = 255
+    for picture, sign in zip(
+        robustness.spoiled(line, by_name["rotation"], 20), (1, -1), strict=True
+    ):
+        y, x = np.nonzero(picture[0] > 128)
+        slope = np.polyfit(x, y, 1)[0]
+        assert abs(np.degrees(np.arctan(slope))) == pytest.approx(20, abs=1)
+        assert np.sign(slope) in (sign, -sign)
+
+
+def test_plots_are_pictures(tmp_path: Path) -> None:
+    split = two_shades()
+    p = halves(split.crops.pixels)
+    rows = robustness.measure(split, halves, lambda line: None)
+    scores = score(p, split.votes, split.labels, "majority-8", rounds=0)
+    plots.confusion(tmp_path / "c.png", scores.confusion, split.labels, "t")
+    plots.reliability(tmp_path / "r.png", p.max(axis=1), np.ones(60, dtype=bool), "t")
+    plots.robustness(tmp_path / "b.png", rows, "t")
+    (tmp_path / "log.csv").write_text("epoch,loss,valid_accuracy\n0,1.5,0.5\n1,1.0,0.7\n")
+    plots.training(tmp_path / "t.png", tmp_path / "log.csv")
+    for name in "crbt":
+        picture = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert picture.shape[0] > 400
+        assert picture.std() > 5, "not an empty sheet"
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no log of distill-train"):
+        plots.training(tmp_path / "t.png", tmp_path / "log.csv")
+    text = confusion_table(scores, split.labels)
+    assert text.splitlines()[1].split() == ["up", "30", "0"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.fixture(scope="module")
+def eight_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FER+'s layout with noise for pictures: enough for a shipped bundle to be scored on."""
+    root = tmp_path_factory.mktemp("eight") / "ferplus"
+    rng = np.random.default_rng(0)
+    original = ["name,split,label"]
+    for split, count in (("Train", 8), ("Valid", 8), ("Test", 24)):
+        folder = root / f"FER2013{split}"
+        folder.mkdir(parents=True)
+        rows = []
+        for i in range(count):
+            name = f"{split.lower()}{i:03d}.png"
+            cv2.imwrite(str(folder / name), rng.integers(0, 256, (48, 48)).astype(np.uint8))
+            votes = [10 if k == i % 8 else 0 for k in range(10)]
+            rows.append(f'{name},"(0, 0, 48, 48)",{",".join(map(str, votes))}')
+            original.append(f"{name},{split},{('angry', 'happy', 'neutral')[i % 3]}")
+        (folder / "label.csv").write_text("\n".join(rows) + "\n")
+    (root / "fer2013_original_labels.csv").write_text("\n".join(original) + "\n")
+    return root
+
+
+def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
+    detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    options = ["--bundle", SHIPPED, "--data", eight_classes, "--layout", "ferplus"]
+    done = command(
+        "distill.evaluation.evaluate",
+        *options,
+        *("--predictions", tmp_path / "p.csv", "--json", tmp_path / "s.json"),
+        *("--plots", tmp_path / "plots", "--robustness"),
+    )
+    assert done.code == 0, done.err
+    assert max(map(len, done.out.splitlines()[1:])) <= 104
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {
+        "confusion.png",
+        "reliability.png",
+        "robustness.png",
+    }
+    entries = json.loads((tmp_path / "s.json").read_text())
+    assert entries[0]["protocol"] == "majority-8"
+    assert entries[-1]["robustness"][0]["accuracy"] == entries[0]["accuracy"]
+
+    label = eight_classes / "FER2013Test" / "label.csv"
+    before = label.read_text()
+    try:
+        label.write_text(
+            "".join(
+                f'{row.split(",")[0]},"(0, 0, 48, 48)",{",".join("0" * 10)}\n'
+                for row in before.splitlines()
+            )
+        )
+        done = command(
+            "distill.evaluation.evaluate", *options, "--predictions", tmp_path / "blank.csv"
+        )
+        assert done.code == 1
+        assert "has a label to score against" in done.last
+    finally:
+        label.write_text(before)
+    assert (tmp_path / "blank.csv").read_text() == (tmp_path / "p.csv").read_text()
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == 24
+    assert sum(float(v) for k, v in rows[0].items() if k != "name") == pytest.approx(1, abs=1e-6)
+
+
+def test_the_validation_split_is_scored_without_twins_of_the_test_split(
+    detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    root = Path(shutil.copytree(eight_classes, tmp_path / "ferplus"))
+    shutil.copy(root / "FER2013Test" / "test003.png", root / "FER2013Valid" / "valid005.png")
+    done = command(
+        "distill.evaluation.evaluate", "--bundle", SHIPPED, "--data", root, "--layout", "ferplus",
+        *("--split", "valid", "--json", tmp_path / "s.json", "--predictions", tmp_path / "p.csv"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "left out: 1 pictures of valid with a twin" in done.err
+    entries = json.loads((tmp_path / "s.json").read_text())
+    assert [entry["n"] for entry in entries[:2]] == [7, 7]
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 8, "all are predicted"
+    assert "calibrated: temperature" in done.out
+    assert "fitted on 7 pictures of valid" in done.out
+    kept = entries[-1]["calibrated"]
+    assert kept["nll"] < entries[0]["nll"], "fitted on these very pictures"
+
+
+SCORER = ROOT.parent / "shared" / "tools" / "score_ferplus.py"
+
+
+@pytest.mark.skipif(not SCORER.is_file(), reason="needs ../shared/tools, which a clone has not")
+def test_another_scorer_gives_the_same_figures(
+    detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    done = command(
+        "distill.evaluation.evaluate",
+        *("--bundle", SHIPPED, "--data", eight_classes, "--layout", "ferplus"),
+        *("--json", tmp_path / "own.json", "--predictions", tmp_path / "p.csv"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    theirs = tmp_path / "theirs.json"
+    call = [sys.executable, SCORER, tmp_path / "p.csv", eight_classes, "--json", theirs]
+    subprocess.run(call, check=True, capture_output=True)
+    entries = json.loads((tmp_path / "own.json").read_text())
+    for own, protocol in zip(entries[:2], "AB", strict=True):
+        other = json.loads(theirs.read_text())[protocol]
+        for name, theirs_name in (
+            *((same, same) for same in ("n", "excluded", "accuracy", "mean_class_accuracy")),
+            *(("macro_f1", "macro_f1"), ("ece", "ece15"), ("nll", "nll_soft")),
+        ):
+            assert own[name] == pytest.approx(other[theirs_name], abs=1e-5), name
+        assert own["accuracy_interval"] == pytest.approx(other["accuracy_ci95"])
+        assert own["recall"] == pytest.approx({k: v[0] for k, v in other["recall"].items()})
+
+
+def test_the_same_pictures_under_the_challenges_labels(
+    detector_file: Path, eight_classes: Path, command: Callable[..., Done]
+) -> None:
+    from distill.data.splits import join, open_crops
+    from edge.inference.bundle import load_bundle
+
+    crops = open_crops(eight_classes, "fer2013", load_bundle(SHIPPED).crop)
+    split = join(eight_classes, "fer2013", "test", crops)
+    assert split.labels == (
+        "anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral",
+    )  # fmt: skip
+    assert split.votes.sum(axis=0).tolist() == [8, 0, 0, 8, 0, 0, 8]
+    done = command(
+        "distill.evaluation.evaluate",
+        "--bundle",
+        SHIPPED,
+        "--data",
+        eight_classes,
+        "--layout",
+        "fer2013",
+    )
+    assert done.code == 1
+    assert "use data with its own classes" in done.last
+    path = eight_classes / "fer2013_original_labels.csv"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("test001.png,Test,happy", "test001.png,Test,bored"))
+        with pytest.raises(DataError, match=r"labels\.csv line \d+: expected a name"):
+            join(eight_classes, "fer2013", "test", crops)
+    finally:
+        path.write_text(before)
+
+
+def test_probabilities_do_not_depend_on_the_batch() -> None:
+    """The last, smaller batch of a split answers as a full one does."""
+    from distill.models.student import Student, StudentConfig
+    from distill.training.batches import predict
+
+    torch.manual_seed(0)
+    student = Student(StudentConfig(classes=8)).eval()
+    faces = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64)).astype(np.uint8)
+    assert np.allclose(predict(student, faces, 2), predict(student, faces, 5), atol=1e-4)
+
+
+def test_thirty_faces_go_through_the_whole_node(
+    detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distill.evaluation.scenes import compose, measure
+    from edge.sources.synthetic import portrait
+
+    face = portrait()
+    height, width = face.shape[:2]
+    side = min(height, width)
+    square = face[(height - side) // 2 :, (width - side) // 2 :][:side, :side]
+    scene = compose([square] * 30, 60)
+    assert scene.shape == (480, 640, 3)
+    rows = measure([square] * 30, ["neutral"] * 30, SHIPPED, None, 1, (640, 480), (8, 90))
+    assert rows[0].found == 0.0, "eight pixels are no face to the detector"
+    assert rows[1].found > 0.9
+    assert 0.0 <= rows[1].counted <= rows[1].found
+    assert "90 px" in capsys.readouterr().out

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distill.data.splits import argmax, majority
+from distill.evaluation.metrics import fit_temperature, score, softmax
+
+VOTES = np.array(
+    [
+        # neutral happiness surprise sadness anger disgust fear contempt | unknown not-a-face
+        [6, 2, 0, 2, 0, 0, 0, 0, 0, 0],  # neutral
+        [4, 4, 0, 0, 0, 0, 0, 0, 2, 0],  # a tie
+        [2, 1, 0, 1, 0, 0, 0, 0, 6, 0],  # unknown
+        [0, 3, 0, 2, 0, 0, 0, 0, 3, 2],  # a tie with unknown
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 10],  # not a face
+        [0, 9, 1, 0, 0, 0, 0, 0, 0, 0],  # happiness
+    ]
+)
+LABELS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+
+
+def test_majority_keeps_unique_winners_among_the_classes() -> None:
+    assert majority(VOTES, 8).tolist() == [0, -1, -1, -1, -1, 1]
+
+
+def test_argmax_drops_only_what_unknown_or_not_a_face_wins() -> None:
+    assert argmax(VOTES, 8).tolist() == [0, 0, -1, 1, -1, 1]
+
+
+def test_scores_of_a_case_worked_out_by_hand() -> None:
+    votes = np.zeros((4, 10), dtype=int)
+    votes[[0, 1, 2, 3], [0, 0, 1, 1]] = 10
+    p = np.full((4, 8), 0.0)
+    p[0, 0], p[0, 1] = 0.9, 0.1  # right, sure
+    p[1, 1], p[1, 0] = 0.6, 0.4  # wrong
+    p[2, 1], p[2, 0] = 0.7, 0.3  # right
+    p[3, 1], p[3, 0] = 0.8, 0.2  # right
+    s = score(p, votes, LABELS, "majority-8", rounds=200)
+    assert (s.n, s.excluded) == (4, 0)
+    assert s.accuracy == 0.75
+    assert s.mean_class_accuracy == 0.75  # 1/2 and 2/2
+    # F1: neutral 2*1/(2*1+0+1), happiness 2*2/(2*2+1+0)
+    assert s.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert s.nll == pytest.approx(-np.mean(np.log([0.9, 0.4, 0.7, 0.8])))
+    # Every answer has a bin of its own: mean of |hit - confidence|.
+    assert s.ece == pytest.approx(np.mean([0.1, 0.6, 0.3, 0.2]))
+    assert s.recall == {"neutral": 0.5, "happiness": 1.0}
+    assert s.confusion[0][:2] == [1, 1]
+    assert s.accuracy_interval[0] <= 0.75 <= s.accuracy_interval[1]
+
+
+def test_temperature_undoes_a_known_scaling() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (500, 8)).astype(np.float32)
+    targets = softmax(logits).astype(np.float32)
+    assert fit_temperature(3.0 * logits, targets) == pytest.approx(3.0, rel=1e-2)
+    assert fit_temperature(logits / 2, targets) == pytest.approx(0.5, rel=1e-2)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.models.backbones import (
+    IR50,
+    Dinov2,
+    Frozen,
+    Lower,
+    SFace,
+    as_rgb,
+    split,
+    to_grid,
+    to_tokens,
+)
+from distill.models.feature_cache import weights_digest
+from distill.models.teacher import Teacher, TeacherConfig
+from edge.base.errors import DataError
+from support.backbone_files import random_state, write_dinov2, write_sface
+
+CONFIG = TeacherConfig(classes=8, scene_width=24, face_width=16, width=32, heads=4)
+
+
+def grid(batch: int, width: int, seed: int, side: int = 7) -> torch.Tensor:
+    return torch.randn(batch, width, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def tiny_dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dinov2(tmp_path_factory.mktemp("dinov2"))
+
+
+def test_sface_is_read_from_its_initialisers_by_name(tmp_path: Path) -> None:
+    state = random_state(SFace(), 1)
+    write_sface(tmp_path / "sface.onnx", state)
+    loaded = SFace.from_onnx(tmp_path / "sface.onnx")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert loaded(torch.rand(2, 1, 64, 64) * 255).shape == (2, 512, 14, 14)
+    del state["units.3.dw_conv2d.weight"]
+    write_sface(tmp_path / "half.onnx", state)
+    with pytest.raises(DataError, match="'conv_5_dw_conv2d_weight' is missing"):
+        SFace.from_onnx(tmp_path / "half.onnx")
+    (tmp_path / "garbage.onnx").write_bytes(b"\x01garbage")
+    with pytest.raises(DataError, match="no ONNX file"):
+        SFace.from_onnx(tmp_path / "garbage.onnx")
+
+
+@pytest.mark.parametrize("form", ["plain", "state_dict", "module", "backbone"])
+def test_ir50_loads_the_usual_checkpoints(tmp_path: Path, form: str) -> None:
+    state = random_state(IR50(), 2)
+    later = {"body.21.res_layer.1.weight": torch.zeros(1), "output_layer.3.weight": torch.zeros(1)}
+    content: dict[str, object] = {**state, **later}
+    if form in ("module", "backbone"):
+        content = {f"{form}.{name}": value for name, value in content.items()}
+    torch.save({"state_dict": content} if form == "state_dict" else content, tmp_path / "c.pth")
+    model = IR50.from_checkpoint(tmp_path / "c.pth")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert model(torch.rand(1, 1, 64, 64) * 255).shape == (1, 256, 14, 14)
+
+
+def test_a_checkpoint_of_something_else_or_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match="is no IR-50: 'input_layer"):
+        IR50.from_checkpoint(tmp_path / "other.pth")
+    torch.save({"model": Path("x")}, tmp_path / "code.pth")
+    with pytest.raises(DataError, match="holds no weights alone"):
+        IR50.from_checkpoint(tmp_path / "code.pth")
+
+
+def test_dinov2_is_frozen_and_gives_places(tiny_dinov2: Path) -> None:
+    backbone = Dinov2(str(tiny_dinov2)).train()
+    assert backbone.width == 24
+    assert backbone.side == 196
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert not backbone.model.training
+    faces = torch.rand(2, 1, 64, 64) * 255
+    assert backbone(faces).shape == (2, 24, 14, 14)
+    assert Dinov2(str(tiny_dinov2), 7)(faces).shape == (2, 24, 7, 7)
+    assert torch.equal(backbone(faces), backbone(faces))
+    with pytest.raises(DataError, match="give a local folder"):
+        Dinov2(str(tiny_dinov2 / "absent"))
+
+
+def test_tokens_are_places_a_moved_face_moves_its_tokens() -> None:
+    torch.manual_seed(3)
+    model = SFace().eval()
+    picture = torch.full((1, 1, 112, 112), 100.0)
+    empty = picture.clone()
+    picture[:, :, 40:56, 32:48] = 250.0
+    moved = torch.roll(picture, shifts=(16, 24), dims=(2, 3))  # two places down, three right
+    with torch.no_grad():
+        plain, before, after = (to_tokens(model(x)) for x in (empty, picture, moved))
+
+    def place(x: torch.Tensor) -> tuple[int, int]:
+        return divmod(int((x - plain)[0].norm(dim=1).argmax()), 14)
+
+    assert (place(after)[0] - place(before)[0], place(after)[1] - place(before)[1]) == (2, 3)
+    places = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
+    assert torch.equal(to_tokens(places)[1, 4 * 2 + 3], places[1, :, 2, 3])
+    assert torch.equal(to_grid(to_tokens(places)), places)
+
+
+def test_finer_grids_are_pooled_place_by_place() -> None:
+    teacher = Teacher(CONFIG).eval()
+    lower = torch.zeros(1, 16, 14, 14)
+    lower[:, :, 6:8, 10:12] = 1.0
+    face = teacher.think(grid(1, 24, 1, 14), lower).face
+    assert face.shape == (1, 16, 7, 7)
+    assert int(face[0, 0].flatten().argmax()) == 3 * 7 + 5
+    assert float(face.max()) == 1.0
+
+
+def test_colour_order_and_grey_become_rgb() -> None:
+    blue = torch.zeros(1, 3, 8, 8)
+    blue[:, 0] = 200.0  # OpenCV's first channel
+    assert as_rgb(blue, 8)[0, :, 0, 0].tolist() == [0.0, 0.0, 200.0]
+    assert as_rgb(torch.full((1, 1, 8, 8), 7.0), 16).shape == (1, 3, 16, 16)
+
+
+def test_each_backbone_and_each_part_counts_and_an_absent_one_does_not() -> None:
+    scene, face = grid(3, 24, 1), grid(3, 16, 2)
+    torch.manual_seed(0)
+    full = Teacher(CONFIG).eval()
+    out = full(scene, face)
+    assert out.shape == (3, 8)
+    assert not torch.allclose(out, full(scene + grid(3, 24, 5), face), atol=1e-3)
+    assert not torch.allclose(out, full(scene, face + grid(3, 16, 6)), atol=1e-3)
+    for part in ("scene", "face", "attend", "convolve"):
+        config = replace(CONFIG, **{part: False})
+        less = Teacher(config).eval()
+        less.load_state_dict(full.state_dict())
+        assert not torch.allclose(out, less(scene, face), atol=1e-3), part
+        if part == "scene":
+            assert torch.equal(less(scene, face), less(grid(3, 24, 9), face))
+        if part == "face":
+            assert torch.equal(less(scene, face), less(scene, grid(3, 16, 9)))
+    with pytest.raises(ValueError, match="nothing to read"):
+        Teacher(replace(CONFIG, scene=False, face=False))
+
+
+@pytest.mark.parametrize(("units", "learning"), [(0, 0), (3, 3), (12, 12)])
+def test_the_face_backbone_learns_in_as_many_units_as_told(units: int, learning: int) -> None:
+    face = SFace()
+    below, above = split(face, units)
+    assert len(above) == learning
+    assert all(p.requires_grad for p in above.parameters())
+    assert not any(p.requires_grad for p in below.parameters())
+    assert face.conv_1_conv2d.weight.requires_grad is (units == 12)
+    with pytest.raises(DataError, match="has only 12"):
+        split(face, 13)
+
+
+def test_a_stage_later_the_face_grid_is_7x7(tmp_path: Path) -> None:
+    sface, ir50 = random_state(SFace(7), 1), random_state(IR50(7), 2)
+    write_sface(tmp_path / "sface.onnx", sface)
+    torch.save(ir50, tmp_path / "ir50.pth")
+    faces = torch.rand(1, 1, 64, 64) * 255
+    late = SFace.from_onnx(tmp_path / "sface.onnx", 7)
+    assert torch.equal(late.units[12].conv2d.weight, sface["units.12.conv2d.weight"])
+    assert late(faces).shape == (1, 1024, 7, 7)
+    assert IR50.from_checkpoint(tmp_path / "ir50.pth", 7)(faces).shape == (1, 512, 7, 7)
+    early = SFace.from_onnx(tmp_path / "sface.onnx")
+    assert early.width == 512
+    assert torch.equal(early.units[10].conv2d.weight, late.units[10].conv2d.weight)
+
+
+def test_frozen_side_and_learning_units_are_the_whole_backbone(tiny_dinov2: Path) -> None:
+    torch.manual_seed(5)
+    face, scene = SFace().eval(), Dinov2(str(tiny_dinov2), 7)
+    faces = torch.rand(2, 1, 64, 64) * 255
+    whole = face(faces)
+    below, above = split(face, 3)
+    frozen = Frozen(scene, Lower(face, below)).train()
+    before = weights_digest(frozen)
+    for _ in range(2):
+        seen, lower = frozen(faces)
+    assert weights_digest(frozen) == before, "no batch statistics move"
+    assert torch.equal(seen, scene(faces))
+    assert torch.allclose(above(lower), whole, atol=1e-5)
+    assert sum(p.numel() for p in frozen.parameters()) + sum(
+        p.numel() for p in above.parameters()
+    ) == sum(p.numel() for m in (scene, face) for p in m.parameters())

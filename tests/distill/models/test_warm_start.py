@@ -1,0 +1,198 @@
+"""A student that goes on from another answers as that one did before it has learned anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.models import store
+from distill.models.build import build_student
+from distill.models.checkpoint import contents, load_checkpoint
+from distill.models.student import RepBlock, Student
+from distill.models.warm_start import begin, read_start
+from distill.recipe import Recipe
+from edge.base.errors import BundleError, DataError, UsageError
+from edge.inference.backends import open_backend
+from edge.inference.bundle import SHIPPED, load_bundle
+from edge.inference.weights import sha256
+from support.command import Done
+from support.trained import RECIPE, in_use
+
+TEMPLATE = [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]
+LABELS = ("calm", "glad", "cross")
+
+
+def recipe(**student: Any) -> Recipe:
+    small = {"widths": [4, 6, 8, 8], "depths": [1, 1, 1], "width": 8, "heads": 2, "dropout": 0.0}
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "crop": {"size": 32, "template": TEMPLATE},
+            "student": small | student,
+            "training": {"epochs": 1, "batch": 16},
+        }
+    )
+
+
+def faces(count: int, size: int = 32) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (count, 1, size, size), dtype=np.uint8)
+
+
+def answers(student: Student, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+    with torch.no_grad():
+        return student.eval()(torch.from_numpy(pixels).float())
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A checkpoint whose batch statistics and branches are those of a network in use."""
+    torch.manual_seed(5)
+    student = build_student(recipe(), len(LABELS))
+    in_use(student)
+    path = tmp_path / "best.pt"
+    store.save(path, contents(student, recipe(), LABELS, 3, 0.8, teacher="somebody"))
+    return path
+
+
+@pytest.mark.parametrize("depths", [[1, 1, 1], [2, 1, 3]])
+def test_from_a_checkpoint_as_deep_or_deeper_it_answers_as_that_one(
+    trained: Path, depths: list[int]
+) -> None:
+    student = build_student(recipe(depths=depths), len(LABELS))
+    begin(student, read_start(trained), LABELS, faces(64))
+    before = load_checkpoint(trained).student
+    assert float((answers(student, faces(9)) - answers(before, faces(9))).abs().max()) < 1e-4
+    student.train()
+    with torch.no_grad():
+        learning = student(torch.from_numpy(faces(64)).float())[:9]
+    assert float((learning - answers(before, faces(9))).abs().max()) < 1e-3, "statistics of these"
+    for block in student.modules():
+        if isinstance(block, RepBlock):
+            assert all(p.requires_grad for p in block.parameters())
+
+
+def test_from_the_shipped_bundle_it_answers_as_the_deployed_file() -> None:
+    bundle, start = load_bundle(), read_start(SHIPPED)
+    student = build_student(start.recipe, len(start.labels))
+    begin(student, start, start.labels, bundle.known_inputs())
+    backend = open_backend("ort", bundle.model("fp32"), 1)
+    expected = backend.run(bundle.known_inputs().astype(np.float32))["logits"]
+    backend.close()
+    assert np.abs(answers(student, bundle.known_inputs()).numpy() - expected).max() < 1e-3
+    assert start.facts["sha256"] == bundle.sha256
+    assert start.facts["recipe"]["name"] == start.recipe.name
+
+
+def test_classes_that_the_start_does_not_know_stay_fresh(trained: Path) -> None:
+    torch.manual_seed(9)
+    student = build_student(recipe(), 3)
+    fresh = student.head.weight[1].clone()
+    begin(student, read_start(trained), ("cross", "bored", "calm"), faces(8))
+    theirs = load_checkpoint(trained).student.head
+    assert torch.equal(student.head.weight[0], theirs.weight[2])
+    assert torch.equal(student.head.weight[2], theirs.weight[0])
+    assert torch.equal(student.head.weight[1], fresh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"widths": [4, 6, 8, 16]}, r"'widths' \(4, 6, 8, 8\), the recipe \(4, 6, 8, 16\)"),
+        ({"attend": False}, "'attend' True"),
+        ({"heads": 4}, "'heads' 2, the recipe 4"),
+    ],
+)
+def test_another_shape_is_refused_in_one_line(
+    trained: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        begin(build_student(recipe(**changes), 3), read_start(trained), LABELS, faces(8))
+
+
+def test_a_start_deeper_than_the_recipe_is_refused(trained: Path) -> None:
+    start = read_start(trained)
+    deep = replace(start, config=replace(start.config, depths=(1, 2, 1)))
+    with pytest.raises(UsageError, match="may have more, not fewer"):
+        begin(build_student(recipe(), 3), deep, LABELS, faces(8))
+
+
+def test_a_bundle_that_is_no_student_of_its_recipe_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(SHIPPED, folder)
+    description = json.loads((folder / "bundle.json").read_text())
+
+    def describe(**changes: Any) -> None:
+        (folder / "bundle.json").write_text(json.dumps(description | changes))
+
+    describe(provenance=description["provenance"] | {"recipe": "by hand"})
+    with pytest.raises(DataError, match="names no recipe that can be gone on with"):
+        read_start(folder)
+    wider = json.loads(json.dumps(description["provenance"]))
+    wider["recipe"]["student"]["widths"] = [32, 48, 96, 192]
+    describe(provenance=wider)
+    with pytest.raises(DataError, match=r"no student of its own recipe: 'trunk\.4\.0\.weight'"):
+        read_start(folder)
+    shutil.copy(folder / "int8-cpu.onnx", folder / "fp32.onnx")
+    entry = {"name": "fp32.onnx", "sha256": sha256((folder / "fp32.onnx").read_bytes())}
+    describe(files=description["files"] | {"fp32": entry})
+    with pytest.raises(DataError, match="no student of its own recipe"):
+        read_start(folder)
+    (folder / "fp32.onnx").write_bytes(b"cut")
+    with pytest.raises(BundleError):
+        read_start(folder)
+
+
+TINY = RECIPE.replace("epochs: 4", "epochs: 2")
+
+
+def test_training_goes_on_from_where_another_ended(
+    detector_file: Path,
+    tiny_ferplus: Path,
+    tmp_path: Path,
+    command: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plain, deeper = tmp_path / "tiny.yaml", tmp_path / "deeper.yaml"
+    plain.write_text(TINY)
+    deeper.write_text(TINY.replace("depths: [1, 1, 1]", "depths: [1, 1, 2]"))
+    options = ["--data", str(tiny_ferplus), "--layout", "ferplus"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = command("distill.train", str(plain), *options, "--out", str(first))
+    assert done.code == 0, done.err
+    again = [str(deeper), *options, "--out", str(second), "--start", str(first / "best.pt")]
+    done = command("distill.train", *again)
+    assert done.code == 0, done.err
+
+    def losses(out: Path) -> list[float]:
+        lines = (out / "log.csv").read_text().splitlines()
+        place = lines[0].split(",").index("loss")
+        return [float(line.split(",")[place]) for line in lines[1:]]
+
+    assert losses(second)[0] < losses(first)[0], "it did not start at nothing"
+    kept = load_checkpoint(second / "best.pt")
+    assert kept.student.config.depths == (1, 1, 2)
+    assert kept.facts["start"]["sha256"] == store.digest_of(first / "best.pt")
+    assert kept.facts["start"]["recipe"]["training"]["epochs"] == 2
+
+    done = command("distill.train", *again[:-2], "--resume")
+    assert "is another run (other start)" in done.last
+    assert kept.facts["layout"] == "ferplus"
+    done = command("distill.train", *again[:-1], str(second / "last.pt"), "--resume")
+    assert "is for resuming alone; give best.pt" in done.last
+    done = command("distill.train", *again[:-1], str(SHIPPED))
+    assert done.code == 2
+    assert "was trained on another crop" in done.last
+    teacher = tmp_path / "teacher.yaml"
+    teacher.write_text(TINY.split("student:")[0] + "teacher: {}\ntraining: {epochs: 1}\n")
+    done = command("distill.train", str(teacher), *again[1:])
+    assert done.code == 2
+    assert "--start is for students" in done.last

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from edge.base.clock import clock_synced
+from edge.delivery.messages import MESSAGES, counts_message, dumps, rfc3339, schema_of
+from edge.records import Reading
+from support.paths import ROOT
+
+SCHEMAS = ROOT / "edge" / "schemas"
+
+
+def reading(**changes: object) -> Reading:
+    values: dict[str, object] = {
+        "start": 1_700_000_000.0,
+        "end": 1_700_000_010.0,
+        "faces_mean": 5.5,
+        "faces_max": 7,
+        "counts": {"calm": 4, "glad": 2, "unclassified": 0},
+        "person_seconds": {"calm": 40, "glad": 15, "unclassified": 0},
+        "suppressed": False,
+        "seen": 1.0,
+        "frames": 300,
+        "dropped": 0,
+        "low_confidence": 0.1,
+        "camera": "live",
+        **changes,
+    }
+    return Reading(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_checked_in_schemas_are_the_codes_own(message: type) -> None:
+    """Regenerate with `make schemas`; a changed contract needs a new version in `schema`."""
+    stored = json.loads((SCHEMAS / f"{message.__name__.lower()}.json").read_text())
+    assert stored == schema_of(message)
+    jsonschema.Draft202012Validator.check_schema(stored)
+
+
+def validator(kind: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{kind}.json").read_text()))
+
+
+def test_published_suppressed_and_unseen_readings_are_valid_and_say_what_they_mean() -> None:
+    shown = counts_message(reading(), "a/b/c", 5, 2, "utc")
+    hidden = counts_message(
+        reading(suppressed=True, counts=None, person_seconds=None, low_confidence=None),
+        "a/b/c",
+        5,
+        2,
+        "utc",
+    )
+    unseen = counts_message(
+        reading(faces_mean=None, faces_max=None, counts=None, person_seconds=None, seen=0.0),
+        "a/b/c",
+        5,
+        2,
+        "utc",
+    )
+    for message in (shown, hidden, unseen):
+        validator("counts").validate({**message, "log": "x", "seq": 3})
+    assert shown["faces"] == {"mean": 5.5, "max": 7}
+    assert hidden["faces"] == "<5"
+    assert hidden["counts"] is None
+    assert unseen["faces"] is None
+    assert list(shown)[:5] == ["schema", "node", "log", "seq", "start"]
+
+
+def test_schemas_refuse_what_is_not_in_the_contract() -> None:
+    message = {**counts_message(reading(), "a/b/c", 5, 2, "utc"), "log": "x", "seq": 1}
+    for wrong in ({"face_id": 3}, {"node": "../x"}, {"start": "yesterday"}, {"seq": 0}):
+        assert not validator("counts").is_valid({**message, **wrong})
+
+
+def test_times_are_rfc3339_on_both_sides_of_1970_and_beyond_2038() -> None:
+    assert rfc3339(0.0004) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(-0.5) == "1969-12-31T23:59:59.500Z"
+    assert rfc3339(1_700_000_000.9996) == "2023-11-14T22:13:21.000Z"
+    assert rfc3339(4_000_000_000) == "2096-10-02T07:06:40.000Z"
+
+
+def test_messages_are_one_line_of_strict_json() -> None:
+    assert dumps({"a": "ü\n"}) == '{"a":"ü\\n"}'
+    with pytest.raises(ValueError, match="Out of range"):
+        dumps({"a": float("nan")})
+
+
+def test_clock_synced_answers_or_says_that_it_does_not_know() -> None:
+    assert clock_synced() in (True, False, None)

@@ -1,0 +1,142 @@
+"""The published contract: schemas, versions, AsyncAPI, and each way of subscribing that is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import paho.mqtt.client as mqtt
+import pytest
+
+from edge.base.errors import UsageError
+from edge.delivery.commands import NAMES
+from edge.delivery.messages import MESSAGES, schema_of
+from edge.delivery.schemas import CHANNELS, asyncapi, fingerprint, identity, write
+from support.brokers import Mosquitto
+from support.paths import ROOT
+
+SCHEMAS = ROOT / "edge" / "schemas"
+TOOLS = ROOT / ".node" / "node_modules"
+
+
+def test_the_checked_in_contract_is_the_codes_own(tmp_path: Path) -> None:
+    """Regenerate with `make schemas`."""
+    shutil.copy(SCHEMAS / "versions.json", tmp_path)
+    write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in SCHEMAS.iterdir()}
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (SCHEMAS / path.name).read_text(), path.name
+
+
+def test_a_message_that_changed_needs_another_number(tmp_path: Path) -> None:
+    versions = json.loads((SCHEMAS / "versions.json").read_text())
+    for message in MESSAGES:
+        schema = schema_of(message)
+        assert versions[identity(schema)] == fingerprint(schema), (
+            f"{identity(schema)} is not what it was: give the message another number"
+        )
+    versions["edge.counts/1"] = "what it was before"
+    (tmp_path / "versions.json").write_text(json.dumps(versions))
+    with pytest.raises(UsageError, match=r"'edge\.counts/1' is not what it was"):
+        write(tmp_path)
+
+
+def test_a_fingerprint_is_of_what_is_valid_not_of_its_words() -> None:
+    schema = schema_of(MESSAGES[0])
+    other = json.loads(json.dumps(schema).replace("One window of one room", "Something else"))
+    assert fingerprint(other) == fingerprint(schema)
+    other["properties"]["seq"]["minimum"] = 0
+    assert fingerprint(other) != fingerprint(schema)
+
+
+def test_every_message_and_command_is_in_the_asyncapi_document() -> None:
+    document = asyncapi()
+    assert {name for name, *_ in CHANNELS.values()} == {m.__name__ for m in MESSAGES}
+    commands = document["channels"]["cmd"]["parameters"]["command"]
+    assert commands["enum"] == list(NAMES)
+    for channel in document["channels"].values():
+        wanted = set(re.findall(r"{(\w+)}", channel["address"]))
+        assert wanted == set(channel["parameters"])
+    for operation in document["operations"].values():
+        assert operation["channel"]["$ref"].removeprefix("#/channels/") in document["channels"]
+    for message in document["components"]["messages"].values():
+        assert (SCHEMAS / message["payload"]["schema"]["$ref"]).is_file()
+
+
+def test_the_asyncapi_document_is_valid_by_its_own_schema() -> None:
+    path = TOOLS / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
+    if not path.is_file():
+        pytest.skip("needs AsyncAPI's schema (make node-tools)")
+    schema = json.loads(path.read_text())
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert [error.message for error in validator.iter_errors(asyncapi())] == []
+    broken: dict[str, Any] = {**asyncapi(), "channels": {"x": {"adress": 1}}}
+    assert list(validator.iter_errors(broken)), "the schema was read"
+
+
+def examples(language: str) -> list[str]:
+    """The blocks of edge/watch/README.md in one language."""
+    text = (ROOT / "edge" / "watch" / "README.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def hears(command: list[str], broker: Mosquitto, cwd: Path = ROOT) -> str:
+    """What a program prints that subscribed before the counts are published."""
+    program = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    school.connect("127.0.0.1", broker.port)
+    school.loop_start()
+    message = {
+        "faces": {"mean": 6.0, "max": 7},
+        "counts": {"calm": 6},
+        "end": "12:00",
+        "node": "a/b/c",
+    }
+    for _ in range(100):
+        school.publish("edge/v1/a/b/c/counts", json.dumps(message), qos=1).wait_for_publish(5)
+        try:
+            out, _ = program.communicate(timeout=0.3)
+        except subprocess.TimeoutExpired:
+            continue
+        school.loop_stop()
+        return out
+    program.kill()
+    raise AssertionError(program.communicate()[0])
+
+
+def test_mosquitto_sub_as_shown(mosquitto: Mosquitto) -> None:
+    if shutil.which("mosquitto_sub") is None:
+        pytest.skip("needs mosquitto_sub (Debian: apt-get install mosquitto-clients)")
+    (line,) = [e for e in examples("text") if e.startswith("mosquitto_sub")]
+    words = line.replace("192.0.2.10", "127.0.0.1").replace("'", "").split()
+    out = hears([*words, "-p", str(mosquitto.port), "-C", "1"], mosquitto)
+    assert '"calm": 6' in out
+
+
+def test_paho_as_shown(mosquitto: Mosquitto) -> None:
+    (script,) = examples("python")
+    script = script.replace('"192.0.2.10"', f'"127.0.0.1", {mosquitto.port}')
+    script = script.replace("client.loop_forever()", "while not shown: client.loop(0.1)")
+    script = script.replace("    print(", "    shown.append(1); print(")
+    out = hears([sys.executable, "-c", f"shown = []\n{script}"], mosquitto)
+    assert "a/b/c" in out
+    assert "'calm': 6" in out
+
+
+def test_mqtt_js_as_shown(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    if shutil.which("node") is None or not (TOOLS / "mqtt").is_dir():
+        pytest.skip("needs Node.js and its package mqtt (make node-tools)")
+    (script,) = examples("js")
+    script = script.replace("192.0.2.10", f"127.0.0.1:{mosquitto.port}")
+    script = script.replace("console.log(", "process.exitCode = client.end() && 0; console.log(")
+    (TOOLS / ".." / "example.mjs").resolve().write_text(script)
+    out = hears(["node", "example.mjs"], mosquitto, TOOLS.parent)
+    assert "calm: 6" in out

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edge.base.errors import SourceError
+from edge.records import Frame, Tick
+from edge.settings import Camera
+from edge.sources.faulty import Faulty, Kind
+from edge.sources.images import as_bgr
+from edge.sources.live import Limits, Live
+from edge.sources.open import csi_pipeline, open_source, redact
+from support.paths import CLIP, PICTURES
+
+
+def frames_of(source: str, **settings: Any) -> list[Frame]:
+    found = open_source(Camera(source=source, **settings))
+    return [item for item in found if isinstance(item, Frame)]
+
+
+def refused(source: str, read: bool = False) -> str:
+    with pytest.raises(SourceError) as caught:
+        list(open_source(Camera(source=source)) if read else [open_source(Camera(source=source))])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_gives_every_picture_in_its_own_time() -> None:
+    frames = frames_of(str(CLIP))
+    assert len(frames) == 750
+    times = [frame.time for frame in frames]
+    assert times[0] == 0.0
+    assert np.allclose(np.diff(times), 1 / 30, atol=1e-3)
+    assert frames[0].pixels.shape == (480, 640, 3)
+
+
+def test_max_seconds_is_source_time() -> None:
+    source = open_source(Camera(source=str(CLIP)), max_seconds=2.0)
+    assert sum(isinstance(item, Frame) for item in source) == 60
+
+
+def test_the_last_picture_stands_for_its_own_length() -> None:
+    *_, last = open_source(Camera(source=str(CLIP)))
+    assert isinstance(last, Tick)
+    assert last.time == pytest.approx(25.0, abs=1e-3)
+
+
+def test_a_folder_gives_its_pictures_in_order_whatever_their_size_and_depth(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((40, 30), 7, np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((20, 50, 3), 0x1234, np.uint16))
+    cv2.imwrite(str(tmp_path / "c.png"), np.full((20, 50, 4), 9, np.uint8))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    frames = frames_of(str(tmp_path), pictures_per_second=2.0)
+    assert [f.pixels.shape for f in frames] == [(40, 30, 3), (20, 50, 3), (20, 50, 3)]
+    assert [f.time for f in frames] == [0.0, 0.5, 1.0]
+    assert [int(f.pixels[0, 0, 0]) for f in frames] == [7, 0x12, 9]
+
+
+def test_names_that_are_no_source_are_one_line(tmp_path: Path) -> None:
+    assert "no camera at /dev/video77" in refused("77")
+    assert "no camera at /dev/nothing" in refused("/dev/nothing")
+    assert "no camera, file or folder called" in refused("clip.mpeg")
+    assert "holds no picture" in refused(str(tmp_path))
+    text = tmp_path / "clip.mp4"
+    text.write_text("this is no video")
+    assert "is no video" in refused(str(text))
+    text.write_bytes(b"")
+    assert "is empty" in refused(str(text))
+    assert "give an rtsp://" in refused("ftp://x/y")
+
+
+def test_rtsp_that_does_not_answer_is_one_line_without_its_password() -> None:
+    message = refused("rtsp://viewer:secret@127.0.0.1:9/stream")
+    assert "gives no video" in message
+    assert "secret" not in message
+    assert redact("rtsp://a:b@c/d") == "rtsp://***@c/d"
+    assert redact("rtsp://a:b/c@d@e/f") == "rtsp://***@e/f"
+
+
+def test_csi_without_gstreamer_says_where_to_get_it() -> None:
+    if "GStreamer:                   YES" in cv2.getBuildInformation():
+        pytest.skip("this OpenCV has GStreamer")
+    assert "JetPack's own" in refused("csi:0")
+    pipeline = csi_pipeline(1, Camera())
+    assert "sensor-id=1" in pipeline
+    assert "width=1280,height=720,framerate=30/1" in pipeline
+
+
+def test_a_cut_off_clip_is_read_to_its_end_and_then_reported(tmp_path: Path) -> None:
+    whole = CLIP.read_bytes()
+    # AVI promises its number of pictures in the header.
+    writer_path = tmp_path / "whole.avi"
+    writer = cv2.VideoWriter(str(writer_path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    for i in range(100):
+        writer.write(np.full((48, 64, 3), i, np.uint8))
+    writer.release()
+    data = writer_path.read_bytes()
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(data[: len(data) // 2])
+    seen: list[Frame | Tick] = []
+    with pytest.raises(SourceError, match="it is cut off"):
+        seen.extend(open_source(Camera(source=str(cut))))
+    assert 20 < len(seen) < 80
+    broken = tmp_path / "cut.mp4"
+    broken.write_bytes(whole[: len(whole) // 2])
+    assert "is no video" in refused(str(broken))  # its index stood at the end
+
+
+def test_pictures_of_impossible_size_are_refused_by_name(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.png"
+    cv2.imwrite(str(huge), np.zeros((1, 20_000), np.uint8))
+    assert "huge.png is 20000x1 pixels" in refused(str(tmp_path), read=True)
+    huge.write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert "huge.png is no picture" in refused(str(tmp_path), read=True)
+
+
+def test_as_bgr_refuses_what_is_no_picture() -> None:
+    for wrong in (None, np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8)):
+        assert as_bgr(wrong) is None
+    assert as_bgr(np.zeros((5, 5, 3), np.float32)) is None
+
+
+class Script:
+    """A capture that follows a list: a picture's value, None for a failed read, or an action."""
+
+    def __init__(self, *steps: Any) -> None:
+        self.steps = iter(steps)
+        self.released = False
+
+    def read(self) -> tuple[bool, Any]:
+        step = next(self.steps, None)
+        if callable(step):
+            step = step()
+        time.sleep(0.005)
+        return step is not None, None if step is None else np.full((8, 8, 3), step, np.uint8)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_the_newest_picture_wins_and_the_skipped_ones_are_counted() -> None:
+    stop = threading.Event()
+    source = Live("fake", lambda: Script(*range(1, 200)), stop=stop)
+    frames: list[Frame] = []
+    for item in source:
+        if isinstance(item, Frame):
+            frames.append(item)
+            time.sleep(0.05)  # a slow pipeline
+        if len(frames) == 5:
+            break
+    source.close()
+    values = [int(f.pixels[0, 0, 0]) for f in frames]
+    assert values == sorted(values)
+    # Every picture up to the last is either here or counted as skipped.
+    assert sum(f.dropped for f in frames[1:]) == values[-1] - values[0] - 4
+    assert [f.time for f in frames] == sorted(f.time for f in frames)
+
+
+def test_a_camera_that_goes_away_gives_ticks_and_comes_back(monkeypatch: Any) -> None:
+    monkeypatch.setattr("edge.sources.live.FIRST_RETRY_SECONDS", 0.4)
+    monkeypatch.setattr("edge.sources.live.TICK_SECONDS", 0.05)
+    captures = iter([Script(1, 2, 3, None), None, Script(*([7] * 200))])
+    opened: list[Script] = []
+
+    def opener() -> Script:
+        capture = next(captures)
+        if capture is None:
+            raise SourceError("still away")
+        opened.append(capture)
+        return capture
+
+    source = Live("fake", opener, Limits(timeout=0.1))
+    kinds: list[str] = []
+    deadline = time.monotonic() + 10
+    for item in source:
+        kinds.append(item.camera if isinstance(item, Tick) else f"frame {item.pixels[0, 0, 0]}")
+        if kinds[-1] == "frame 7" or time.monotonic() > deadline:
+            break
+    source.close()
+    order = [kind for kind, _ in itertools.groupby(kinds)]
+    assert order.index("away") < order.index("frame 7")
+    assert opened[0].released
+
+
+def test_a_camera_that_was_never_there_fails_at_once() -> None:
+    def opener() -> Script:
+        raise SourceError("no camera")
+
+    with pytest.raises(SourceError, match="no camera"):
+        Live("fake", opener)
+
+
+def test_the_test_pattern_is_live_and_stops_in_time() -> None:
+    source = open_source(Camera(source="test", fps=60.0), max_seconds=0.5)
+    frames = [item for item in source if isinstance(item, Frame)]
+    source.close()
+    assert source.live
+    assert 5 <= len(frames) <= 40
+
+
+def test_a_folder_of_the_demo_pictures_is_read(tmp_path: Path) -> None:
+    shutil.copytree(PICTURES, tmp_path / "p")
+    assert len(frames_of(str(tmp_path / "p"))) == 4
+
+
+def test_max_seconds_ends_the_last_window_whole() -> None:
+    *_, last = open_source(Camera(source=str(CLIP)), max_seconds=4.0)
+    assert isinstance(last, Tick)
+    assert last.time == 4.0
+
+
+def test_a_device_that_opens_and_gives_nothing_is_not_opened_in_a_rush() -> None:
+    opened: list[Script] = []
+
+    def opener() -> Script:
+        opened.append(Script())
+        return opened[-1]
+
+    source = Live("fake", opener, max_seconds=1.0)
+    assert all(isinstance(item, Tick) for item in source)
+    source.close()
+    assert 1 <= len(opened) <= 4
+    assert all(capture.released for capture in opened)
+
+
+def test_an_error_inside_a_read_is_a_lost_picture_not_a_lost_thread(monkeypatch: Any) -> None:
+    monkeypatch.setattr("edge.sources.live.FIRST_RETRY_SECONDS", 0.1)
+
+    def fail() -> int:
+        raise cv2.error("driver")
+
+    captures = iter([Script(1, fail), Script(*([7] * 200))])
+    source = Live("fake", lambda: next(captures))
+    values = (int(i.pixels[0, 0, 0]) for i in source if isinstance(i, Frame))
+    assert 7 in itertools.islice(values, 50)
+    source.close()
+
+
+def states(kind: Kind, limits: Limits, seconds: float, good: float, bad: float) -> list[str]:
+    """What a faulty camera was said to be, in order, each once."""
+    from edge.sources.synthetic import Pattern
+
+    faulty = Faulty(kind, Pattern(fps=60), good, bad)
+    source = Live("test", faulty.open, limits, max_seconds=seconds)
+    seen = [item.camera if isinstance(item, Tick) else "picture" for item in source]
+    source.close()
+    return [state for state, _ in itertools.groupby(s for s in seen if s != "live")]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.sources.live.FIRST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("edge.sources.live.LAST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("edge.sources.live.TICK_SECONDS", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("die", "away"), ("lie", "away"), ("freeze", "frozen"), ("hang", "hanging")],
+)
+def test_each_fault_is_noticed_named_and_survived(hasty: None, kind: Kind, said: str) -> None:
+    limits = Limits(timeout=0.2, hang=0.6, freeze=0.3)
+    seen = states(kind, limits, 3.0, good=0.5, bad=1.5)
+    assert seen[:3] == ["picture", said, "picture"], seen
+
+
+def test_a_reader_that_is_stuck_is_left_and_another_takes_over(hasty: None) -> None:
+    """Also where the driver never answers: the process does not wait for it, not even at the end."""
+    stuck = threading.Event()
+    captures = iter([Script(1, 2, lambda: stuck.wait(60)), Script(*([7] * 500))])
+    source = Live("fake", lambda: next(captures), Limits(timeout=0.1, hang=0.4))
+    began = time.monotonic()
+    for item in source:
+        if isinstance(item, Frame) and item.pixels[0, 0, 0] == 7:
+            break
+        assert time.monotonic() - began < 10
+    source.close()
+    assert time.monotonic() - began < 10
+    stuck.set()
+
+
+def test_a_camera_that_stays_away_ends_the_run_after_the_stated_attempts(hasty: None) -> None:
+    captures = iter([Script(1)])
+
+    def opener() -> Script:
+        found = next(captures, None)
+        if found is None:
+            raise SourceError("gone")
+        return found
+
+    source = Live("fake", opener, Limits(timeout=0.1, give_up=5))
+    with pytest.raises(
+        SourceError, match=r"the camera is away: no picture in \d+ s and 5 attempts"
+    ):
+        for _ in source:
+            pass
+    source.close()
+
+
+def test_a_still_room_is_no_frozen_camera() -> None:
+    """One pixel of a sensor's noise in sixty-four is enough."""
+    values = itertools.cycle([7, 8])
+    source = Live(
+        "fake",
+        lambda: Script(*itertools.islice(values, 200)),
+        Limits(timeout=0.1, freeze=0.2),
+        max_seconds=0.8,
+    )
+    assert all(isinstance(item, Frame) for item in itertools.islice(source, 1, None))
+    source.close()
+
+
+def test_a_first_opening_that_hangs_is_one_line_and_gives_the_device_back_later() -> None:
+    answers = threading.Event()
+    late = Script(1)
+
+    def opener() -> Script:
+        answers.wait(30)
+        return late
+
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="does not answer within 0 s"):
+        Live("fake", opener, Limits(hang=0.3))
+    assert time.monotonic() - began < 5
+    answers.set()
+    deadline = time.monotonic() + 5
+    while not late.released:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_video_is_played_as_a_camera_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "short.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
+    for i in range(10):
+        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
+    writer.release()
+    began = time.monotonic()
+    source = open_source(Camera(source=f"loop:{path}"), max_seconds=1.0)
+    assert source.live
+    frames = [item for item in source if isinstance(item, Frame)]
+    source.close()
+    assert 0.9 < time.monotonic() - began < 3
+    levels = [int(f.pixels.mean()) for f in frames]
+    assert sum(b < a for a, b in itertools.pairwise(levels)) >= 2, "it started again"
+    assert len(frames) + sum(f.dropped for f in frames) <= 52, "at its own pace"
+    assert "is no video" in refused("loop:absent.mp4")
+    assert "is no video" in refused(f"loop:{tmp_path}")

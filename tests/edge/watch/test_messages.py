@@ -1,0 +1,104 @@
+"""What comes in as a message, what is refused and why, and how one reads in a line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edge.watch.lines import json_line, line
+from edge.watch.messages import Refused, read
+from support.heard import NODE, NOON, counts, heard, raw, small
+
+TEXT_SEQ = counts(1)[1].replace(b'"seq": 1', b'"seq": "1"')
+
+
+def test_counts_suppressed_and_unseen_windows_read_differently() -> None:
+    unseen = counts(3, faces=None, counts=None, person_seconds=None)
+    assert line(heard(counts(1))) == f"12:00:10 {NODE} counts 6 people  calm 4  glad 2"
+    assert line(heard(small(2))) == f"12:00:20 {NODE} counts <5 people: too few to count"
+    assert line(heard(unseen)) == f"12:00:30 {NODE} counts nothing seen (live)"
+    assert line(heard(raw("health"))).endswith("30 frames/s, detector 8.5 ms, 51.5 C, 0 waiting")
+    assert line(heard(raw("info"))).endswith("onnxruntime int8, window 10 s, groups of 5 or more")
+
+
+def test_the_will_has_no_time() -> None:
+    will = json.dumps(
+        {"schema": "edge.status/1", "node": NODE, "session": "s", "state": "lost"}
+    ).encode()
+    found = read(f"edge/v1/{NODE}/status", will)
+    assert found is not None
+    assert line(found) == f"--:--:-- {NODE} status lost"
+
+
+def test_a_line_of_json_is_the_message_as_the_node_wrote_it() -> None:
+    topic, content = counts(1)
+    assert json.loads(json_line(topic, heard((topic, content)))) == {
+        "topic": topic,
+        "payload": json.loads(content),
+    }
+
+
+@pytest.mark.parametrize(
+    ("topic", "content", "reason"),
+    [
+        ("edge/v1/a/b/status", b"{}", "topic of no node"),
+        ("other/v1/a/b/c/status", b"{}", "topic of no node"),
+        (f"edge/v1/{NODE}/picture", b"{}", "unknown kind"),
+        (f"edge/v1/{NODE}/status", b"{", "no JSON"),
+        (f"edge/v1/{NODE}/status", b"\xff\xfe", "no JSON"),
+        (f"edge/v1/{NODE}/status", b"[" * 60_000, "no JSON"),
+        (f"edge/v1/{NODE}/status", b"[]", "malformed status"),
+        (f"edge/v1/{NODE}/status", b" " * 10_000_000, "too large"),
+        (f"edge/v1/{NODE}/status", raw("status", schema="edge.status/2")[1], "another schema version"),
+        (f"edge/v1/{NODE}/status", raw("status", schema="edge.counts/1")[1], "another schema"),
+        (f"edge/v1/{NODE}/status", raw("status", schema=7)[1], "another schema"),
+        (f"edge/v1/{NODE}/status", raw("status", node="a/b/c")[1], "another node's name"),
+        (f"edge/v1/{NODE}/status", raw("status", state="fine")[1], "malformed status"),
+        (f"edge/v1/{NODE}/status", raw("status", reason="a\0b")[1], "holds a null character"),
+        (f"edge/v1/{NODE}/counts", counts(-1, start=NOON)[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(2**70, start=NOON)[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", TEXT_SEQ, "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(1, start=None, end="2026-13-45T00:00:00.000Z")[1],
+         "a time that no calendar has"),
+        (f"edge/v1/{NODE}/counts", counts(1, end="99999-01-01T00:00:00.000Z")[1],
+         "a time that no calendar has"),
+        (f"edge/v1/{NODE}/counts", counts(1, window_seconds=60.0)[1],
+         "a window of another length than its times"),
+        (f"edge/v1/{NODE}/counts", counts(1, min_group=2**70)[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(1, faces={"mean": 1.7e308, "max": 1})[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(1, window_seconds=float("nan"))[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(1, counts={"x" * 100: 1})[1], "malformed counts"),
+    ],
+)  # fmt: skip
+def test_what_is_no_message_is_refused_by_a_reason_to_count(
+    topic: str, content: bytes, reason: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        read(topic, content)
+    assert str(caught.value) == reason
+
+
+def test_what_is_not_for_a_watcher_is_passed_over() -> None:
+    for kind in ("ack", "cmd/pause", "cmd/pause/result"):
+        assert read(f"edge/v1/{NODE}/{kind}", b"anything") is None
+    assert read(f"edge/v1/{NODE}/status", b"") is None, "a retained message that is taken back"
+
+
+def test_a_message_cannot_steer_the_terminal() -> None:
+    text = line(heard(raw("status", reason="\x1b[2Jonline\nfake\u202eline")))
+    for character in "\x1b\n\u202e":
+        assert character not in text
+
+
+def test_a_node_that_was_not_updated_yet_is_understood() -> None:
+    topic, now = raw("health")
+    message = json.loads(now)
+    for name in ("certificate_expires", "update"):
+        del message[name]
+    old = json.dumps({**message, "schema": "edge.health/1"}).encode()
+    found = read(topic, old)
+    assert found is not None
+    assert found == read(topic, now)
+    with pytest.raises(Refused):
+        read(topic, json.dumps({**message, "schema": "edge.health/2"}).encode())

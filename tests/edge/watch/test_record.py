@@ -1,0 +1,302 @@
+"""Store first, then acknowledge: with faults made to order, and against a real broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pyarrow.parquet as pq
+import pytest
+
+from edge.watch.messages import Heard
+from edge.watch.parquet import write
+from edge.watch.receive import Token
+from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
+from edge.watch.store import Store, StoreError, Written
+from support.brokers import Mosquitto
+from support.clock import Clock
+from support.command import Done
+from support.heard import LOG, NODE, NOON, counts, heard, raw, small
+from support.paths import ROOT
+
+
+class Faulty(Store):
+    """A store that is away, or refuses rows, when a test says so."""
+
+    away, tries = False, 0
+    poison: Sequence[int] = ()
+
+    def write(self, batch: Sequence[Heard], received: datetime) -> Written:
+        if self.away:
+            self.tries += 1
+            raise StoreError("database away")
+        if any(getattr(h.message, "seq", 0) in self.poison for h in batch):
+            error = StoreError("a row that no table takes")
+            error.refused = True
+            raise error
+        return super().write(batch, received)
+
+
+class Bench:
+    """A recorder between a store and lists."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.store, self.clock = Faulty(str(path)), Clock()
+        self.done: list[int] = []
+        self.acks: list[dict[str, Any]] = []
+        self.recorder = Recorder(
+            self.store, self._acknowledge, self._publish, clock=self.clock, **options
+        )
+        self._mid = 0
+
+    def _acknowledge(self, token: Token) -> None:
+        self.done.append(token.mid)
+
+    def _publish(self, topic: str, text: str) -> None:
+        ack = json.loads(text)
+        assert topic == f"edge/v1/{ack['node']}/ack"
+        self.acks.append(ack)
+
+    def take(self, *messages: tuple[str, bytes] | None) -> None:
+        for message in messages:
+            self._mid += 1
+            self.recorder.take(message and heard(message), Token(None, self._mid, 1))
+
+    def turn(self, seconds: float = BATCH_SECONDS) -> None:
+        self.clock.now += seconds
+        self.recorder.turn()
+
+    def stored(self) -> list[int]:
+        return [row["seq"] for row in self.store.readings()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "x.sqlite")
+
+
+def test_a_batch_is_stored_then_acknowledged_then_told_to_the_node(bench: Bench) -> None:
+    bench.take(counts(1), counts(2), None, raw("health"), raw("status"))
+    bench.turn(BATCH_SECONDS / 2)
+    assert bench.done == [], "it waits for more"
+    bench.turn()
+    assert bench.stored() == [1, 2]
+    assert bench.done == [1, 2, 3, 4, 5], (
+        "what is no message too, or the broker would send it for ever"
+    )
+    assert bench.acks == [{"schema": "edge.ack/1", "node": NODE, "log": LOG, "seq": 2}]
+    bench.take(*(counts(seq) for seq in range(3, BATCH + 3)))
+    bench.turn(0.0)
+    assert len(bench.done) == 5 + BATCH, "a full batch goes at once"
+
+
+def test_while_the_database_is_away_nothing_is_acknowledged(bench: Bench) -> None:
+    bench.store.away = True
+    bench.take(counts(1))
+    for _ in range(600):
+        bench.turn(0.5)
+    assert 15 <= bench.store.tries <= 60, (
+        "in five minutes: with growing pauses, but it does not give up"
+    )
+    assert bench.done == bench.acks == []
+    assert bench.recorder.fault == "database away"
+    bench.store.away = False
+    bench.turn(LAST_PAUSE_SECONDS)
+    assert bench.stored() == [1]
+    assert bench.done == [1]
+    assert bench.recorder.fault == ""
+
+
+def test_a_row_that_no_table_takes_holds_up_no_other(bench: Bench) -> None:
+    bench.store.poison = [2]
+    bench.take(counts(1), counts(2), counts(3))
+    bench.turn()
+    assert bench.stored() == [1, 3]
+    assert bench.done == [1, 2, 3]
+    assert bench.recorder.refused == 1
+    assert bench.acks[-1]["seq"] == 1, "and the node keeps what is not stored"
+
+
+def test_what_comes_again_after_a_kill_is_known(bench: Bench, tmp_path: Path) -> None:
+    bench.take(counts(1), counts(2))
+    bench.turn()
+    again = Bench(tmp_path / "x.sqlite")  # killed before it could acknowledge
+    again.take(counts(1), counts(2), counts(3))
+    again.turn()
+    assert (again.recorder.new, again.recorder.known) == (1, 2)
+    assert again.acks[-1]["seq"] == 3
+
+
+def test_a_lost_connection_takes_what_waits_with_it(bench: Bench) -> None:
+    bench.take(counts(1))
+    bench.recorder.lost()
+    bench.turn()
+    assert bench.done == []
+
+
+def test_old_readings_are_deleted_where_that_was_asked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "x.sqlite", keep_days=1.0)
+    bench.take(counts(1, start=NOON.replace(year=2020)), counts(2, start=NOON.replace(year=2099)))
+    bench.turn()
+    assert bench.stored() == [2]
+
+
+def start(broker: Mosquitto, record: object, *more: str) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "edge.watch.run",
+        "--broker",
+        broker.url,
+        "--record",
+        str(record),
+    ]
+    return subprocess.Popen([*command, *more], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def wait_for(store: Store, number: int) -> None:
+    deadline = time.monotonic() + 40
+    while True:
+        try:
+            if len(list(store.readings())) >= number:
+                return
+        except StoreError:
+            pass  # the recorder makes its tables while this asks
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_recorder_that_was_away_gets_what_came_meanwhile(database: str, tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    acks: list[int] = []
+    school.on_message = lambda c, u, m: acks.append(json.loads(m.payload)["seq"])
+    school.connect("127.0.0.1", broker.port)
+    school.loop_start()
+    school.subscribe(f"edge/v1/{NODE}/ack", qos=1)
+    recorder, store = start(broker, database), Store(database)
+    deadline = time.monotonic() + 30
+    while not acks:
+        school.publish(*counts(1), qos=1)
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    recorder.kill()
+    recorder.wait()
+    for seq in range(2, 301):
+        school.publish(*counts(seq), qos=1).wait_for_publish(10)
+    school.publish("edge/v1/a/b/c/counts", b"{", qos=1)
+    recorder = start(broker, database)
+    wait_for(store, 300)
+    recorder.send_signal(signal.SIGTERM)
+    assert recorder.wait(20) == 0
+    assert [row["seq"] for row in store.readings()] == list(range(1, 301))
+    deadline = time.monotonic() + 5
+    while acks[-1] != 300 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert acks[-1] == 300
+    school.loop_stop()
+    store.close()
+    broker.stop()
+
+
+def test_two_recorders_of_a_group_share_the_load(tmp_path: Path) -> None:
+    broker, record = Mosquitto(tmp_path), tmp_path / "x.sqlite"
+    group = ["--group", "school", "--client-id"]
+    recorders = [start(broker, record, *group, name) for name in ("one", "two")]
+    school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    school.connect("127.0.0.1", broker.port)
+    school.loop_start()
+    store = Store(str(record))
+    time.sleep(4)
+    for seq in range(1, 201):
+        school.publish(*counts(seq), qos=1)
+    wait_for(store, 200)
+    assert [row["seq"] for row in store.readings()] == list(range(1, 201))
+    for recorder in recorders:
+        recorder.send_signal(signal.SIGTERM)
+        assert recorder.wait(20) == 0
+    log = broker.log.read_text()
+    assert " as one " in log
+    assert " as two " in log
+    told = [recorder.stderr.read().decode() for recorder in recorders if recorder.stderr]
+    shares = [int(re.findall(r"stored (\d+) readings", text)[-1]) for text in told]
+    assert sum(shares) == 200
+    assert min(shares) > 20, "each had its part"
+    school.loop_stop()
+    broker.stop()
+
+
+def test_readings_leave_as_parquet_a_file_a_day(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "x.sqlite"))
+    store.migrate()
+    tomorrow = NOON.replace(day=26)
+    store.write([heard(counts(1)), heard(small(2)), heard(counts(3, start=tomorrow))], NOON)
+    one, two = write(store.readings(), tmp_path / "out")
+    assert (one.name, two.name) == ("counts-2026-11-25.parquet", "counts-2026-11-26.parquet")
+    table = pq.read_table(one).to_pylist()
+    assert [row["counts.calm"] for row in table] == [4, None]
+    assert table[0]["start"] == NOON
+    assert table[1]["suppressed"] is True
+    assert not list((tmp_path / "out").glob("*.part"))
+    store.close()
+
+
+def test_the_commands_delete_and_export(command: Any, tmp_path: Path) -> None:
+    record = tmp_path / "x.sqlite"
+    store = Store(str(record))
+    store.migrate()
+    store.write([heard(counts(1)), heard(counts(1, "school/room-2/node-1"))], NOON)
+    store.close()
+
+    def run(*words: object) -> Done:
+        done: Done = command("edge.watch.run", *words)
+        return done
+
+    assert run("forget", "--record", record).code == 2
+    assert run("forget", "--record", record, "--room", "School").code == 2
+    assert run("forget", "--record", record, "--older-than", -1).code == 2
+    done = run("export", "--record", record, "--out", tmp_path / "p", "--since", "2026-11-25")
+    assert done.out.strip().endswith("counts-2026-11-25.parquet")
+    assert run("export", "--record", record, "--out", tmp_path / "p", "--since", "soon").code == 2
+    assert (
+        "no readings"
+        in run("export", "--record", record, "--out", tmp_path / "p", "--since", "2027-01-01").err
+    )
+    assert "1 readings deleted" in run("forget", "--record", record, "--room", "school/room-2").out
+    assert "1 readings deleted" in run("forget", "--record", record, "--everything").out
+    assert run("forget", "--record", "postgresql://127.0.0.1:1/x", "--everything").code == 1
+    assert run("--group", "x").code == 2
+    assert run("--record", "x.sqlite", "--group", "x", "--web", "8080").code == 2
+
+
+def test_simulated_nodes_know_what_a_recorder_stored(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path, "allow_anonymous true\nmax_queued_messages 0\n")
+    recorder = start(broker, tmp_path / "x.sqlite")
+    command = [sys.executable, "-m", "edge.watch.run", "simulate", "--broker", broker.url]
+    options = ["--nodes", "20", "--window", "1", "--seconds", "8"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0 not stored by a recorder" in done.stdout
+    recorder.send_signal(signal.SIGTERM)
+    assert recorder.wait(20) == 0
+    made = int(done.stdout.split(" readings")[0].split()[-1])
+    store = Store(str(tmp_path / "x.sqlite"))
+    assert len(list(store.readings())) == made >= 100
+    # Without one they are not silent about it.
+    done = subprocess.run(
+        [*command, *options[:-1], "3", "--wait", "2"], cwd=ROOT, capture_output=True, text=True,
+        env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "not acknowledged by a recorder" in done.stderr
+    broker.stop()

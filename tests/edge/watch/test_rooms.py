@@ -1,0 +1,159 @@
+"""What is known of the rooms, in the table and as the page's data."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from rich.console import Console
+
+from edge.watch import view
+from edge.watch.rooms import MOST_NODES, REMEMBERED, Rooms
+from edge.watch.table import ago, render, rows
+from support.heard import LOG, NODE, NOON, counts, heard, raw, small
+
+SECOND = timedelta(seconds=1)
+
+
+def shown(rooms: Rooms, now: object = NOON, width: int = 80, height: int = 24) -> list[str]:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(rooms, "connected: mqtt://x", now, height))
+    return console.export_text().splitlines()
+
+
+def test_a_table_of_80_columns_tells_room_status_people_and_when() -> None:
+    rooms = Rooms()
+    rooms.hear(heard(raw("status")), NOON)
+    rooms.hear(heard(counts(1)), NOON)
+    rooms.hear(heard(raw("health", outbox_pending=3)), NOON)
+    rooms.hear(heard(raw("status", "school/room-2/node-1", state="lost")), NOON)
+    rooms.hear(heard(small(1, "school/room-3/node-1")), NOON)
+    text = shown(rooms, NOON + 5 * SECOND)
+    assert all(len(line) <= 80 for line in text)
+    assert text[1].split() == ["school/room-1/node-1", "online", "6.0", "4", "calm,", "2", "glad",
+                               "5s", "52", "3", "0"]  # fmt: skip
+    assert "lost" in text[2]
+    assert "<5" in text[3]
+    assert "hidden" in text[3]
+    assert text[-1].startswith("connected: mqtt://x; 3 nodes, 5 messages")
+
+
+def test_what_does_not_fit_is_counted() -> None:
+    rooms = Rooms()
+    for i in range(40):
+        rooms.hear(heard(raw("status", f"school/room-{i:02}/node-1")), NOON)
+    text = shown(rooms, height=24)
+    assert len(text) <= 24
+    assert text[-1].startswith("and 20 nodes more")
+
+
+def test_a_node_that_says_online_and_counts_nothing_is_silent() -> None:
+    rooms = Rooms()
+    rooms.hear(heard(raw("status")), NOON)
+    rooms.hear(heard(counts(1)), NOON)
+    assert rows(rooms, NOON + 29 * SECOND)[0][1] == "online"
+    assert rows(rooms, NOON + 31 * SECOND)[0][1] == "silent"
+    rooms.hear(heard(raw("health")), NOON + 31 * SECOND)
+    rooms.hear(heard(raw("status")), NOON + 32 * SECOND, retained=True)
+    assert rows(rooms, NOON + 33 * SECOND)[0][1] == "silent", "health is no reading"
+    assert rows(rooms, NOON + 33 * SECOND)[0][4] == "2s", "and what is retained was said before"
+    assert rows(rooms, NOON + 33 * SECOND)[0][2] == "-", "nor does the last speak of now"
+    rooms.hear(heard(raw("status", state="stopped")), NOON + 33 * SECOND)
+    assert rows(rooms, NOON + 41 * SECOND)[0][1] == "stopped"
+    assert rows(rooms, NOON + 41 * SECOND)[0][4] == "10s", "its will is no sign of life"
+
+
+def test_a_reading_counts_once_and_a_late_one_in_its_own_minute() -> None:
+    rooms = Rooms()
+    for _ in range(3):
+        rooms.hear(heard(counts(100)), NOON + 1000 * SECOND)
+    rooms.hear(heard(counts(1, historical=True)), NOON + 1000 * SECOND)
+    assert rows(rooms, NOON)[0][2] == "6.0"
+    room = rooms.rooms[NODE]
+    assert room.counts is not None
+    assert room.counts.seq == 100, "the newest is shown"
+    assert [at - NOON for at in sorted(room.minutes)] == [0 * SECOND, 960 * SECOND]
+    assert [m.by_label["calm"] for m in room.minutes.values()] == [40, 40]
+    for seq in range(2, REMEMBERED + 50):
+        rooms.hear(heard(counts(seq)), NOON + 5000 * SECOND)
+    assert len(room.seen) == REMEMBERED
+
+
+def test_a_clock_in_1970_is_shown_and_kept_out_of_the_timeline() -> None:
+    rooms = Rooms()
+    rooms.hear(heard(counts(1, start=NOON.replace(year=1970), clock_synced=False)), NOON)
+    assert view.timeline(rooms, None, NOON)["minutes"] == []
+    assert view.state(rooms, "", NOON)["rooms"][0]["clock_synced"] is False
+
+
+def test_a_flood_of_names_is_bounded() -> None:
+    rooms = Rooms()
+    one = heard(raw("status"))
+    for i in range(MOST_NODES + 10):
+        rooms.rooms.setdefault(f"a/b/{i}", None)  # type: ignore[arg-type]
+    rooms.hear(one, NOON)
+    assert NODE not in rooms.rooms
+    assert rooms.refused["too many nodes"] == 1
+
+
+def test_the_pages_data_show_gaps_small_groups_and_the_lesson() -> None:
+    rooms = Rooms()
+    now = NOON + 600 * SECOND
+    for seq in (1, 2, 3, 4, 5, 6):
+        rooms.hear(heard(counts(seq)), now)
+        rooms.hear(heard(counts(seq, "school/room-2/node-1")), now)
+    for seq in range(19, 25):
+        rooms.hear(heard(small(seq)), now)
+    found = view.timeline(rooms, None, now)
+    assert found["labels"] == ["calm", "glad", "unclassified", "other"], "also after a small group"
+    first, gap, _, last = found["minutes"]
+    assert first["counts"] == {"calm": 8.0, "glad": 4.0, "unclassified": 0.0, "other": 0.0}
+    assert gap["counts"] is None
+    assert (last["hidden"], last["counts"]["calm"]) == (1.0, 0.0)
+    one = view.timeline(rooms, "school/room-2/node-1", now)
+    assert one["minutes"][0]["counts"]["calm"] == 4.0
+    assert len(one["minutes"]) == 1
+    state = view.state(rooms, "", now)
+    assert [r["hidden"] for r in state["rooms"]] == ["<5", None]
+    assert state["rooms"][0]["lesson"]["calm"] == 240
+    assert state["hidden_rooms"] == 1
+
+
+def test_a_room_that_is_gone_is_in_no_sum_and_blanks_no_timeline() -> None:
+    rooms, later = Rooms(), NOON + timedelta(hours=6, seconds=42)
+    rooms.hear(heard(counts(1)), NOON)
+    start = (later - timedelta(minutes=1)).replace(second=0)
+    rooms.hear(heard(counts(1, "school/room-2/node-1", start)), later)
+    state = view.state(rooms, "", later)
+    assert state["people"] == 6.0
+    assert {room["node"]: room["present"] for room in state["rooms"]} == {
+        NODE: False,
+        "school/room-2/node-1": True,
+    }
+    found = view.timeline(rooms, None, later)["minutes"]
+    assert found[-1]["counts"]["calm"] == 4.0
+    assert len(found) <= 242
+
+
+def test_made_up_labels_are_bounded() -> None:
+    rooms = Rooms()
+    for seq in range(1, 60):
+        cells = {f"label-{seq}-{i}": 1 for i in range(60)}
+        rooms.hear(heard(counts(seq, counts=cells, person_seconds=cells)), NOON + 600 * SECOND)
+    assert len(rooms.labels) <= 40
+    assert all(len(m.by_label) <= 40 for m in rooms.rooms[NODE].minutes.values())
+
+
+def test_what_was_recorded_before_counts_like_what_comes() -> None:
+    rooms, now = Rooms(), NOON + 60 * SECOND
+    row = {
+        "node": NODE, "log": LOG, "seq": 1, "start": NOON, "end": NOON + 10 * SECOND, "received": NOON,
+        "faces_mean": 6.0, "suppressed": False, "person_seconds": {"calm": 40},
+    }  # fmt: skip
+    rooms.remember(row, now)
+    rooms.hear(heard(counts(1)), now)
+    assert rooms.rooms[NODE].minutes[NOON].by_label["calm"] == 40, "once, though it came twice"
+
+
+def test_ago() -> None:
+    for seconds, text in ((0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")):
+        assert ago(NOON, NOON + seconds * SECOND) == text

@@ -1,0 +1,262 @@
+"""The recorder's database, SQLite and PostgreSQL: each reading once, and how far a log is whole."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.base.errors import UsageError
+from edge.watch.messages import Heard
+from edge.watch.store import Store, StoreError
+from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
+from support.heard import LOG, NODE, NOON, counts, heard, raw, small
+from support.paths import ROOT
+
+KEY = (NODE, LOG)
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    made = Store(database)
+    made.migrate()
+    yield made
+    made.close()
+
+
+def seqs(*numbers: int) -> list[Heard]:
+    return [heard(counts(seq)) for seq in numbers]
+
+
+def test_a_reading_is_stored_once_however_often_it_comes(store: Store) -> None:
+    first = store.write(seqs(1, 2, 2, 1), NOON)
+    assert (first.new, first.known, first.whole) == (2, 2, {KEY: 2})
+    again = store.write(seqs(2, 3), NOON)
+    assert (again.new, again.known, again.whole) == (1, 1, {KEY: 3})
+    assert [row["seq"] for row in store.readings()] == [1, 2, 3]
+
+
+def test_whole_stops_at_a_gap_and_moves_on_when_it_is_filled(store: Store) -> None:
+    assert store.write(seqs(1, 2, 4, 5, 7), NOON).whole[KEY] == 2
+    assert store.write(seqs(3), NOON).whole[KEY] == 5
+    assert store.write(seqs(6), NOON).whole[KEY] == 7
+
+
+def test_what_a_node_no_longer_has_is_no_gap(store: Store) -> None:
+    """A recorder that starts in the middle of a log, or after an outbox dropped its oldest."""
+    assert store.write(seqs(500, 501), NOON).whole[KEY] == 0
+    health = heard(raw("health", outbox_first=499))
+    assert store.write([health], NOON).whole[KEY] == 498
+    assert store.write(seqs(499), NOON).whole[KEY] == 501
+
+
+def test_late_and_suppressed_readings_keep_what_they_say(store: Store) -> None:
+    store.write([heard(counts(2)), heard(small(1, historical=True))], NOON + timedelta(hours=9))
+    one, two = store.readings()
+    assert (one["start"], one["suppressed"], one["counts"], one["historical"]) == (
+        NOON, True, None, True,
+    )  # fmt: skip
+    assert two["start"] == NOON + timedelta(seconds=10)
+    assert two["counts"]["calm"] == 4
+    assert (two["faces_mean"], two["faces_max"], two["frames"]) == (6.0, 7, 300)
+    assert two["received"] == NOON + timedelta(hours=9)
+    assert list(store.readings(NOON + timedelta(seconds=5))) == [two]
+
+
+def test_a_status_is_kept_when_it_changed(store: Store) -> None:
+    for state in ("online", "online", "lost", "lost", "online"):
+        store.write([heard(raw("status", state=state))], NOON)
+    with store.engine.begin() as db:
+        states = db.execute(sa.select(STATUSES.c.state).order_by(STATUSES.c.id)).scalars().all()
+    assert states == ["online", "lost", "online"]
+
+
+def test_a_batch_is_stored_whole_or_not_at_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("gone\nin the middle"))
+
+    with monkeypatch.context() as late:
+        late.setattr(store, "_write_health", broken)
+        with pytest.raises(StoreError, match="gone in the middle") as caught:
+            store.write(seqs(1), NOON)
+        assert not caught.value.refused
+    assert list(store.readings()) == []
+    assert store.write(seqs(1), NOON).new == 1
+
+
+def test_two_recorders_of_one_group_agree(database: str) -> None:
+    """Each gets every other reading, at the same time."""
+    Store(database).migrate()
+    ends: list[int] = []
+
+    def record(first: int) -> None:
+        own = Store(database)
+        for seq in range(first, 201, 2):
+            ends.append(own.write(seqs(seq), NOON).whole[KEY])
+        own.close()
+
+    threads = [threading.Thread(target=record, args=(first,)) for first in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    store = Store(database)
+    assert [row["seq"] for row in store.readings()] == list(range(1, 201))
+    assert max(ends) == 200
+    store.close()
+
+
+def test_forgetting_takes_a_room_or_an_age_and_is_not_undone_by_its_node(store: Store) -> None:
+    other = "school/room-10/node-1"
+    store.write([*seqs(1, 2, 3), heard(counts(1, other)), heard(raw("status"))], NOON)
+    now = NOON + timedelta(days=10, seconds=25)
+    assert store.forget(timedelta(days=10), "", now) == 3, "two of one, one of the other"
+    assert [row["seq"] for row in store.readings()] == [3]
+    store.write([heard(counts(2, other))], NOON)
+    assert store.forget(None, "school/room-1", now) == 1, "room-10 is another room"
+    assert [row["node"] for row in store.readings()] == [other]
+    # The node offers again what it still has: it was stored once, and is not stored again.
+    assert store.write(seqs(1, 2, 3), NOON).known == 3
+    assert store.forget(None, "", now) == 1
+    assert list(store.readings()) == []
+
+
+def test_what_is_deleted_above_a_gap_is_not_stored_again(store: Store) -> None:
+    store.write(seqs(1, 2, 4, 5), NOON)
+    assert store.forget(None, "", NOON) == 4
+    again = store.write(seqs(4, 5, 6), NOON)
+    assert (again.new, again.known, again.whole) == (1, 2, {KEY: 6})
+
+
+def test_a_kill_while_the_tables_are_made_leaves_none_half_made(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Store(str(tmp_path / "fresh.sqlite"))
+    create, count = sa.schema.CreateTable, []
+
+    def stop(element: object, compiler: object, **kw: object) -> str:
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return str(compiler.visit_create_table(element, **kw))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(
+        create, "_compiler_dispatch", lambda self, compiler, **kw: stop(self, compiler, **kw)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        made.migrate()
+    monkeypatch.undo()
+    with made.engine.connect() as db:
+        assert sa.inspect(db).get_table_names() == []
+    made.migrate()
+    assert made.write(seqs(1), NOON).new == 1
+
+
+def test_a_database_of_a_newer_version_is_one_line(store: Store) -> None:
+    with store.engine.begin() as db:
+        db.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="another version of this kit"):
+        store.migrate()
+
+
+def test_a_value_that_no_column_takes_is_refused_not_a_crash(store: Store) -> None:
+    message = heard(counts(1))
+    monster = message.message.model_copy(update={"min_group": 2**70})
+    with pytest.raises(StoreError) as caught:
+        store.write([Heard(message.node, "counts", monster)], NOON)
+    assert caught.value.refused
+    assert store.write(seqs(1), NOON).new == 1
+
+
+def test_times_are_utc_whatever_zone_a_database_is_set_to(store: Store) -> None:
+    store.write(seqs(1), NOON)
+    if store.engine.dialect.name == "postgresql":
+        with store.engine.begin() as db:
+            db.execute(sa.text("SET TIME ZONE 'Europe/Berlin'"))
+    (row,) = store.readings()
+    assert row["start"].utcoffset() == timedelta(0)
+    assert row["start"] == NOON
+
+
+def test_migrations_make_the_tables_that_the_code_uses(store: Store) -> None:
+    store.migrate()  # twice does nothing
+    with store.engine.connect() as db:
+        there = sa.inspect(db)
+        for table in METADATA.tables.values():
+            assert [c["name"] for c in there.get_columns(table.name)] == [
+                c.name for c in table.columns
+            ]
+            key = there.get_pk_constraint(table.name)["constrained_columns"]
+            assert key == [c.name for c in table.primary_key.columns]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("school.txt", "must be sqlite:///FILE"),
+        ("mysql://x/y", "must be sqlite:///FILE"),
+        ("sqlite://", "must be sqlite:///FILE"),
+        ("postgresql://me:secret@host/db", "no password"),
+        ("://", "must be sqlite:///FILE"),
+    ],
+)
+def test_what_is_no_database_is_one_line_without_its_password(url: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        Store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path}/absent/x.sqlite", "postgresql://nobody@127.0.0.1:1/x"):
+        with pytest.raises(StoreError) as caught:
+            Store(url).migrate()
+        assert not caught.value.refused
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.lists(st.integers(1, 12), max_size=6), max_size=8), st.integers(1, 4))
+def test_whatever_order_they_come_in(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], first: int
+) -> None:
+    store = Store(str(tmp_path_factory.mktemp("s") / "x.sqlite"))
+    store.migrate()
+    store.write([heard(raw("health", outbox_first=first))], NOON)
+    for batch in batches:
+        store.write(seqs(*batch), NOON)
+    came = {seq for batch in batches for seq in batch}
+    stored = [row["seq"] for row in store.readings()]
+    assert stored == sorted(came - set(range(1, first)))
+    whole = first - 1
+    while whole + 1 in came:
+        whole += 1
+    with store.engine.connect() as db:
+        assert db.execute(sa.select(LOGS.c.whole)).scalar_one() == whole
+        assert db.execute(sa.select(sa.func.count()).select_from(COUNTS)).scalar_one() == len(
+            stored
+        )
+    store.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_query_for_grafana_reads_the_table(database: str) -> None:
+    text = (ROOT / "edge" / "watch" / "README.md").read_text()
+    (query,) = re.findall(r"^```sql\n(.*?)^```", text, re.M | re.S)
+    store = Store(database)
+    store.migrate()
+    counted = {"happiness": 4, "neutral": 2, "unclassified": 0, "other": 0}
+    store.write([heard(counts(1, counts=counted)), heard(small(2))], NOON)
+    with store.engine.connect() as db:
+        rows = db.execute(sa.text(query.replace('$__timeFilter("end")', "true"))).all()
+    assert [(row.node, row.happiness) for row in rows] == [(NODE, 4)]
+    store.close()

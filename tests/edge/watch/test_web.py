@@ -1,0 +1,346 @@
+"""The page: who gets it and with what headers, and what a real browser shows of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+
+from edge.base.errors import EdgeError, UsageError
+from edge.watch.rooms import Rooms, utc_now
+from edge.watch.web import Place, Server, place
+from support.brokers import Mosquitto, certificates, free_port
+from support.heard import counts, heard, raw, small
+from support.paths import CLIP, ROOT
+
+Page = Any
+NAUGHTY = "<img src=x onerror=document.title='broken'>"
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    made, now = Rooms(), utc_now()
+    started = now.replace(second=0, microsecond=0)
+    made.hear(heard(raw("status", "school/room-1/node-1")), now)
+    made.hear(heard(counts(1, "school/room-1/node-1", started)), now)
+    made.hear(heard(raw("health", "school/room-1/node-1")), now)
+    made.hear(heard(raw("status", "school/room-2/node-1")), now)
+    made.hear(heard(small(1, "school/room-2/node-1", start=started)), now)
+    made.hear(heard(raw("status", "school/room-3/node-1", state="lost", reason=NAUGHTY)), now)
+    return made
+
+
+def serve(rooms: Rooms, where: Place | None = None) -> Server:
+    server = Server(rooms, lambda: "connected: test", where or Place("127.0.0.1", free_port()))
+    server.start()
+    return server
+
+
+@pytest.fixture
+def url(rooms: Rooms) -> Iterator[str]:
+    where = Place("127.0.0.1", free_port())
+    server = serve(rooms, where)
+    yield where.url
+    server.close()
+
+
+def get(url: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, Any, bytes]:
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def test_every_file_comes_from_here_and_forbids_other_hosts(url: str) -> None:
+    for name in ("", "page.js", "page.css", "plotly.js", "state", "timeline"):
+        code, headers, content = get(url + name)
+        assert code == 200
+        assert content
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    assert get(url + "nothing")[0] == 404
+    _, _, page = get(url)
+    for address in (b"http://", b"https://", b"//cdn"):
+        assert address not in page
+    state = json.loads(get(url + "state")[2])
+    assert [(r["node"], r["state"]) for r in state["rooms"]] == [
+        ("school/room-3/node-1", "lost"),
+        ("school/room-1/node-1", "online"),
+        ("school/room-2/node-1", "online"),
+    ]
+    assert state["rooms"][2]["hidden"] == "<5"
+    assert state["rooms"][2]["people"] is None
+
+
+def test_another_sites_name_for_loopback_is_refused(url: str) -> None:
+    assert get(url, Host="evil.example")[0] == 400
+
+
+def test_beyond_loopback_a_password_is_demanded() -> None:
+    with pytest.raises(UsageError, match="--web-password-file"):
+        place("0.0.0.0:8080", None)
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        place("here", None)
+    with pytest.raises(UsageError, match="go together"):
+        place("127.0.0.1:1", None, Path("x"))
+    assert place("8080", None).host == place(":8080", None).host == "127.0.0.1"
+    assert place("[::1]:8080", None).url == "http://[::1]:8080/"
+    assert place("0.0.0.0:8080", "secret").password == "secret"
+    with pytest.raises(UsageError, match="empty first line"):
+        place("0.0.0.0:8080", "")
+
+
+def test_a_password_opens_every_part_and_nothing_else_does(rooms: Rooms) -> None:
+    where = Place("127.0.0.1", free_port(), "geheim: ü")
+    server = serve(rooms, where)
+
+    def basic(text: str) -> str:
+        return "Basic " + base64.b64encode(text.encode()).decode()
+
+    try:
+        for name in ("", "state", "events", "plotly.js"):
+            code, headers, _ = get(where.url + name)
+            assert code == 401
+            assert headers["www-authenticate"].startswith("Basic")
+        for wrong in ("school:other", "school:", "root:geheim: ü", ""):
+            assert get(where.url, Authorization=basic(wrong))[0] == 401
+        for wrong in ("Basic !!!", "Bearer x", "Basic"):
+            assert get(where.url, Authorization=wrong)[0] == 401
+        assert get(where.url, Authorization=basic("school:geheim: ü"))[0] == 200
+    finally:
+        server.close()
+
+
+def test_https_with_a_certificate_of_the_schools(rooms: Rooms, tmp_path: Path) -> None:
+    files = certificates(tmp_path, ["page"])
+    where = Place("127.0.0.1", free_port(), None, files["page.pem"], files["page.key"])
+    server = serve(rooms, where)
+    context = ssl.create_default_context(cafile=str(files["ca.pem"]))
+    assert get(where.url, context)[0] == 200
+    server.close()
+
+
+def test_a_port_that_is_taken_is_one_line(rooms: Rooms, url: str) -> None:
+    taken = int(url.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(EdgeError, match="the port is taken"):
+        serve(rooms, Place("127.0.0.1", taken))
+    with pytest.raises(EdgeError, match="certificate is not"):
+        serve(rooms, Place("127.0.0.1", free_port(), None, ROOT / "LICENSE", ROOT / "LICENSE"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as play:
+        made = play.chromium.launch(executable_path=program, args=options)
+        yield made
+        made.close()
+
+
+class Watched:
+    """A page, and what went wrong on it or left the machine."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.page = browser.new_page(**options)
+        self.wrong: list[str] = []
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", self._asked)
+        self._host = url.split("/")[2]
+        self.page.goto(url)
+
+    def _heard(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.wrong.append(message.text)
+
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith(("data:", "blob:")) and self._host not in request.url:
+            self.wrong.append(f"asked {request.url}")
+
+
+def test_the_page_shows_rooms_small_groups_and_what_is_lost(browser: Any, url: str) -> None:
+    seen = Watched(browser, url)
+    page = seen.page
+    page.wait_for_selector("article:nth-of-type(3)")
+    assert page.inner_text("#summary") == (
+        "2 of 3 rooms online · 6 people in view · 1 needs a look · 1 small group hidden"
+    )
+    cards = page.locator("article").all_inner_texts()
+    assert "6 people: 4 calm, 2 glad" in cards[1]
+    assert "52 °C" in cards[1]
+    assert "<5 people: too few to show expressions" in cards[2]
+    trouble = page.inner_text("#trouble")
+    assert f"school/room-3/node-1 is lost: {NAUGHTY}" in trouble, "text, not markup"
+    page.wait_for_selector("#chart .bars path")
+    page.get_by_text("The last minutes as a table").click()
+    assert page.inner_text("#figures thead").split()[:3] == ["minute", "calm", "glad"]
+    assert page.title() == "Classrooms"
+    page.select_option("#node", "school/room-2/node-1")
+    page.wait_for_function(
+        "() => document.querySelector('#figures tbody').innerText.includes('100 %')"
+    )
+    assert seen.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_passes_axe_and_fits_its_window(
+    browser: Any, url: str, scheme: str, width: int
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    seen = Watched(
+        browser, url, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True
+    )
+    seen.page.wait_for_selector("#chart .bars path")
+    seen.page.get_by_text("The last minutes as a table").click()
+    found = Axe().run(seen.page).response["violations"]
+    assert [(f["id"], f["impact"]) for f in found] == []
+    wide = seen.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width, "nothing to scroll sideways"
+
+
+def test_everything_is_reached_by_keyboard(browser: Any, url: str) -> None:
+    page = Watched(browser, url).page
+    page.wait_for_selector("article")
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.className || document.activeElement.id "
+                                     "|| document.activeElement.tagName"))  # fmt: skip
+    assert reached[0] == "skip"
+    assert "node" in reached
+    assert "SUMMARY" in reached
+
+
+def opened(browser: Any, port: int) -> Watched:
+    """The page of a process that may still be starting."""
+    url, deadline = f"http://127.0.0.1:{port}/", time.monotonic() + 30
+    while True:
+        try:
+            get(url)
+            return Watched(browser, url)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def wait_for(page: Page, text: str, seconds: float = 40) -> None:
+    page.wait_for_function(
+        "wanted => document.body.innerText.includes(wanted)", arg=text, timeout=1000 * seconds
+    )
+
+
+def test_a_node_a_recorder_and_the_page_outlive_their_broker(
+    browser: Any, tmp_path: Path, detector_file: Path
+) -> None:
+    """The whole way on the demo clip, in processes of their own, with one restart of each."""
+    broker, port = Mosquitto(tmp_path), free_port()
+    record = tmp_path / "school.sqlite"
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "edge.watch.run", "--broker", broker.url, "--record", record,
+               "--web", f"127.0.0.1:{port}"]  # fmt: skip
+    log = (tmp_path / "watch.log").open("ab")
+    watch = subprocess.Popen(command, cwd=ROOT, env=env, stderr=log)
+    config = tmp_path / "node.yaml"
+    config.write_text("node: {site: school, room: room-7, name: node-1}\n"
+                      "broker: {retry_max_seconds: 1}\n")  # fmt: skip
+    node = subprocess.Popen(
+        [sys.executable, "-m", "edge.run", "--camera", f"loop:{CLIP}", "--broker", broker.url,
+         "--config", config, "--window", "2", "--min-group", "1"],
+        cwd=ROOT, env=env, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        seen = opened(browser, port)
+        wait_for(seen.page, "happiness")
+        wait_for(seen.page, "1 of 1 rooms online")
+        assert seen.wrong == []
+        broker.stop()
+        wait_for(seen.page, "broker away")
+        wait_for(seen.page, "heard 6 s ago")
+        broker.start()
+        wait_for(seen.page, "broker connected")
+        wait_for(seen.page, "heard 0 s ago")
+        assert seen.wrong == []
+        # A recorder that was killed starts with what it had stored; nobody tells it anew.
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(30) == 0
+        wait_for(seen.page, "stopped")
+        watch.kill()
+        watch.wait()
+        watch = subprocess.Popen(command, cwd=ROOT, env=env, stderr=log)
+        page = opened(browser, port).page
+        wait_for(page, "the last 45 minutes")
+        page.wait_for_selector("#chart .bars path")
+    finally:
+        node.kill()
+        watch.send_signal(signal.SIGTERM)
+        assert watch.wait(30) == 0
+        broker.stop()
+    log.close()
+    assert "Traceback" not in (tmp_path / "watch.log").read_text()
+
+
+def test_nonsense_is_counted_on_the_page_and_runs_nowhere(
+    browser: Any, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    port = free_port()
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "edge.watch.run", "--broker", mosquitto.url, "--web", str(port)],
+        cwd=ROOT, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    sender = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    sender.connect("127.0.0.1", mosquitto.port)
+    sender.loop_start()
+    try:
+        seen = opened(browser, port)
+        topic, good = raw("status", "a/b/c")
+        sender.publish(topic, good, qos=1)
+        sender.publish(topic, b"{", qos=1)
+        sender.publish(topic, b" " * 10_000_000, qos=1)
+        sender.publish(topic, raw("status", "x/y/z")[1], qos=1)
+        sender.publish(topic, raw("status", "a/b/c", schema="edge.status/9")[1], qos=1)
+        label = {NAUGHTY: 6}
+        sender.publish(*counts(1, "a/b/c", utc_now(), counts=label, person_seconds=label), qos=1)
+        for _ in range(2000):
+            sender.publish("edge/v1/a/b/c/health", b"[]", qos=0)
+        wait_for(seen.page, "malformed health")
+        for reason in (
+            "1 no JSON",
+            "1 too large",
+            "1 another node's name",
+            "1 another schema version",
+        ):
+            wait_for(seen.page, reason)
+        wait_for(seen.page, f"6 {NAUGHTY}")
+        seen.page.wait_for_selector("#chart .bars path")
+        assert seen.page.title() == "Classrooms"
+        assert seen.page.locator("article img").count() == 0
+        assert seen.wrong == []
+    finally:
+        sender.loop_stop()
+        watch.send_signal(signal.SIGTERM)
+        assert watch.wait(20) == 0

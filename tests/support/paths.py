@@ -1,0 +1,9 @@
+"""Where this checkout keeps what tests read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "demo" / "classroom.mp4"
+PICTURES = ROOT / "demo" / "pictures"
