@@ -83,7 +83,7 @@ class _Open:
     frames: int = 0
     dropped: int = 0
     cameras: set[str] = field(default_factory=set)
-    void: bool = False  # a command fell into it: it counts nobody
+    discarded: bool = False  # a command fell into it: it counts nobody
 
 
 class Window:
@@ -107,7 +107,7 @@ class Window:
         self.low_confidence, self.max_gap = low_confidence, max_gap_seconds
         self.file_start = file_start
         self._open: _Open | None = None
-        self._held: _Sample | None = None
+        self._last_sample: _Sample | None = None
 
     def add(self, frame: Frame, expressions: Sequence[Expression]) -> list[Reading]:
         """Count one frame's people, one Expression each."""
@@ -122,8 +122,8 @@ class Window:
             cells[int(p.argmax())] += 1
             unsure += bool(p.max() < self.low_confidence)
         camera = "live" if self.file_start is None else "file"
-        self._held = _Sample(frame.time, frame.time, cells, unsure, camera)
-        if self._open is not None and frame.time >= self._open.start and not self._open.void:
+        self._last_sample = _Sample(frame.time, frame.time, cells, unsure, camera)
+        if self._open is not None and frame.time >= self._open.start and not self._open.discarded:
             self._open.frames += 1
             self._open.dropped += frame.dropped
             self._open.most = max(self._open.most, sum(cells))
@@ -136,12 +136,12 @@ class Window:
             self._open.cameras.add(tick.camera)
         return closed
 
-    def void(self) -> None:
+    def discard(self) -> None:
         """The window in progress shall say nothing of anybody: a command that cuts into it could
         otherwise carve out a moment."""
-        self._held = None
+        self._last_sample = None
         if self._open is not None:
-            self._open.void, self._open.fewest = True, None
+            self._open.discarded, self._open.fewest = True, None
             self._open.covered, self._open.most, self._open.unsure = 0.0, 0, 0.0
             self._open.frames = self._open.dropped = 0
             self._open.cells = [0.0] * len(self.cells)
@@ -149,21 +149,21 @@ class Window:
     def relabel(self, labels: Sequence[str]) -> None:
         """Count by other labels from the next window on; the one in progress says nothing."""
         self.cells = [*labels, UNCLASSIFIED]
-        self.void()
+        self.discard()
 
     def people_now(self) -> int:
         """People in the last frame."""
-        return self._held.people if self._held is not None else 0
+        return self._last_sample.people if self._last_sample is not None else 0
 
     def _advance(self, item: Frame | Tick) -> list[Reading]:
         if self._open is None:
             self._open = self._next(item.time, item)
         closed = []
         while item.time >= self._open.end - 1e-9:
-            self._hold_until(self._open.end)
+            self._credit_until(self._open.end)
             closed.append(self._close(self._open))
             self._open = self._next(self._open.end, item)
-        self._hold_until(item.time)
+        self._credit_until(item.time)
         return closed
 
     def _next(self, time: float, item: Frame | Tick) -> _Open:
@@ -181,22 +181,24 @@ class Window:
         end = label + self.seconds - offset
         return _Open(start, end, label, self.seconds, [0.0] * len(self.cells))
 
-    def _hold_until(self, time: float) -> None:
+    def _credit_until(self, time: float) -> None:
         """Credit the last picture with the time up to `time`, as far as it lies in the window."""
-        held, window = self._held, self._open
-        if held is None or window is None or window.void:
+        sample, window = self._last_sample, self._open
+        if sample is None or window is None or window.discarded:
             return
-        until = min(time, held.time + self.max_gap)
-        span = until - max(held.since, window.start)
+        until = min(time, sample.time + self.max_gap)
+        span = until - max(sample.since, window.start)
         if span <= 0:
             return
-        held.since = until
+        sample.since = until
         window.covered += span
-        window.unsure += span * held.unsure
-        window.cells = [c + span * n for c, n in zip(window.cells, held.cells, strict=True)]
-        window.fewest = held.people if window.fewest is None else min(window.fewest, held.people)
-        window.most = max(window.most, held.people)
-        window.cameras.add(held.camera)
+        window.unsure += span * sample.unsure
+        window.cells = [c + span * n for c, n in zip(window.cells, sample.cells, strict=True)]
+        window.fewest = (
+            sample.people if window.fewest is None else min(window.fewest, sample.people)
+        )
+        window.most = max(window.most, sample.people)
+        window.cameras.add(sample.camera)
 
     def _close(self, window: _Open) -> Reading:
         origin = self.file_start or 0.0

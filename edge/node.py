@@ -22,7 +22,7 @@ from edge.health.certificate import WARN_SECONDS
 from edge.health.prometheus import Metrics
 from edge.health.reports import Reports, Vitals
 from edge.health.systemd import Systemd
-from edge.health.throttle import HALVED, Pace
+from edge.health.throttle import HALVED, Throttle
 from edge.inference.bundle import Bundle, load_bundle
 from edge.inference.loader import Opened, open_detector, open_student
 from edge.pipeline import Pipeline
@@ -83,10 +83,10 @@ class Node:
         settings: Settings,
         max_seconds: float | None,
         stop: threading.Event,
-        hurry: threading.Event,
+        force_stop: threading.Event,
     ) -> None:
-        """stop: ends the source, then what waits is delivered; hurry: ends that waiting too."""
-        self.settings, self.stop, self.hurry = settings, stop, hurry
+        """stop: ends the source, then what waits is delivered; force_stop: ends that waiting too."""
+        self.settings, self.stop, self.force_stop = settings, stop, force_stop
         self.path = settings.node.path
         self.bundle, self._student = open_student(settings)
         self.reports = Reports(settings, self.bundle, self._student)
@@ -119,14 +119,14 @@ class Node:
                 self.path,
                 settings.privacy.min_group,
                 settings.window.seconds,
-                self._say_all,
+                self._republish,
                 self._reload,
             )
-            self._obey(self.commands)
+            self._apply_overrides(self.commands)
         self.systemd = Systemd()
         # A TensorRT engine takes one size; ONNX Runtime's detector any.
         any_size = detector.backend.name == "onnxruntime"
-        self.pace = Pace(HALVED if any_size else HALVED - 1)
+        self.throttle = Throttle(HALVED if any_size else HALVED - 1)
         self._state = ("", "")
         self._heard = ""  # by systemd
         self._skipped = 0  # pictures not worked on since the last that was
@@ -136,7 +136,7 @@ class Node:
         self._health_at: float | None = None
         self._health_frames = 0
 
-    def _tell(self, state: str, reason: str = "") -> None:
+    def _set_status(self, state: str, reason: str = "") -> None:
         """Publish a change of state, once; systemd hears it too."""
         if (state, reason) != self._state:
             self._state = (state, reason)
@@ -161,8 +161,8 @@ class Node:
         undelivered.
         """
         self.publisher.start()
-        self._tell("starting")
-        self._introduce()
+        self._set_status("starting")
+        self._publish_info()
         reason = None
         try:
             for item in self.source:
@@ -176,7 +176,7 @@ class Node:
             self.source.close()
             self._finish(reason)
 
-    def _introduce(self) -> None:
+    def _publish_info(self) -> None:
         """Say what this node is and how it counts, anew where that changed."""
         p = self.pipeline
         info = self.reports.info(p.detector, self._detector, self.source.kind, p.window)
@@ -184,7 +184,7 @@ class Node:
 
     def _step(self, item: Frame | Tick) -> None:
         if self.commands is not None:
-            self._listen(self.commands)
+            self._poll_commands(self.commands)
         if self.source.live and self._hours:
             self._keep_hours()
         if isinstance(item, Frame):
@@ -193,12 +193,12 @@ class Node:
         elif self.source.live:
             self._camera = item.camera
         if self.source.live:
-            self._heed(item.time)
+            self._update_throttle(item.time)
         if self._paused or self._closed:
             why = "paused" if self._paused else "closed"
             item = Tick(time=item.time, utc=item.utc, camera=why)
         elif isinstance(item, Frame) and self.source.live:
-            item = self._taken(item)
+            item = self._apply_throttle(item)
         base: Literal["utc", "file"] = "utc" if self.source.live else "file"
         window = self.pipeline.window
         for reading in self.pipeline.step(item):
@@ -215,38 +215,38 @@ class Node:
         self._report(item.time)
         self.systemd.progress()
 
-    def _listen(self, commands: Commands) -> None:
+    def _poll_commands(self, commands: Commands) -> None:
         """Do one of the things that were asked for, and what it changes; a flood of them is done a
         picture at a time."""
         if self.publisher.commands:
             name, content = self.publisher.commands.popleft()
             if done := commands.take(name, content):
                 self.publisher.send(self.reports.result(done))
-        if self._obey(commands):
-            self._introduce()
+        if self._apply_overrides(commands):
+            self._publish_info()
 
-    def _obey(self, commands: Commands) -> bool:
+    def _apply_overrides(self, commands: Commands) -> bool:
         """Count as the commands want it; whether that changed what `info` says."""
-        paused, window, wishes = commands.paused(), self.pipeline.window, commands.wishes
+        paused, window, overrides = commands.paused(), self.pipeline.window, commands.overrides
         if paused != self._paused:
             self._paused = paused
-            window.void()
-        seconds = max(wishes.window_seconds or 0.0, self.settings.window.seconds)
-        group = max(wishes.min_group or 0, self.settings.privacy.min_group)
+            window.discard()
+        seconds = max(overrides.window_seconds or 0.0, self.settings.window.seconds)
+        group = max(overrides.min_group or 0, self.settings.privacy.min_group)
         changed = (seconds, group) != (window.seconds, window.min_group)
         window.seconds = seconds
         if group != window.min_group:
             window.min_group = group
-            window.void()
+            window.discard()
         return changed
 
     def _keep_hours(self) -> None:
         closed = not schedule.open_now(self._hours, time.time())
         if closed != self._closed:
             self._closed = closed
-            self.pipeline.window.void()
+            self.pipeline.window.discard()
 
-    def _say_all(self) -> None:
+    def _republish(self) -> None:
         """For `report`: the present status again, and health at once."""
         self.publisher.send(self.reports.status(self._state[0], self._state[1] or None))
         self._asked = True
@@ -265,44 +265,46 @@ class Node:
             student.backend, bundle, c.min_face_px, c.smooth_seconds
         )
         self.pipeline.window.relabel(bundle.labels)
-        self._introduce()
+        self._publish_info()
         return f"bundle {bundle.sha256[:12]} serves, on {student.backend.name} {student.precision}"
 
-    def _taken(self, frame: Frame) -> Frame | Tick:
+    def _apply_throttle(self, frame: Frame) -> Frame | Tick:
         """The picture, with those that were skipped before it; a Tick where the pace skips it too."""
-        if not self.pace.look():
+        if not self.throttle.should_process():
             self._skipped += 1 + frame.dropped
             return Tick(time=frame.time, utc=frame.utc, camera="live")
         dropped, self._skipped = frame.dropped + self._skipped, 0
         return dataclasses.replace(frame, dropped=dropped)
 
-    def _heed(self, now: float) -> None:
+    def _update_throttle(self, now: float) -> None:
         """Take on as much work as the board's heat allows."""
-        detector, level = self.pipeline.detector, self.pace.level
-        self.pace.heed(now)
-        if self.pace.level != level:
-            d, part = self.settings.detector, 2 if self.pace.level == HALVED else 1
+        detector, level = self.pipeline.detector, self.throttle.level
+        self.throttle.update(now)
+        if self.throttle.level != level:
+            d, part = self.settings.detector, 2 if self.throttle.level == HALVED else 1
             detector.width, detector.height = (
                 max(32, side // part // 32 * 32) for side in (d.width, d.height)
             )
-            log.warning("pace %d of %d: throttled=%s", self.pace.level, HALVED, self.pace.throttled)
+            log.warning(
+                "pace %d of %d: throttled=%s", self.throttle.level, HALVED, self.throttle.throttled
+            )
 
     def _report(self, now: float) -> None:
         """Status when it changed, health when it is due (in source time, so that a file repeats)."""
         if not self.publisher.alive():
             raise BrokerError("the publisher stopped; its error stands above")
         if self._disk_full:
-            self._tell("degraded", f"outbox: {self._unwritten} readings could not be written")
+            self._set_status("degraded", f"outbox: {self._unwritten} readings could not be written")
         elif self._camera not in ("live", "file"):
-            self._tell("degraded", f"camera: {self._camera}")
+            self._set_status("degraded", f"camera: {self._camera}")
         elif self._paused:
-            self._tell("degraded", "paused by command")
+            self._set_status("degraded", "paused by command")
         elif self._closed:
-            self._tell("online", "closed: outside of privacy.hours")
+            self._set_status("online", "closed: outside of privacy.hours")
         elif self.publisher.state.startswith("refused: "):
-            self._tell("degraded", self.publisher.state)
+            self._set_status("degraded", self.publisher.state)
         elif self._frames:
-            self._tell("online", self._expiry())
+            self._set_status("online", self._expiry())
         if self._health_at is None:
             self._health_at = now
         span = now - self._health_at
@@ -313,8 +315,8 @@ class Node:
                 frames=self._frames - self._health_frames if self.source.live else None,
                 camera=self._camera,
                 unwritten=self._unwritten,
-                throttled=self.pace.throttled,
-                level=self.pace.level,
+                throttled=self.throttle.throttled,
+                level=self.throttle.level,
             )
             self._health_frames = self._frames
             health = self.reports.health(vitals, self.pipeline.stages, self.outbox)
@@ -347,7 +349,9 @@ class Node:
         if not self.publisher.state.startswith("connected") and self.outbox.depth():
             log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)
         try:
-            left = self.publisher.finish(self.reports.status("stopped", reason), wait, self.hurry)
+            left = self.publisher.finish(
+                self.reports.status("stopped", reason), wait, self.force_stop
+            )
         finally:
             self._student.backend.close()
             self.pipeline.detector.backend.close()

@@ -103,9 +103,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--max-seconds must be above 0")
     settings = read_settings(args)
     cli.start_log()
-    stop, hurry = threading.Event(), threading.Event()
+    stop, force_stop = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: (hurry if stop.is_set() else stop).set())
+        signal.signal(number, lambda *_: (force_stop if stop.is_set() else stop).set())
     if args.check:
         from edge.tools.check import check
 
@@ -114,7 +114,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     refuse_unlawful_service(settings)
     from edge.node import Node
 
-    Node(settings, args.max_seconds, stop, hurry).run()
+    Node(settings, args.max_seconds, stop, force_stop).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ EdgeError                exit 1, the message is one line that says what to do
 +-- BrokerError          readings that the broker did not take in time
 +-- OutboxError          the file that keeps the readings
 +-- DataError            a data set that does not have the layout it claims
-+-- Refused              a release that must not be installed (release.py)
-+-- RolledBack           a release that did not stay healthy (update.py)
++-- Refused              a release that must not be installed (update/release.py)
++-- RolledBack           a release that did not stay healthy (update/run.py)
 """
 
 

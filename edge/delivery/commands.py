@@ -5,7 +5,7 @@
     cmd/set-window    {"seconds": 30}     never below what node.yaml says; at the next window's start
     cmd/set-min-group {"people": 8}       never below what node.yaml says
     cmd/report        {}                  status and health, now
-    cmd/reload-bundle {}                  read the bundle's folder anew; a bad one changes nothing
+    cmd/reload-bundle {}                  read the bundle's folder again; a bad one changes nothing
 
 Nothing here can make a picture leave the node. A command expires, and its id is remembered: said twice
 (by a broker that repeats, or retained), it is done once and answered twice. Pause, window and group
@@ -53,7 +53,7 @@ class Done(_Part):
 
 
 @dataclass(slots=True)
-class Wishes:
+class Overrides:
     """What was asked for and holds, beyond node.yaml. pause: seconds of running time, 0 until resumed,
     None for not; after a restart they count from its start again, since no clock can be trusted to have
     gone on."""
@@ -77,18 +77,18 @@ class Commands:
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """file: where wishes and ids are kept; a damaged one is replaced, and paused is then off, which
-        is said. least_group, least_window: node.yaml's. reload: takes the bundle anew and says what
-        became of it, or raises EdgeError and has changed nothing."""
+        """file: where overrides and ids are kept; a damaged one is replaced, and paused is then off,
+        which is said. least_group, least_window: node.yaml's. reload: reads the bundle again and says
+        what became of it, or raises EdgeError and has changed nothing."""
         self._file, self._node = file, node
         self._least, self._shortest = least_group, max(SHORTEST_SECONDS, least_window)
         self._report, self._reload, self._utc, self._clock = report, reload, utc, clock
         self._paused_from = clock()
-        self.wishes = Wishes()
+        self.overrides = Overrides()
         self._done: dict[str, Done] = {}
         try:
             stored = json.loads(file.read_bytes())
-            self.wishes = TypeAdapter(Wishes).validate_python(stored["wishes"])
+            self.overrides = TypeAdapter(Overrides).validate_python(stored["wishes"])
             self._done = {d["id"]: Done.model_validate(d) for d in stored["done"]}
         except FileNotFoundError:
             pass
@@ -97,11 +97,11 @@ class Commands:
 
     def paused(self) -> bool:
         """Asked by the node's loop; a pause that is over is forgotten on the disk too."""
-        pause = self.wishes.pause
+        pause = self.overrides.pause
         if pause and self._clock() - self._paused_from >= pause:
-            self.wishes.pause = None
+            self.overrides.pause = None
             self._save()
-        return self.wishes.pause is not None
+        return self.overrides.pause is not None
 
     def take(self, name: str, content: bytes) -> Done | None:
         """Do one; None for what is no command to this node and gets no answer."""
@@ -142,7 +142,7 @@ class Commands:
         return text
 
     def _act(self, name: str, wanted: dict[str, float]) -> str:
-        w = self.wishes
+        w = self.overrides
         if name == "pause":
             seconds = wanted.pop("seconds", 0.0)
             if wanted or not 0 <= seconds <= 366 * 86400:
@@ -186,7 +186,7 @@ class Commands:
         done = [d.model_dump() for d in self._done.values()]
         try:
             write_atomically(
-                self._file, json.dumps({"wishes": asdict(self.wishes), "done": done}).encode()
+                self._file, json.dumps({"wishes": asdict(self.overrides), "done": done}).encode()
             )
         except OSError as error:
             log.error("%s is not kept (%s): after a restart it is forgotten", self._file, error)

@@ -73,8 +73,8 @@ class Publisher(Protocol):
     def readings(self) -> None:
         """The outbox holds something new."""
 
-    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
-        """Deliver what waits, then `last`, for at most `timeout` seconds or until `hurry`; returns
+    def finish(self, last: Outgoing, timeout: float, force_stop: threading.Event) -> int:
+        """Deliver what waits, then `last`, for at most `timeout` seconds or until `force_stop`; returns
         how many readings were not acknowledged."""
 
 
@@ -140,11 +140,11 @@ class Mqtt:
     def readings(self) -> None:
         pass  # the thread looks into the outbox itself
 
-    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
+    def finish(self, last: Outgoing, timeout: float, force_stop: threading.Event) -> int:
         self._last, self._deadline = last, time.monotonic() + timeout
         self._stop.set()
         while self.alive() and time.monotonic() < self._deadline + CONNECT_SECONDS:
-            if hurry.wait(0.1):
+            if force_stop.wait(0.1):
                 self._deadline = time.monotonic()
                 self._thread.join(2.0)
                 break

@@ -46,7 +46,7 @@ class Lines:
             self._write(as_sent(payload))
             self.outbox.acknowledge(seq)
 
-    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
+    def finish(self, last: Outgoing, timeout: float, force_stop: threading.Event) -> int:
         self.readings()
         self._write(last)
         return self.outbox.depth()

@@ -69,7 +69,7 @@ def last_update(file: Path = LAST_UPDATE) -> str | None:
 class Vitals:
     """What `health` says beyond what can be read off the parts. seconds: since the last one;
     frames: delivered by the camera in that time, None for a file; unwritten: readings that no disk
-    took; level: of the work the node takes on (`pace.py`)."""
+    took; level: of the work the node takes on (`throttle.py`)."""
 
     seconds: float
     frames: int | None

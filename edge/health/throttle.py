@@ -35,7 +35,7 @@ def throttled(devices: Path = Path("/sys/class/thermal")) -> bool:
     return False
 
 
-class Pace:
+class Throttle:
     """`level` is what it decided, by the time of every Frame or Tick."""
 
     def __init__(self, highest: int = HALVED, devices: Path = Path("/sys/class/thermal")) -> None:
@@ -45,13 +45,13 @@ class Pace:
         self._read_at = self._since = float("-inf")
         self._count = 0
 
-    def heed(self, now: float) -> None:
+    def update(self, now: float) -> None:
         """A Frame or a Tick came."""
         if now - self._read_at >= READ_SECONDS:
             self._read_at = now
             self._decide(now, throttled(self._devices))
 
-    def look(self) -> bool:
+    def should_process(self) -> bool:
         """Whether this picture is worked on; the others only count."""
         self._count += 1
         return self._count % STRIDES[self.level] == 0

@@ -69,7 +69,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Transition:
     """From old to new; package and bundle are both None where they stay. old_package and new_package:
     .deb files; old_bundle and new_bundle: the link's targets."""
 
@@ -91,7 +91,7 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
+class Failure:
     """Why a trial went back. own: whether it can be the release's doing, so that another try is one
     more fault."""
 
@@ -144,24 +144,24 @@ def look() -> Health:
     return Health(fault, facts.get("NRestarts", ""), own)
 
 
-def watch(machine: Machine) -> Setback | None:
+def watch(machine: Machine) -> Failure | None:
     """None after a whole minute of healthy frames without a restart; else what was last in the way."""
     began = machine.clock()
     since: float | None = None
-    restarts, back = "", Setback("edge-run was not healthy for a whole minute")
+    restarts, failure = "", Failure("edge-run was not healthy for a whole minute")
     while True:
         health, now = look(), machine.clock()
         if health.fault is not None:
-            since, back = None, Setback(health.fault, health.own)
+            since, failure = None, Failure(health.fault, health.own)
         elif since is None:
             since = now
         elif health.restarts != restarts:
-            since, back = now, Setback("edge-run ended and was restarted")
+            since, failure = now, Failure("edge-run ended and was restarted")
         elif now - since >= HEALTHY_SECONDS:
             return None
         restarts = health.restarts
         if health.fault == "edge-run is failed" or now - began >= WATCH_SECONDS:
-            return back
+            return failure
         machine.sleep(LOOK_SECONDS)
 
 
@@ -209,16 +209,16 @@ def restart(verb: str = "restart") -> None:
     call("systemctl", verb, RUN, seconds=ENGINE_SECONDS)
 
 
-def begin(machine: Machine, way: Way) -> None:
+def begin(machine: Machine, transition: Transition) -> None:
     """From here on, whoever finds this machine goes back."""
     new = machine.home / "trial.new"
     for rest in (new, machine.home / "trial.over"):
         shutil.rmtree(rest, ignore_errors=True)
     new.mkdir()
     content = {
-        "serial": str(way.serial),
-        "package": str(way.old_package) if way.new_package else None,
-        "bundle": way.old_bundle if way.new_bundle else None,
+        "serial": str(transition.serial),
+        "package": str(transition.old_package) if transition.new_package else None,
+        "bundle": transition.old_bundle if transition.new_bundle else None,
     }
     for name, text in content.items():
         if text is not None:
@@ -243,7 +243,7 @@ def end(machine: Machine) -> None:
     shutil.rmtree(over, ignore_errors=True)
 
 
-def go_back(machine: Machine) -> None:
+def roll_back(machine: Machine) -> None:
     """Old package, old bundle, no trial. Raises EdgeError where dpkg does not; the trial stays then."""
     package, bundle = machine.trial / "package", machine.trial / "bundle"
     if package.is_file():
@@ -256,47 +256,47 @@ def go_back(machine: Machine) -> None:
     end(machine)
 
 
-def attempt(machine: Machine, way: Way) -> Setback | None:
+def attempt(machine: Machine, transition: Transition) -> Failure | None:
     """Put the new in, watch it, and keep it or go back: None, or why it went back.
 
     Raises EdgeError where there was no way back; then trial/ stays and the next start tries again."""
-    begin(machine, way)
+    begin(machine, transition)
     try:
-        if way.new_package:
-            log.info("installing %s", way.new_package.name)
-            install_package(machine, way.new_package)
-        if way.new_bundle:
-            point(machine, way.new_bundle)
+        if transition.new_package:
+            log.info("installing %s", transition.new_package.name)
+            install_package(machine, transition.new_package)
+        if transition.new_bundle:
+            point(machine, transition.new_bundle)
         restart()
         log.info("watching edge-run for a minute")
-        back = watch(machine)
+        failure = watch(machine)
     except (EdgeError, OSError) as error:
-        back = Setback(str(error))
-    if back is None:
+        failure = Failure(str(error))
+    if failure is None:
         try:
-            commit(machine, way)
+            commit(machine, transition)
             return None
         except OSError as error:
-            back = Setback(f"cannot be kept ({error.strerror})", own=False)
+            failure = Failure(f"cannot be kept ({error.strerror})", own=False)
     if machine.trial.is_dir():
-        log.warning("going back: %s", back.reason)
-        go_back(machine)
+        log.warning("going back: %s", failure.reason)
+        roll_back(machine)
     else:  # a person, or the shell of a package from before the lock
-        back = Setback("somebody else went back during its trial", own=False)
-    if way.new_package:
+        failure = Failure("somebody else went back during its trial", own=False)
+    if transition.new_package:
         # Where commit may have put it; the bootstrap would take it for the newest.
-        (machine.home / "packages" / way.new_package.name).unlink(missing_ok=True)
+        (machine.home / "packages" / transition.new_package.name).unlink(missing_ok=True)
     restart()
-    return back
+    return failure
 
 
-def commit(machine: Machine, way: Way) -> None:
+def commit(machine: Machine, transition: Transition) -> None:
     """The end of the trial is what counts; the new package is in its place before, as the next one's
     way back."""
-    if way.new_package:
+    if transition.new_package:
         packages = machine.home / "packages"
         packages.mkdir(exist_ok=True)
-        os.replace(way.new_package, packages / way.new_package.name)
+        os.replace(transition.new_package, packages / transition.new_package.name)
         sync(packages)
     end(machine)
 
@@ -305,7 +305,7 @@ def recover(machine: Machine) -> int | None:
     """Go back where a trial was cut short. The serial of the release that was gone back from, here or
     by the shell, 0 where it cannot be read, or None where there is nothing to tell."""
     if machine.trial.is_dir():
-        go_back(machine)
+        roll_back(machine)
         restart("try-restart")
     if not machine.went_back.is_file():
         return None
@@ -313,15 +313,17 @@ def recover(machine: Machine) -> int | None:
     return int(serial) if serial.isdigit() else 0
 
 
-def prune(machine: Machine, way: Way) -> None:
+def prune(machine: Machine, transition: Transition) -> None:
     """Delete all bundles and packages but the present and the previous."""
-    if way.new_package and way.old_package:
-        keep = {way.new_package.name, way.old_package.name}
+    if transition.new_package and transition.old_package:
+        keep = {transition.new_package.name, transition.old_package.name}
         for path in (machine.home / "packages").glob("edge-node_*.deb"):
             if path.name not in keep:
                 path.unlink()
-    if way.new_bundle:
-        keep = {Path(target).name for target in (way.new_bundle, way.old_bundle) if target}
+    if transition.new_bundle:
+        keep = {
+            Path(target).name for target in (transition.new_bundle, transition.old_bundle) if target
+        }
         for path in (machine.home / "bundles").iterdir():
             if path.name not in keep:
                 shutil.rmtree(path)

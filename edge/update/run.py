@@ -2,7 +2,7 @@
 
 Run as root by edge-update.timer. Its steps: go back where power cut a trial short; fetch release.json
 and verify it; ask whether it is new and the node healthy; download, unpack, prove; then the trial
-(`trial.py`). What came of a release stands in last.json; the journal has the rest.
+(`rollout.py`). What came of a release stands in last.json; the journal has the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edge.settings import Runtime, Settings
 from edge.update.release import MIB, File, Refused, Release, Server, unpack
 from edge.update.rollout import (
     Machine,
-    Way,
+    Transition,
     attempt,
     call,
     installed,
@@ -108,7 +108,7 @@ def record(
         machine.went_back.unlink(missing_ok=True)
 
 
-def stand(machine: Machine, serial: int, outcome: str, reason: str) -> None:
+def record_standing(machine: Machine, serial: int, outcome: str, reason: str) -> None:
     """Record what holds of the release on offer, where last.json says anything else: a refusal that
     passed must not stay."""
     try:
@@ -165,7 +165,7 @@ def in_use(machine: Machine) -> tuple[str, str]:
         return target, ""
 
 
-def news(machine: Machine, release: Release) -> list[File]:
+def pending_files(machine: Machine, release: Release) -> list[File]:
     """Of a release's files, those that are not in use already."""
     present = {"bundle": in_use(machine)[1], "package": installed()}
     return [file for file in release.files if present[file.kind] != file.version]
@@ -232,7 +232,7 @@ def present_package(machine: Machine) -> Path:
     return path
 
 
-def stage(machine: Machine, server: Server, release: Release, files: Sequence[File]) -> Way:
+def stage(machine: Machine, server: Server, release: Release, files: Sequence[File]) -> Transition:
     """Everything on the disk and proven; nothing in use was touched."""
     staging = machine.home / "staging"
     staging.mkdir(exist_ok=True)
@@ -251,7 +251,7 @@ def stage(machine: Machine, server: Server, release: Release, files: Sequence[Fi
         _stage_package(package, new_package)
     if bundle:
         new_bundle = _stage_bundle(machine, bundle, server.download(bundle, staging))
-    return Way(release.serial, old_package, new_package, in_use(machine)[0], new_bundle)
+    return Transition(release.serial, old_package, new_package, in_use(machine)[0], new_bundle)
 
 
 def _tell(release: Release, files: Sequence[File]) -> str:
@@ -259,38 +259,40 @@ def _tell(release: Release, files: Sequence[File]) -> str:
     return f"release {release.serial}: {', '.join(parts) or 'nothing that is not in use'}"
 
 
-def settle(machine: Machine, release: Release, way: Way | None) -> None:
+def finalize(machine: Machine, release: Release, transition: Transition | None) -> None:
     """Remember that the release is in use, and forget what came before the previous one."""
     _write(machine.home / "serial", f"{release.serial}\n")
-    record(machine, release.serial, "committed", "healthy for a minute" if way else "was in use")
-    if way:
-        prune(machine, way)
+    record(
+        machine, release.serial, "committed", "healthy for a minute" if transition else "was in use"
+    )
+    if transition:
+        prune(machine, transition)
     shutil.rmtree(machine.home / "staging", ignore_errors=True)
     print(f"release {release.serial} is in use", flush=True)
 
 
 def take(machine: Machine, server: Server, release: Release, files: Sequence[File]) -> None:
-    """Install what is new and settle it; raises EdgeError after it went back, or never began."""
+    """Install what is new and finalize it; raises EdgeError after it went back, or never began."""
     if not files:
-        settle(machine, release, None)
+        finalize(machine, release, None)
         return
-    way = stage(machine, server, release, files)
+    transition = stage(machine, server, release, files)
     if (fault := look().fault) is not None:  # downloads may have taken an hour
         print(f"{fault}: nothing is begun, next time again", flush=True)
         return
     tried, times = _tried(machine)
     times = times + 1 if tried == release.serial else 1
     _write(machine.home / "tried", f"{release.serial} {times}\n")
-    if back := attempt(machine, way):
-        if back.own:
+    if failure := attempt(machine, transition):
+        if failure.own:
             times = MOST_TRIES
             _write(machine.home / "tried", f"{release.serial} {times}\n")
-        record(machine, release.serial, "rolled-back", back.reason)
+        record(machine, release.serial, "rolled-back", failure.reason)
         then = "is tried again" if times < MOST_TRIES else "make one with a higher serial"
         raise RolledBack(
-            f"release {release.serial} was rolled back: {back.reason}; the old one runs, {then}"
+            f"release {release.serial} was rolled back: {failure.reason}; the old one runs, {then}"
         )
-    settle(machine, release, way)
+    finalize(machine, release, transition)
 
 
 def offered(machine: Machine, server: Server, key: Path) -> Release:
@@ -320,14 +322,14 @@ def update(machine: Machine, settings: Settings, check: bool = False) -> None:
         if standing := wanted(machine, release):
             print(f"release {release.serial} {standing[1]}")
             if not check:
-                stand(machine, release.serial, *standing)
+                record_standing(machine, release.serial, *standing)
             return
     except Refused as error:
         if not check:
             record(machine, None, "refused", str(error))
         raise
     try:
-        files = news(machine, release)
+        files = pending_files(machine, release)
         if any(file.kind == "bundle" for file in files) and settings.runtime.bundle != machine.link:
             raise EdgeError(f"a new bundle would not be used: set runtime.bundle to {machine.link}")
         print(_tell(release, files), flush=True)

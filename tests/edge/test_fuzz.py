@@ -180,9 +180,9 @@ def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
         assert node.alive()
         time.sleep(0.02)
     assert broker.connections >= 150
-    hurry = threading.Event()
-    hurry.set()
-    node.finish(Outgoing("status", {"node": "a/b/c"}, True), 0.1, hurry)
+    force_stop = threading.Event()
+    force_stop.set()
+    node.finish(Outgoing("status", {"node": "a/b/c"}, True), 0.1, force_stop)
     broker.close()
     box.close()
 

@@ -60,7 +60,7 @@ class Kept:
     def readings(self) -> None:
         pass
 
-    def finish(self, last: Outgoing, timeout: float, hurry: threading.Event) -> int:
+    def finish(self, last: Outgoing, timeout: float, force_stop: threading.Event) -> int:
         self.said.append(last)
         return 0
 
@@ -222,15 +222,15 @@ def test_a_flood_of_commands_is_done_one_a_picture(run: Any) -> None:
 def test_pictures_that_the_pace_skips_are_counted_and_the_size_goes_down_last(run: Any) -> None:
     node = run(privacy={"min_group": 1})
     node.step(4.5)
-    node.node.pace.level = 1
+    node.node.throttle.level = 1
     node.step(2.5)
     whole = [r["quality"] for r in node.readings]
     assert (whole[0]["frames"], whole[0]["dropped"]) == (20, 0)
     assert whole[-1]["frames"] + whole[-1]["dropped"] == pytest.approx(20, abs=1)
     assert whole[-1]["dropped"] >= 5
     assert whole[-1]["seen"] == 1.0
-    node.node.pace.level = 2
-    node.node.pace.heed = lambda now: setattr(node.node.pace, "level", 3)
+    node.node.throttle.level = 2
+    node.node.throttle.update = lambda now: setattr(node.node.throttle, "level", 3)
     node.step(0.1)
     assert (node.detector.width, node.detector.height) == (320, 224)
 

@@ -124,12 +124,12 @@ def test_what_is_refused_changes_nothing_and_says_why(
 ) -> None:  # fmt: skip
     commands = start()
     commands.take("pause", command("before"))
-    before = commands.wishes
+    before = commands.overrides
     done = commands.take(name, command(**arguments))
     assert done is not None
     assert not done.ok
     assert reason in done.text
-    assert commands.wishes == before
+    assert commands.overrides == before
     assert commands.paused()
     assert told == []
 
@@ -223,7 +223,7 @@ def test_no_pause_carves_a_moment_out_of_a_window(people: list[int], cut: int, b
     readings = []
     for second, count in enumerate(people):
         if second in (cut, cut + back):
-            window.void()
+            window.discard()
         paused = cut <= second < cut + back
         if paused:
             tick = Tick(time=float(second), utc=1000.0 + second, camera="paused")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.health.throttle import COOL_SECONDS, HALVED, HOT_SECONDS, Pace, throttled
+from edge.health.throttle import COOL_SECONDS, HALVED, HOT_SECONDS, Throttle, throttled
 
 
 def device(root: Path, number: int, kind: str, state: str) -> Path:
@@ -30,37 +30,37 @@ def test_a_fan_is_no_throttling_and_a_broken_sensor_no_error(tmp_path: Path) -> 
         assert throttled(tmp_path), kind
 
 
-def run(pace: Pace, start: float, seconds: float) -> tuple[int, int]:
+def run(throttle: Throttle, start: float, seconds: float) -> tuple[int, int]:
     """Pictures that came and that were worked on, at 10 a second."""
     count, worked = int(seconds * 10), 0
     for i in range(count):
-        pace.heed(start + i / 10)
-        worked += pace.look()
+        throttle.update(start + i / 10)
+        worked += throttle.should_process()
     return count, worked
 
 
 def test_work_is_taken_back_step_by_step_and_given_again(tmp_path: Path) -> None:
     device(tmp_path, 0, "cpu-throttle-alert", "0")
-    pace = Pace(devices=tmp_path)
-    came, worked = run(pace, 0, 10)
+    throttle = Throttle(devices=tmp_path)
+    came, worked = run(throttle, 0, 10)
     assert came == worked
     device(tmp_path, 0, "cpu-throttle-alert", "1")
     levels = []
     for step in range(5):
-        run(pace, 10 + step * (HOT_SECONDS + 2), HOT_SECONDS + 2)
-        levels.append(pace.level)
+        run(throttle, 10 + step * (HOT_SECONDS + 2), HOT_SECONDS + 2)
+        levels.append(throttle.level)
     assert levels == [1, 2, 3, HALVED, HALVED] or levels == [0, 1, 2, 3, 3]
-    came, worked = run(pace, 80, 9)
+    came, worked = run(throttle, 80, 9)
     assert worked == pytest.approx(came / 3, abs=1)
     device(tmp_path, 0, "cpu-throttle-alert", "0")
-    run(pace, 90, COOL_SECONDS / 2)
-    assert pace.level == HALVED, "not at the first cool moment"
-    run(pace, 90 + COOL_SECONDS / 2, 4 * COOL_SECONDS)
-    assert pace.level == 0
+    run(throttle, 90, COOL_SECONDS / 2)
+    assert throttle.level == HALVED, "not at the first cool moment"
+    run(throttle, 90 + COOL_SECONDS / 2, 4 * COOL_SECONDS)
+    assert throttle.level == 0
 
 
 def test_a_detector_of_one_size_is_never_halved(tmp_path: Path) -> None:
     device(tmp_path, 0, "cpu-throttle-alert", "1")
-    pace = Pace(highest=HALVED - 1, devices=tmp_path)
-    run(pace, 0, 20 * HOT_SECONDS)
-    assert pace.level == HALVED - 1
+    throttle = Throttle(highest=HALVED - 1, devices=tmp_path)
+    run(throttle, 0, 20 * HOT_SECONDS)
+    assert throttle.level == HALVED - 1

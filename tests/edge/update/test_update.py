@@ -771,7 +771,7 @@ def test_the_shell_leaves_alone_what_a_living_updater_has_on_trial(
     assert any(looked)
     assert node.state == (NEW, version(school.new))
     assert node.outcome() == (7, "committed")
-    rollout.begin(node.machine, rollout.Way(8))
+    rollout.begin(node.machine, rollout.Transition(8))
     shell(node)
     assert not node.machine.trial.exists()
     with run.alone(node.machine):
@@ -803,7 +803,7 @@ def test_what_fails_after_a_trial_s_end_takes_nothing_back(
     def full(folder: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    rollout.begin(node.machine, rollout.Way(8))
+    rollout.begin(node.machine, rollout.Transition(8))
     with monkeypatch.context() as broken:
         broken.setattr(rollout, "sync", full)
         rollout.end(node.machine)
