@@ -21,8 +21,8 @@ from pathlib import Path
 from edge.base.errors import BrokerError, EdgeError, UsageError
 from edge.delivery.messages import Counts, as_dict, dumps
 from edge.watch.lines import line
-from edge.watch.messages import Heard
-from edge.watch.run import Desk, broker_settings, build_parser, watch
+from edge.watch.messages import Message
+from edge.watch.run import MessageRouter, broker_settings, build_parser, watch
 
 CLIP = Path(__file__).with_name("classroom.mp4")
 WINDOW_SECONDS = "5"
@@ -65,7 +65,7 @@ def start_broker(port: int) -> None:
     raise BrokerError("the embedded broker did not start; set BROKER=mqtt://host to use another")
 
 
-class DemoDesk(Desk):
+class DemoRouter(MessageRouter):
     """A line a message, cut to the terminal, and the last counts whole."""
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class DemoDesk(Desk):
         self.ready = threading.Event()
         self.counts = ""
 
-    def show(self, topic: str, heard: Heard) -> None:
-        m = heard.message
+    def show(self, topic: str, message: Message) -> None:
+        m = message.payload
         # A small group's message has no counts to show.
         if isinstance(m, Counts) and (m.counts is not None or not self.counts):
             self.counts = dumps(as_dict(m))
-        columns, text = shutil.get_terminal_size((80, 24)).columns, line(heard)
+        columns, text = shutil.get_terminal_size((80, 24)).columns, line(message)
         print(text if len(text) <= columns else text[: columns - 3] + "...", flush=True)
 
 
@@ -133,31 +133,31 @@ def demo() -> None:
         args = build_parser().parse_args(
             ["--broker", url, "--record", record, "--web", f"127.0.0.1:{page}"]
         )
-        desk, failed = DemoDesk(), []
+        router, failed = DemoRouter(), []
 
         def school() -> None:
             try:
-                watch(args, broker_settings(args), desk, table=False, ready=desk.ready.set)
+                watch(args, broker_settings(args), router, table=False, ready=router.ready.set)
             except EdgeError as error:
                 failed.append(error)
-                desk.ready.set()
+                router.ready.set()
 
         server = threading.Thread(target=school)
         server.start()
         try:
-            if not desk.ready.wait(START_SECONDS) or failed:
+            if not router.ready.wait(START_SECONDS) or failed:
                 raise failed[0] if failed else BrokerError(f"no answer from {url}")
             play(url, state, seconds)
             time.sleep(0.5)
         finally:
-            desk.stop.set()
+            router.stop.set()
             server.join()
         if failed:
             raise failed[0]
-        note = desk.note()
-    if not desk.counts:
+        note = router.note()
+    if not router.counts:
         raise EdgeError("no counts arrived; run it again, and report it if that repeats")
-    print(f"\nrecorder: {note}\na message on .../counts, whole:\n{desk.counts}")
+    print(f"\nrecorder: {note}\na message on .../counts, whole:\n{router.counts}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from distill.data.crops import LAYOUTS, crop_detector
-from distill.data.duplicates import find_twins, names_of
+from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import choosable
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
-from distill.evaluation.evaluate import evaluate, without_twins
+from distill.evaluation.evaluate import evaluate, without_near_duplicates
 from distill.evaluation.metrics import fit_temperature
 from distill.evaluation.robustness import measure
 from distill.models.checkpoint import Checkpoint, load_checkpoint
@@ -53,7 +53,7 @@ def export(args: argparse.Namespace) -> None:
     )
     refuse_other_folders(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    twins = find_twins(args.data, args.layout, crops_folder(args.data, spec), cli.say)
+    twins = find_near_duplicates(args.data, args.layout, crops_folder(args.data, spec), cli.say)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"
         folder.mkdir()
@@ -159,7 +159,7 @@ def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
         if name not in crops:
             raise DataError(f"{args.data} has no test split; leave --test out")
         split = join(args.data, args.layout, name, crops).ordered(bundle.labels, "the bundle")
-        split = without_twins(args.data, args.layout, name, bundle.crop, split)
+        split = without_near_duplicates(args.data, args.layout, name, bundle.crop, split)
         for precision in ("int8", "fp32"):
             probabilities = predict_bundle(bundle, precision, split.crops.pixels)
             text, more = evaluate(split, probabilities, args.layout, name, precision)

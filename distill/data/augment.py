@@ -23,7 +23,7 @@ def _chosen(generator: torch.Generator, size: int, share: float) -> Tensor:
     return torch.rand(size, generator=generator) < share
 
 
-def placement(batch: int, config: Augmentation, generator: torch.Generator) -> Tensor:
+def random_affine(batch: int, config: Augmentation, generator: torch.Generator) -> Tensor:
     """(B, 2, 3): mirror, rotation, scale and shift, from a place in the result to one in the
     picture, both -1..1: what the detector's landmarks are off by, and more."""
     angle = _uniform(generator, batch, -config.rotate_degrees, config.rotate_degrees)
@@ -46,7 +46,7 @@ def warp(grid: Tensor, places: Tensor, side: int | None = None) -> Tensor:
     return functional.grid_sample(grid, field, padding_mode="border", align_corners=False)
 
 
-def relight(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+def photometric(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Brightness, contrast and gamma of a dark room or a bright window."""
     batch = len(faces)
     shape = (batch, 1, 1, 1)
@@ -71,7 +71,7 @@ def shrink(faces: Tensor, config: Augmentation, generator: torch.Generator) -> T
     return torch.where(pick, back, faces)
 
 
-def soften(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+def random_blur(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """A lens out of focus: Gaussian blur, one deviation a call, for part of the batch."""
     if config.blur_share == 0:
         return faces
@@ -134,7 +134,7 @@ _LUMINANCE = (
 )  # fmt: skip
 
 
-def spoil(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+def noise_and_erase(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Sensor noise, and a hand or a neighbour's head in front (random erasing, Zhong et al. 2020)."""
     batch, side = len(faces), faces.shape[-1]
     strength = _uniform(generator, batch, 0, config.noise).reshape(-1, 1, 1, 1)
@@ -154,8 +154,10 @@ def spoil(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Te
     return faces.clamp(0, 255)
 
 
-def degrade(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
+def corrupt(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Light, distance, focus, noise, occlusion and compression, in the order in which they happen;
     places stay."""
-    faces = soften(relight(faces, config, generator), config, generator)
-    return compress(spoil(shrink(faces, config, generator), config, generator), config, generator)
+    faces = random_blur(photometric(faces, config, generator), config, generator)
+    return compress(
+        noise_and_erase(shrink(faces, config, generator), config, generator), config, generator
+    )

@@ -31,7 +31,7 @@ from edge.inference.weights import locked, resolve, write_atomically
 from edge.records import Face
 
 LAYOUTS = ("ferplus", "fer2013", "rafdb", "folders")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 # Data sets hold faces that fill the picture; YuNet wants some room around one. On the first 600
 # training pictures of FER2013 (score 0.5 or more): 97.3 % found at 160+48 px, 98.7 % at 224+80.
@@ -50,7 +50,7 @@ class Crops:
     found: NDArray[np.bool_]
 
 
-def list_pictures(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
+def list_images(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
     """Pictures by split ("train", "valid", "test"), each a name and a path, sorted by name.
 
     ferplus, fer2013: FER2013Train|Valid|Test/*.png. rafdb: a tenth of train kept apart as valid,
@@ -73,7 +73,7 @@ def list_pictures(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
             splits[split] = [
                 (f"{p.parent.name}/{p.name}", p)
                 for p in sorted((data / split).glob("*/*"))
-                if p.suffix.lower() in PICTURES
+                if p.suffix.lower() in SUFFIXES
             ]
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
@@ -98,7 +98,7 @@ def fingerprint(pictures: list[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 BGR; raises DataError naming the file."""
     try:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -161,7 +161,7 @@ def make_crops(
     detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises DataError for a bad picture.
     """
     made = {}
-    for split, pictures in list_pictures(data, layout).items():
+    for split, pictures in list_images(data, layout).items():
         key = f"{crops_key(spec, locked()['yunet']['sha256'])} {fingerprint(pictures)}"
         key_file = out / f"{split}.key"
         if key_file.is_file() and key_file.read_text() == key:
@@ -181,7 +181,7 @@ def make_crops(
         found: list[bool] = []
 
         def one(item: tuple[str, Path]) -> tuple[NDArray[np.uint8], bool]:
-            return crop_single(read_picture(item[1]), detector, spec)
+            return crop_single(read_image(item[1]), detector, spec)
 
         with ThreadPoolExecutor(workers) as pool:
             for index, (crop, was_found) in enumerate(pool.map(one, pictures)):

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import fingerprint, list_pictures, read_picture
+from distill.data.crops import fingerprint, list_images, read_image
 from edge.inference.weights import write_atomically
 
 DISTANCE = 4
@@ -40,7 +40,7 @@ def _distances(one: NDArray[np.uint64], many: NDArray[np.uint64]) -> NDArray[np.
     return np.asarray(BITS[different].sum(axis=2, dtype=np.uint8))
 
 
-def find_twins(
+def find_near_duplicates(
     data: Path,
     layout: str,
     keep_in: Path,
@@ -52,7 +52,7 @@ def find_twins(
     `twins-SPLIT.csv` in `keep_in`, and read from there the next time.
     """
     files = {split: keep_in / f"twins-{split}.csv" for split in ("train", "valid")}
-    listed = list_pictures(data, layout)
+    listed = list_images(data, layout)
     key = " ".join(f"{split}={fingerprint(pictures)}" for split, pictures in listed.items())
     key_file = keep_in / "twins.key"
     if key_file.is_file() and key_file.read_text() == key:
@@ -68,7 +68,7 @@ def find_twins(
         names[split] = [name for name, _ in pictures]
         exact[split], hashes = [], []
         for _, path in pictures:
-            picture = read_picture(path)
+            picture = read_image(path)
             exact[split].append(hashlib.sha256(picture.tobytes()).hexdigest())
             hashes.append(perceptual_hash(picture))
         near[split] = np.array(hashes, dtype=np.uint64)

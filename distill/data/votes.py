@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.crops import list_pictures, rafdb_split
+from distill.data.crops import list_images, rafdb_split
 from distill.data.labels import FER2013, FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
 from edge.base.errors import DataError
 from edge.inference.bundle import RESERVED
@@ -124,7 +124,7 @@ def read_folders(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
     if len(set(labels)) != len(labels):
         raise DataError(f"{data / 'train'}: two class folders mean the same class: {classes}")
     table: Table = {}
-    for name, path in list_pictures(data, "folders").get(split, []):
+    for name, path in list_images(data, "folders").get(split, []):
         label = canonical(path.parent.name)
         if label not in labels:
             raise DataError(f"{path}: class '{path.parent.name}' is not among train's {classes}")

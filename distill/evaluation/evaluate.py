@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.crops import LAYOUTS, Crops
-from distill.data.duplicates import find_twins, names_of
+from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.labels import DATA_NAMES
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
 from distill.evaluation.metrics import PROTOCOLS, Scores, fit_temperature, score, tempered, truth_of
@@ -166,11 +166,13 @@ def open_asked(args: argparse.Namespace) -> Model:
     return asked_together([open_model(path, args.dinov2, args.face) for path in args.checkpoint])
 
 
-def without_twins(data: Path, layout: str, name: str, spec: CropSpec, split: Split) -> Split:
+def without_near_duplicates(
+    data: Path, layout: str, name: str, spec: CropSpec, split: Split
+) -> Split:
     """The validation split without the pictures that have a twin in the test split; others whole."""
     if name != "valid":
         return split
-    twins = names_of(find_twins(data, layout, crops_folder(data, spec), cli.say)["valid"])
+    twins = names_of(find_near_duplicates(data, layout, crops_folder(data, spec), cli.say)["valid"])
     cli.say(f"left out: {len(twins)} pictures of valid with a twin in the test split")
     return split.without(twins)
 
@@ -186,7 +188,7 @@ def calibrated(
     valid, known = split, probabilities
     if args.split != "valid":
         valid = join(args.data, args.layout, "valid", crops).ordered(model.labels, "the model")
-        valid = without_twins(args.data, args.layout, "valid", model.crop, valid)
+        valid = without_near_duplicates(args.data, args.layout, "valid", model.crop, valid)
         known = model.predict(valid.crops.pixels)
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
@@ -229,7 +231,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.predictions:
         write_predictions(args.predictions, crops[args.split].names, model.labels, probabilities)
     whole = join(args.data, args.layout, args.split, crops).ordered(model.labels, "the model")
-    split = without_twins(args.data, args.layout, args.split, model.crop, whole)
+    split = without_near_duplicates(args.data, args.layout, args.split, model.crop, whole)
     probabilities = probabilities[np.isin(whole.crops.names, split.crops.names)]
     text, entries = evaluate(split, probabilities, args.layout, args.split, model.precision)
     asked = [args.bundle] if args.bundle else args.checkpoint

@@ -85,7 +85,7 @@ CHANGES = (
 )
 
 
-def spoiled(pixels: Pixels, change: Change, strength: float) -> Pixels:
+def corrupted(pixels: Pixels, change: Change, strength: float) -> Pixels:
     """(N, C, S, S) uint8, changed."""
     parts = []
     for start in range(0, len(pixels), BATCH):
@@ -120,7 +120,7 @@ def measure(
                     "change": change.name,
                     "strength": strength,
                     "unit": change.unit,
-                    "accuracy": accuracy(spoiled(split.crops.pixels, change, strength)),
+                    "accuracy": accuracy(corrupted(split.crops.pixels, change, strength)),
                 }
             )
     return rows

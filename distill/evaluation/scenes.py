@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import LAYOUTS, list_pictures, read_picture
+from distill.data.crops import LAYOUTS, list_images, read_image
 from distill.data.splits import majority
 from distill.data.votes import READERS
 from edge.base import cli
@@ -160,7 +160,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     width, _, height = args.detector.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"--detector {args.detector}: give it as 640x480")
-    listed = list_pictures(args.data, args.layout).get(args.split)
+    listed = list_images(args.data, args.layout).get(args.split)
     if not listed:
         raise DataError(f"{args.data} has no split '{args.split}'")
     voted, labels = READERS[args.layout](args.data, args.split)
@@ -171,7 +171,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     if len(kept) < COLUMNS * ROWS:
         raise DataError(f"{args.data}: fewer than {COLUMNS * ROWS} labelled pictures")
     rows = measure(
-        [read_picture(path) for path, _ in kept],
+        [read_image(path) for path, _ in kept],
         [name for _, name in kept],
         args.bundle,
         args.weights,

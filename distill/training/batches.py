@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data.augment import degrade, placement, warp
+from distill.data.augment import corrupt, random_affine, warp
 from distill.data.sampling import Examples
 from distill.models.backbones import Frozen
 from distill.models.feature_cache import Computed, Features
@@ -112,8 +112,8 @@ class StudentCourse:
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
         faces, targets = self.examples.read(rows)
-        places = placement(len(faces), self.recipe.augmentation, generator)
-        faces = degrade(warp(faces, places), self.recipe.augmentation, generator)
+        places = random_affine(len(faces), self.recipe.augmentation, generator)
+        faces = corrupt(warp(faces, places), self.recipe.augmentation, generator)
         targets, faces = mix(self.recipe.training.mixup, generator, targets, faces)
         inputs: Inputs = (
             faces.to(self.device, memory_format=torch.channels_last),
@@ -136,7 +136,7 @@ class StudentCourse:
 @dataclass(frozen=True, slots=True)
 class TeacherCourse:
     """scene, lower: cached grids of the plain crops, which are moved as the picture would be; None
-    computes them from the picture, moved and degraded, by `frozen`, the two networks. valid: both,
+    computes them from the picture, moved and corrupted, by `frozen`, the two networks. valid: both,
     cached."""
 
     recipe: Recipe
@@ -150,9 +150,9 @@ class TeacherCourse:
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
         faces, targets = self.examples.read(rows)
-        places = placement(len(faces), self.recipe.augmentation, generator)
+        places = random_affine(len(faces), self.recipe.augmentation, generator)
         if self.scene is None or self.lower is None:
-            faces = degrade(warp(faces, places), self.recipe.augmentation, generator)
+            faces = corrupt(warp(faces, places), self.recipe.augmentation, generator)
         with autocast(self.device, self.bf16):
             scene, lower = (
                 network(faces.to(self.device))

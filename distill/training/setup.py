@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from distill.data.duplicates import find_twins, names_of
+from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import Examples, choosable, learnable
 from distill.data.splits import Split, crops_folder, join, open_crops
 from distill.models.backbones import Dinov2, Lower
@@ -79,7 +79,7 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     spec = recipe.crop.spec()
     crops = open_crops(args.data, args.layout, spec, args.weights, say)
     folder = crops_folder(args.data, spec)
-    twins = find_twins(args.data, args.layout, folder, say)
+    twins = find_near_duplicates(args.data, args.layout, folder, say)
     split = join(args.data, args.layout, "train", crops)
     valid = join(args.data, args.layout, "valid", crops)
     left_out, unchosen = names_of(twins["train"]), names_of(twins["valid"])

@@ -46,7 +46,7 @@ class Lessons:
     arrays: dict[str, NDArray[np.generic]]
 
     def read(self, rows: NDArray[np.int64], places: Tensor, side: int) -> Thoughts:
-        """places: (B, 2, 3), where `augment.placement` moved these pictures; side: of the student's
+        """places: (B, 2, 3), where `augment.random_affine` moved these pictures; side: of the student's
         grid."""
         a = {name: array[rows] for name, array in self.arrays.items()}
         return Thoughts(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from edge.delivery.messages import Counts, Faces, Health, Status, as_dict, dumps
-from edge.watch.messages import Heard, Message
+from edge.watch.messages import Message, Payload
 
 
 def printable(text: object) -> str:
@@ -30,33 +30,33 @@ def mix(message: Counts) -> str:
     return "  ".join(f"{label} {n}" for label, n in message.counts.items() if n) or "nobody"
 
 
-def describe(message: Message) -> str:
-    """One message in words."""
-    if isinstance(message, Counts):
-        return f"{people(message)}  {mix(message)}".strip()
-    if isinstance(message, Status):
-        return f"{message.state} {message.reason or ''}".strip()
-    if isinstance(message, Health):
-        detect = message.stages.get("detect")
+def describe(payload: Payload) -> str:
+    """Describe one message in words."""
+    if isinstance(payload, Counts):
+        return f"{people(payload)}  {mix(payload)}".strip()
+    if isinstance(payload, Status):
+        return f"{payload.state} {payload.reason or ''}".strip()
+    if isinstance(payload, Health):
+        detect = payload.stages.get("detect")
         took = f"{detect.p50_ms:g} ms" if detect else "not timed"
         return (
-            f"{message.frames_per_second} frames/s, detector {took}, {message.temperature_celsius} C, "
-            f"{message.outbox_pending} waiting"
+            f"{payload.frames_per_second} frames/s, detector {took}, {payload.temperature_celsius} C, "
+            f"{payload.outbox_pending} waiting"
         )
     return (
-        f"{message.model.backend} {message.model.precision}, window {message.window_seconds:g} s, "
-        f"groups of {message.privacy.min_group} or more"
+        f"{payload.model.backend} {payload.model.precision}, window {payload.window_seconds:g} s, "
+        f"groups of {payload.privacy.min_group} or more"
     )
 
 
-def line(heard: Heard) -> str:
+def line(message: Message) -> str:
     """Time, node, kind and content."""
-    m = heard.message
+    m = message.payload
     moment = m.end if isinstance(m, Counts) else m.time
     when = str(moment or "")[11:19] or "--:--:--"
-    return printable(f"{when} {heard.node} {heard.kind:<6} {describe(m)}")
+    return printable(f"{when} {message.node} {message.kind:<6} {describe(m)}")
 
 
-def json_line(topic: str, heard: Heard) -> str:
+def json_line(topic: str, message: Message) -> str:
     """One JSON object: topic and payload, as the node wrote it."""
-    return dumps({"topic": topic, "payload": as_dict(heard.message)})
+    return dumps({"topic": topic, "payload": as_dict(message.payload)})

@@ -26,7 +26,7 @@ TOPIC = re.compile(rf"{PREFIX}/([a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+)/([a-z/-]+)")
 # Written by recorders and schools, not by nodes: passed over without a word.
 NOT_OURS = re.compile(r"ack|cmd/[a-z-]+(/result)?")
 
-Message = Union[Counts, Status, Info, Health]
+Payload = Union[Counts, Status, Info, Health]
 
 
 class Refused(Exception):
@@ -34,12 +34,12 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Message:
     """One message of one node. node: site/room/node, as in its topic."""
 
     node: str
     kind: str
-    message: Message
+    payload: Payload
 
 
 def moment(text: str) -> datetime:
@@ -47,7 +47,7 @@ def moment(text: str) -> datetime:
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
 
 
-def read(topic: str, raw: bytes) -> Heard | None:
+def read(topic: str, raw: bytes) -> Message | None:
     """The message; None where the topic is not for it, or a retained message is taken back. Raises
     Refused."""
     found = TOPIC.fullmatch(topic)
@@ -62,22 +62,22 @@ def read(topic: str, raw: bytes) -> Heard | None:
     if len(raw) > LARGEST_BYTES:
         raise Refused("too large")
     try:
-        message = model.model_validate_json(_as_now(raw), strict=True)
+        payload = model.model_validate_json(_as_now(raw), strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise Refused(_reason(first["type"], first["loc"], raw, model)) from error
-    if message.node != node:
+    if payload.node != node:
         raise Refused("another node's name")
     if b"\\u0000" in raw:
         raise Refused("holds a null character")  # which PostgreSQL cannot keep
-    if isinstance(message, Counts):
+    if isinstance(payload, Counts):
         try:
-            span = (moment(message.end) - moment(message.start)).total_seconds()
+            span = (moment(payload.end) - moment(payload.start)).total_seconds()
         except ValueError as error:
             raise Refused("a time that no calendar has") from error
-        if abs(span - message.window_seconds) > 0.01:
+        if abs(span - payload.window_seconds) > 0.01:
             raise Refused("a window of another length than its times")
-    return Heard(node, kind, message)
+    return Message(node, kind, payload)
 
 
 def _as_now(raw: bytes) -> bytes:
@@ -94,7 +94,7 @@ def _as_now(raw: bytes) -> bytes:
     return json.dumps({**message, **newer}).encode()
 
 
-def _reason(kind: str, place: tuple[int | str, ...], raw: bytes, model: type[Message]) -> str:
+def _reason(kind: str, place: tuple[int | str, ...], raw: bytes, model: type[Payload]) -> str:
     if kind == "json_invalid":
         return "no JSON"
     if place == ("schema",):

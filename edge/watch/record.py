@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
 from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
-from edge.watch.messages import Heard
+from edge.watch.messages import Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
 from edge.watch.store import Store, StoreError, Written
 
@@ -42,18 +42,18 @@ class Recorder:
         self._store, self._done, self._publish = store, done, publish
         self._keep = None if keep_days is None else timedelta(days=keep_days)
         self._clock = clock
-        self._waiting: list[tuple[Heard | None, Token]] = []
+        self._waiting: list[tuple[Message | None, Token]] = []
         self._oldest = self._next_try = self._next_retention = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._ready = False
         self.new = self.known = self.refused = 0
         self.fault = ""  # why nothing is stored at present
 
-    def take(self, heard: Heard | None, token: Token) -> None:
-        """heard: None for what is no message, which is acknowledged and not stored."""
+    def take(self, message: Message | None, token: Token) -> None:
+        """message: None for what is no message, which is acknowledged and not stored."""
         if not self._waiting:
             self._oldest = self._clock()
-        self._waiting.append((heard, token))
+        self._waiting.append((message, token))
 
     def lost(self) -> None:
         """The connection is gone: the broker sends what was not acknowledged again."""
@@ -96,27 +96,27 @@ class Recorder:
     def _store_waiting(self) -> None:
         batch = self._waiting
         try:
-            self._write([heard for heard, _ in batch if heard is not None])
+            self._write([message for message, _ in batch if message is not None])
         except StoreError as error:
             if not error.refused:
                 raise
-            self._one_by_one([heard for heard, _ in batch if heard is not None])
+            self._one_by_one([message for message, _ in batch if message is not None])
         self._waiting = []
         for _, token in batch:
             self._done(token)
 
-    def _one_by_one(self, batch: list[Heard]) -> None:
+    def _one_by_one(self, batch: list[Message]) -> None:
         """A row that the database will never take holds up no other."""
-        for heard in batch:
+        for message in batch:
             try:
-                self._write([heard])
+                self._write([message])
             except StoreError as error:
                 if not error.refused:
                     raise
                 self.refused += 1
-                log.error("a %s message of %s is not stored: %s", heard.kind, heard.node, error)
+                log.error("a %s message of %s is not stored: %s", message.kind, message.node, error)
 
-    def _write(self, batch: list[Heard]) -> None:
+    def _write(self, batch: list[Message]) -> None:
         written: Written = self._store.write(batch, datetime.now(timezone.utc))
         self.new += written.new
         self.known += written.known

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from edge.delivery.messages import Counts, Faces, Health, Status
-from edge.watch.messages import Heard, moment
+from edge.watch.messages import Message, moment
 
 KEEP_MINUTES = 240
 MOST_LABELS = 40  # that the page shows; a bundle has eight or so
@@ -94,27 +94,27 @@ class Rooms:
         with self.lock:
             self.refused[reason] += 1
 
-    def hear(self, heard: Heard, now: datetime, retained: bool = False) -> None:
+    def hear(self, message: Message, now: datetime, retained: bool = False) -> None:
         """Take a message in. retained: it was said some time ago."""
         with self.lock:
             self.messages += 1
-            room = self.rooms.get(heard.node)
+            room = self.rooms.get(message.node)
             if room is None:
                 if len(self.rooms) >= MOST_NODES:
                     self.refused["too many nodes"] += 1
                     return
-                room = self.rooms[heard.node] = Room(heard.node, now)
-            message = heard.message
-            gone = isinstance(message, Status) and message.state in ("lost", "stopped")
+                room = self.rooms[message.node] = Room(message.node, now)
+            payload = message.payload
+            gone = isinstance(payload, Status) and payload.state in ("lost", "stopped")
             if not (gone or retained):
                 room.heard = now
-            if isinstance(message, Counts):
+            if isinstance(payload, Counts):
                 room.counted = now
-                self._count(room, message, now)
-            elif isinstance(message, Status):
-                room.status = message
-            elif isinstance(message, Health):
-                room.health = message
+                self._count(room, payload, now)
+            elif isinstance(payload, Status):
+                room.status = payload
+            elif isinstance(payload, Health):
+                room.health = payload
 
     def remember(self, row: Mapping[str, Any], now: datetime) -> None:
         """A reading that a recorder stored before this start; row: by column of its table."""

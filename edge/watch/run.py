@@ -26,7 +26,7 @@ from edge.base.strict_yaml import validate
 from edge.delivery.connection import read_password
 from edge.settings import Broker, Settings
 from edge.watch.lines import json_line, line, printable
-from edge.watch.messages import Heard, Refused, read
+from edge.watch.messages import Message, Refused, read
 from edge.watch.receive import Keep, Receiver, Token
 from edge.watch.rooms import KEEP_MINUTES, Rooms, utc_now
 
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
-class Desk:
+class MessageRouter:
     """Where every message ends up: in the rooms, on the terminal, with the recorder."""
 
     def __init__(self, lines: str) -> None:
@@ -110,9 +110,9 @@ class Desk:
         self._lines = lines
 
     def take(self, topic: str, raw: bytes, token: Token) -> None:
-        heard = None
+        message = None
         try:
-            heard = read(topic, raw)
+            message = read(topic, raw)
         except Refused as refusal:
             self.rooms.refuse(str(refusal))
             count = self.rooms.refused[str(refusal)]
@@ -121,17 +121,17 @@ class Desk:
                 log.warning(
                     "refused %s, %d so far: %d bytes on %s", refusal, count, len(raw), where
                 )
-        if heard is not None:
-            self.rooms.hear(heard, utc_now(), token.retained)
+        if message is not None:
+            self.rooms.hear(message, utc_now(), token.retained)
             if self._lines:
-                self.show(topic, heard)
+                self.show(topic, message)
         if self.recorder is not None:
-            self.recorder.take(heard, token)
+            self.recorder.take(message, token)
 
-    def show(self, topic: str, heard: Heard) -> None:
+    def show(self, topic: str, message: Message) -> None:
         """A line of it on stdout."""
         try:
-            print(json_line(topic, heard) if self._lines == "json" else line(heard), flush=True)
+            print(json_line(topic, message) if self._lines == "json" else line(message), flush=True)
         except BrokenPipeError:
             self.stop.set()
 
@@ -170,31 +170,31 @@ def run(argv: Sequence[str] | None = None) -> None:
     table = sys.stdout.isatty() and not (args.json or args.lines or args.group)
     lines = "json" if args.json else "text" if args.lines or not (table or quiet) else ""
     cli.start_log()
-    desk = Desk(lines)
+    router = MessageRouter(lines)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: desk.stop.set())
+        signal.signal(number, lambda *_: router.stop.set())
     if args.max_seconds is not None:
-        timer = threading.Timer(args.max_seconds, desk.stop.set)
+        timer = threading.Timer(args.max_seconds, router.stop.set)
         timer.daemon = True
         timer.start()
-    watch(args, settings, desk, table)
+    watch(args, settings, router, table)
 
 
 def watch(
     args: argparse.Namespace,
     settings: Broker,
-    desk: Desk,
+    router: MessageRouter,
     table: bool,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Until desk.stop. ready: called after each subscription. Raises what the receiver, the page or the
-    recorder could not mend."""
+    """Run until router.stop. ready: called after each subscription. Raises what the receiver, the page
+    or the recorder could not mend."""
     keep, store = open_store(args) if args.record else (None, None)
-    receiver = Receiver(settings, desk.take, keep, patient=bool(args.record or args.web))
+    receiver = Receiver(settings, router.take, keep, patient=bool(args.record or args.web))
     if store is not None:
         from edge.watch.record import Recorder
 
-        desk.recorder = Recorder(store, receiver.done, receiver.publish, args.keep_days)
+        router.recorder = Recorder(store, receiver.done, receiver.publish, args.keep_days)
     server = None
     if args.web:
         from edge.watch.web import Server, place
@@ -202,8 +202,8 @@ def watch(
         password = read_password(args.web_password_file)
         where = place(args.web, password, args.web_certificate, args.web_key)
         if store is not None:
-            remember(desk.rooms, store)
-        server = Server(desk.rooms, lambda: receiver.state, where)
+            remember(router.rooms, store)
+        server = Server(router.rooms, lambda: receiver.state, where)
         server.start()
         print(f"the page is at {where.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     elif not table:
@@ -212,36 +212,36 @@ def watch(
     ended: list[bool] = []
 
     def receive() -> None:
-        recorder = desk.recorder
+        recorder = router.recorder
         try:
             if recorder is None:
-                receiver.run(desk.stop, connected=ready)
+                receiver.run(router.stop, connected=ready)
             else:
-                receiver.run(desk.stop, recorder.turn, ready, recorder.lost, recorder.finish)
+                receiver.run(router.stop, recorder.turn, ready, recorder.lost, recorder.finish)
             ended.append(True)
         except EdgeError as error:
             failed.append(error)
         finally:
             # Also after a fault of ours: a process that hears nothing must not look alive.
-            desk.stop.set()
+            router.stop.set()
 
     thread = threading.Thread(target=receive, name="receiver")
     thread.start()
     try:
         if table:
-            show_table(desk, receiver)
+            show_table(router, receiver)
         else:
-            while not desk.stop.wait(0.2):
+            while not router.stop.wait(0.2):
                 pass
     finally:
-        desk.stop.set()
+        router.stop.set()
         thread.join()
         if server is not None:
             server.close()
         if store is not None:
             store.close()
-    if desk.recorder is not None:
-        log.info("stored %d readings, %d were known", desk.recorder.new, desk.recorder.known)
+    if router.recorder is not None:
+        log.info("stored %d readings, %d were known", router.recorder.new, router.recorder.known)
     if failed:
         raise failed[0]
     if not ended:
@@ -262,7 +262,7 @@ def remember(rooms: Rooms, store: Store) -> None:
         log.warning("%s; the page starts without what was recorded", error)
 
 
-def show_table(desk: Desk, receiver: Receiver) -> None:
+def show_table(router: MessageRouter, receiver: Receiver) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -270,10 +270,10 @@ def show_table(desk: Desk, receiver: Receiver) -> None:
 
     console = Console()
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        while not desk.stop.is_set():
+        while not router.stop.is_set():
             height = shutil.get_terminal_size().lines
             live.update(
-                render(desk.rooms, receiver.state, utc_now(), height, desk.note()), refresh=True
+                render(router.rooms, receiver.state, utc_now(), height, router.note()), refresh=True
             )
             time.sleep(TABLE_SECONDS)
 

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edge.base.errors import EdgeError, UsageError
 from edge.delivery.messages import Counts, Health, Status
-from edge.watch.messages import Heard, moment
+from edge.watch.messages import Message, moment
 from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -137,12 +137,12 @@ class Store:
         if not self._postgresql and not Path(file).is_file():
             raise UsageError(f"--record {file} does not exist; give the recorder's own")
 
-    def write(self, batch: Sequence[Heard], received: datetime) -> Written:
+    def write(self, batch: Sequence[Message], received: datetime) -> Written:
         """Store all or nothing. Raises StoreError."""
         written = Written()
-        counts = [h.message for h in batch if isinstance(h.message, Counts)]
-        healths = [h.message for h in batch if isinstance(h.message, Health)]
-        statuses = [h.message for h in batch if isinstance(h.message, Status)]
+        counts = [h.payload for h in batch if isinstance(h.payload, Counts)]
+        healths = [h.payload for h in batch if isinstance(h.payload, Health)]
+        statuses = [h.payload for h in batch if isinstance(h.payload, Status)]
         with self._transaction() as db:
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
             logs = self._lock(db, keys)

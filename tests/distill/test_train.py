@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.augment import degrade, gaussian_blur, jpeg, placement, warp
+from distill.data.augment import corrupt, gaussian_blur, jpeg, random_affine, warp
 from distill.data.crops import Crops
 from distill.data.sampling import batches, choosable, learnable, shares
 from distill.data.splits import Split
@@ -309,7 +309,7 @@ def test_data_that_is_not_there_is_one_line(
 
 def augment(faces: torch.Tensor, config: Augmentation, drawn: torch.Generator) -> torch.Tensor:
     """As a student's course does it."""
-    return degrade(warp(faces, placement(len(faces), config, drawn)), config, drawn)
+    return corrupt(warp(faces, random_affine(len(faces), config, drawn)), config, drawn)
 
 
 def test_augmentation_repeats_by_its_generator_and_stays_a_picture() -> None:
@@ -369,7 +369,7 @@ def test_move_turns_and_mirrors_without_shear() -> None:
     marks = [(20, 20), (20, 44), (44, 32)]
     for value, (y, x) in zip((60.0, 120.0, 240.0), marks, strict=True):
         faces[:, 0, y - 2 : y + 3, x - 2 : x + 3] = value
-    places = placement(64, only, torch.Generator().manual_seed(0))
+    places = random_affine(64, only, torch.Generator().manual_seed(0))
     moved = warp(faces, places)[:, 0].numpy()
     y, x = np.mgrid[0:65, 0:65]
     mirrored = []

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from edge.delivery.messages import rfc3339
-from edge.watch.messages import Heard, read
+from edge.watch.messages import Message, read
 
 NODE = "school/room-1/node-1"
 LOG = "11111111-2222-3333-4444-555555555555"
@@ -70,7 +70,7 @@ def small(seq: int, node: str = NODE, **content: Any) -> tuple[str, bytes]:
     return counts(seq, node, **{**hidden, **content})
 
 
-def heard(message: tuple[str, bytes]) -> Heard:
+def heard(message: tuple[str, bytes]) -> Message:
     found = read(*message)
     assert found is not None
     return found

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from distill.data.crops import Crops, list_pictures, rafdb_split
-from distill.data.duplicates import find_twins, perceptual_hash
+from distill.data.crops import Crops, list_images, rafdb_split
+from distill.data.duplicates import find_near_duplicates, perceptual_hash
 from distill.data.splits import Split, argmax, join, majority
 from distill.data.votes import read_fer2013, read_ferplus, read_folders, read_rafdb
 from edge.base.errors import DataError
@@ -54,9 +54,9 @@ def test_missing_files_rows_and_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"label\.csv has no row for b\.png of 'train'"):
         join(tmp_path, "ferplus", "train", {"train": crops(["a.png", "b.png"])})
     with pytest.raises(DataError, match="is no folder"):
-        list_pictures(tmp_path / "absent", "ferplus")
+        list_images(tmp_path / "absent", "ferplus")
     with pytest.raises(DataError, match="holds no pictures in the layout 'rafdb'"):
-        list_pictures(tmp_path, "rafdb")
+        list_images(tmp_path, "rafdb")
 
 
 def test_soft_targets_are_the_eight_votes_over_their_sum(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_rafdb_is_read_in_its_holders_layout(tmp_path: Path) -> None:
         cv2.imwrite(str(folder / f"{name}_aligned.jpg"), np.zeros((100, 100, 3), np.uint8))
     labels = tmp_path / "list_patition_label.txt"
     labels.write_text("train_00001.jpg 5\ntrain_00002.jpg 7\ntest_0001.jpg 4\n")
-    pictures = list_pictures(tmp_path, "rafdb")
+    pictures = list_images(tmp_path, "rafdb")
     assert [name for name, _ in pictures["test"]] == ["test_0001.jpg"]
     votes: dict[str, list[int]] = {}
     for split in pictures:
@@ -146,18 +146,18 @@ def test_twins_leave_train_for_valid_and_test_and_valid_for_test(
     cv2.imwrite(str(valid / "valid00000.png"), scene)
     cv2.imwrite(str(train / "train00000.png"), scene)
     cv2.imwrite(str(train / "train00001.png"), brighter)
-    found = find_twins(root, "ferplus", tmp_path)
+    found = find_near_duplicates(root, "ferplus", tmp_path)
     kinds = {name: kind for name, _, kind in found["train"]}
     assert kinds["train00000.png"] == "exact"
     assert kinds["train00001.png"] == "near"
     assert ("valid00000.png", "test/test00000.png", "exact") in found["valid"]
     assert "test" not in found
-    assert find_twins(root, "ferplus", tmp_path) == found, "kept and read again"
+    assert find_near_duplicates(root, "ferplus", tmp_path) == found, "kept and read again"
     assert (tmp_path / "twins-train.csv").read_text().startswith("name,twin,kind\n")
     # Data that changed under the same names is looked at again.
     for i in range(2, 10):
         shutil.copy(test / f"test{i:05d}.png", train / f"train{i:05d}.png")
-    assert len(find_twins(root, "ferplus", tmp_path)["train"]) == len(found["train"]) + 8
+    assert len(find_near_duplicates(root, "ferplus", tmp_path)["train"]) == len(found["train"]) + 8
 
 
 def test_perceptual_hash_ignores_brightness_and_tells_pictures_apart() -> None:

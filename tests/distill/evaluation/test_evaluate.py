@@ -62,10 +62,10 @@ def test_each_change_changes_more_with_its_strength(change: robustness.Change) -
     before = pixels.copy()
     moved = []
     for strength in change.strengths:
-        worse = robustness.spoiled(pixels, change, strength)
+        worse = robustness.corrupted(pixels, change, strength)
         assert worse.dtype == np.uint8
         assert worse.shape == pixels.shape
-        assert np.array_equal(worse, robustness.spoiled(pixels, change, strength)), "repeats"
+        assert np.array_equal(worse, robustness.corrupted(pixels, change, strength)), "repeats"
         moved.append(np.abs(worse.astype(float) - pixels).mean())
     assert moved == sorted(moved)
     assert moved[0] > 0
@@ -75,12 +75,12 @@ def test_each_change_changes_more_with_its_strength(change: robustness.Change) -
 def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> None:
     white = np.full((8, 1, 64, 64), 255, np.uint8)
     by_name = {change.name: change for change in robustness.CHANGES}
-    covered = robustness.spoiled(white, by_name["occlusion"], 0.2)
+    covered = robustness.corrupted(white, by_name["occlusion"], 0.2)
     assert (covered == 128).mean(axis=(1, 2, 3)) == pytest.approx(np.full(8, 0.2), abs=0.01)
     line = np.zeros((2, 1, 64, 64), np.uint8)
     line[:, :, 31:33] = 255
     for picture, sign in zip(
-        robustness.spoiled(line, by_name["rotation"], 20), (1, -1), strict=True
+        robustness.corrupted(line, by_name["rotation"], 20), (1, -1), strict=True
     ):
         y, x = np.nonzero(picture[0] > 128)
         slope = np.polyfit(x, y, 1)[0]

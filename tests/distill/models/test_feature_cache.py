@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.data.augment import placement, warp
+from distill.data.augment import random_affine, warp
 from distill.data.sampling import Examples
 from distill.models.backbones import Lower, SFace, split
 from distill.models.feature_cache import (
@@ -131,7 +131,7 @@ def test_lessons_are_the_teachers_and_move_with_the_picture(
     lower = cache(tmp_path / "f", Counting(4, 1))
     lessons = cache_lessons(tmp_path, teacher, scene, lower, False, lambda line: None)
     rows = np.array([0, 77])
-    places = placement(2, Augmentation(), torch.Generator().manual_seed(0))
+    places = random_affine(2, Augmentation(), torch.Generator().manual_seed(0))
     thoughts = lessons.read(rows, places, 8)
     expected = teacher.think(scene.read(rows), lower.read(rows))
     assert torch.allclose(thoughts.logits, expected.logits, atol=1e-4)
@@ -185,7 +185,7 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
     assert scene.shape == (2, 5, 7, 7)
     assert lower.shape == (2, 4, 7, 7)
     assert targets.shape == (2, 3)
-    places = placement(2, recipe.augmentation, torch.Generator().manual_seed(4))
+    places = random_affine(2, recipe.augmentation, torch.Generator().manual_seed(4))
     for part, name, grid, network in zip(
         (scene, lower), ("scene", "face"), grids, frozen, strict=True
     ):

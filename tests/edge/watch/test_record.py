@@ -18,7 +18,7 @@ import paho.mqtt.client as mqtt
 import pyarrow.parquet as pq
 import pytest
 
-from edge.watch.messages import Heard
+from edge.watch.messages import Message
 from edge.watch.parquet import write
 from edge.watch.receive import Token
 from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
@@ -36,11 +36,11 @@ class Faulty(Store):
     away, tries = False, 0
     poison: Sequence[int] = ()
 
-    def write(self, batch: Sequence[Heard], received: datetime) -> Written:
+    def write(self, batch: Sequence[Message], received: datetime) -> Written:
         if self.away:
             self.tries += 1
             raise StoreError("database away")
-        if any(getattr(h.message, "seq", 0) in self.poison for h in batch):
+        if any(getattr(h.payload, "seq", 0) in self.poison for h in batch):
             error = StoreError("a row that no table takes")
             error.refused = True
             raise error

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.base.errors import UsageError
-from edge.watch.messages import Heard
+from edge.watch.messages import Message
 from edge.watch.store import Store, StoreError
 from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
@@ -31,7 +31,7 @@ def store(database: str) -> Iterator[Store]:
     made.close()
 
 
-def seqs(*numbers: int) -> list[Heard]:
+def seqs(*numbers: int) -> list[Message]:
     return [heard(counts(seq)) for seq in numbers]
 
 
@@ -170,9 +170,9 @@ def test_a_database_of_a_newer_version_is_one_line(store: Store) -> None:
 
 def test_a_value_that_no_column_takes_is_refused_not_a_crash(store: Store) -> None:
     message = heard(counts(1))
-    monster = message.message.model_copy(update={"min_group": 2**70})
+    monster = message.payload.model_copy(update={"min_group": 2**70})
     with pytest.raises(StoreError) as caught:
-        store.write([Heard(message.node, "counts", monster)], NOON)
+        store.write([Message(message.node, "counts", monster)], NOON)
     assert caught.value.refused
     assert store.write(seqs(1), NOON).new == 1
 
