@@ -11,10 +11,11 @@ from typing import Literal
 
 from edge.aggregate import Window
 from edge.base import schedule
+from edge.base.clock import rfc3339
 from edge.base.errors import BrokerError, EdgeError, OutboxError
 from edge.classify import Classifier
 from edge.delivery.commands import Commands
-from edge.delivery.messages import counts_message, rfc3339
+from edge.delivery.messages import counts_message
 from edge.delivery.outbox import Limits, Outbox
 from edge.delivery.publisher import Publisher, open_publisher
 from edge.detect import Detector

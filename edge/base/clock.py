@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from edge.base.errors import SourceError
 
@@ -19,11 +19,33 @@ from edge.base.errors import SourceError
 EARLIEST = datetime(2026, 11, 1, tzinfo=timezone.utc).timestamp()
 LATEST = EARLIEST + 20 * 365.25 * 86400
 
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
 SNTP_PORT = 123
 SNTP_TO_UNIX = 2_208_988_800  # seconds from 1900 to 1970
 ERA = 2**32  # SNTP's seconds wrap in 2036
 CLIENT_4 = 0x23  # no warning, version 4, mode client
 SERVER, UNSYNCHRONISED = 4, 3
+
+
+def utc_now() -> datetime:
+    """Read the system's clock, as a moment that knows its zone."""
+    return datetime.now(timezone.utc)
+
+
+def rfc3339(utc: float) -> str:
+    """Format UTC seconds with milliseconds and Z (RFC 3339), on both sides of 1970 and beyond what
+    time_t can print."""
+    try:
+        moment = EPOCH + timedelta(milliseconds=round(utc * 1000))
+    except OverflowError:
+        moment = EPOCH
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def parse_rfc3339(text: str) -> datetime:
+    """Read what `rfc3339` wrote; raises ValueError."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
 
 
 def plausible(utc: float) -> bool:

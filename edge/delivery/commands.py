@@ -20,12 +20,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from edge.base.clock import parse_rfc3339
 from edge.base.errors import EdgeError
 from edge.delivery.messages import Command
 from edge.inference.weights import write_atomically
@@ -133,7 +133,7 @@ class Commands:
         """What was done, in words; ValueError with what was wrong."""
         if name not in NAMES:
             raise ValueError(f"no command '{name}'; there are {', '.join(NAMES)}")
-        if datetime.strptime(command.expires, "%Y-%m-%dT%H:%M:%S.%f%z").timestamp() < self._utc():
+        if parse_rfc3339(command.expires).timestamp() < self._utc():
             raise ValueError(f"expired at {command.expires}")
         wanted = dict(command.arguments)
         text = self._act(name, wanted)

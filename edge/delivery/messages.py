@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge.base.clock import clock_synced
+from edge.base.clock import clock_synced, parse_rfc3339, rfc3339, utc_now
 from edge.records import Reading
 
 PREFIX = "edge/v1"
 NODE_PATTERN = r"^[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+$"
 TIME_PATTERN = r"^\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 # Whole numbers that every JSON reader keeps exactly (RFC 8259, section 6).
@@ -202,15 +200,6 @@ class Result(_Message):
 MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health, Ack, Command, Result)
 
 
-def rfc3339(utc: float) -> str:
-    """Milliseconds, Z. Works on both sides of 1970 and beyond what time_t can print."""
-    try:
-        moment = EPOCH + timedelta(milliseconds=round(utc * 1000))
-    except OverflowError:
-        moment = EPOCH
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
-
-
 def dumps(payload: dict[str, Any]) -> str:
     """One line of RFC 8259 JSON: no NaN, keys in the model's order."""
     return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -272,11 +261,10 @@ class Outgoing:
 
 
 def as_sent(payload: dict[str, Any]) -> Outgoing:
-    """A reading from the outbox as it goes out now: under the name of the node that counted it,
-    `historical` when it is more than a window late."""
-    end = datetime.strptime(payload["end"], "%Y-%m-%dT%H:%M:%S.%f%z")
-    age = (datetime.now(timezone.utc) - end).total_seconds()
-    late = age > payload["window_seconds"]
+    """Make a message of a reading from the outbox as it goes out now, under the name of the node that
+    counted it: `historical` when it is more than a window late, which a file's own time never is."""
+    age = (utc_now() - parse_rfc3339(payload["end"])).total_seconds()
+    late = payload["time_base"] == "utc" and age > payload["window_seconds"]
     return Outgoing("counts", {**payload, "historical": late}, retain=False)
 
 

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.flash.index import Entry, Index, State, node_name, read_index, states, write_file
 from edge.inference.weights import sha256
@@ -48,10 +49,6 @@ class Issued:
     key: bytes = field(repr=False)
     authority: bytes
     entry: Entry
-
-
-def utc_now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 def alternative_name(host: str) -> x509.GeneralName:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from edge.base import cli
+from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.flash.authority import (
     AUTHORITY_DAYS,
@@ -20,7 +21,6 @@ from edge.flash.authority import (
     Issued,
     create,
     name_in,
-    utc_now,
 )
 from edge.flash.index import Entry, State, node_name, write_file
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from edge.base import cli
+from edge.base.clock import rfc3339
 from edge.base.errors import EdgeError, UsageError
-from edge.delivery.messages import rfc3339
 from edge.inference.bundle import load_bundle
 from edge.inference.weights import sha256, write_atomically
 from edge.update.release import MANIFEST, SIGNATURE, File, Refused, Release, parse

@@ -15,7 +15,7 @@ import cv2
 
 import edge
 from edge.aggregate import Window
-from edge.base.clock import clock_synced
+from edge.base.clock import clock_synced, rfc3339
 from edge.base.timing import Stages
 from edge.delivery.commands import Done
 from edge.delivery.messages import (
@@ -28,7 +28,6 @@ from edge.delivery.messages import (
     Result,
     Status,
     as_dict,
-    rfc3339,
 )
 from edge.delivery.outbox import Outbox
 from edge.detect import Detector

@@ -13,10 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.base.clock import clock_synced, offset, plausible
+from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
 from edge.delivery.connection import probe
-from edge.delivery.messages import rfc3339
 from edge.detect import Detector
 from edge.inference.loader import Opened, open_detector, open_student
 from edge.records import Face, Frame

@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 
 import edge
 from edge.base import cli
-from edge.base.clock import clock_synced
+from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import EdgeError
 from edge.base.strict_yaml import read_yaml, validate
 from edge.delivery.connection import deliver
-from edge.delivery.messages import Outgoing, Status, as_dict, rfc3339
+from edge.delivery.messages import Outgoing, Status, as_dict
 from edge.inference.weights import write_atomically
 from edge.settings import Settings
 

@@ -22,10 +22,9 @@ from pathlib import Path
 
 import edge
 from edge.base import cli
-from edge.base.clock import plausible
+from edge.base.clock import plausible, rfc3339
 from edge.base.errors import EdgeError
 from edge.base.strict_yaml import read_yaml, validate
-from edge.delivery.messages import rfc3339
 from edge.inference.bundle import load_bundle
 from edge.inference.loader import open_student
 from edge.inference.weights import sha256, write_atomically

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Union
 
 from pydantic import ValidationError
 
+from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import PREFIX, Counts, Health, Info, Status
 
 LARGEST_BYTES = 64 * 1024
@@ -42,11 +42,6 @@ class Message:
     payload: Payload
 
 
-def moment(text: str) -> datetime:
-    """RFC 3339 with Z, as the kit writes it; raises ValueError."""
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
-
-
 def read(topic: str, raw: bytes) -> Message | None:
     """The message; None where the topic is not for it, or a retained message is taken back. Raises
     Refused."""
@@ -72,7 +67,7 @@ def read(topic: str, raw: bytes) -> Message | None:
         raise Refused("holds a null character")  # which PostgreSQL cannot keep
     if isinstance(payload, Counts):
         try:
-            span = (moment(payload.end) - moment(payload.start)).total_seconds()
+            span = (parse_rfc3339(payload.end) - parse_rfc3339(payload.start)).total_seconds()
         except ValueError as error:
             raise Refused("a time that no calendar has") from error
         if abs(span - payload.window_seconds) > 0.01:

@@ -6,11 +6,12 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
+from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Faces, Health, Status
-from edge.watch.messages import Message, moment
+from edge.watch.messages import Message
 
 KEEP_MINUTES = 240
 MOST_LABELS = 40  # that the page shows; a bundle has eight or so
@@ -139,7 +140,7 @@ class Rooms:
             room.counts = m
         mean = m.faces.mean if isinstance(m.faces, Faces) else None
         suppressed = isinstance(m.faces, str)
-        key, start = (m.log, m.seq), moment(m.start)
+        key, start = (m.log, m.seq), parse_rfc3339(m.start)
         window = Windowed(key, start, m.window_seconds, mean, suppressed, m.person_seconds)
         self._add(room, window, now)
 
@@ -169,7 +170,3 @@ class Rooms:
         oldest = now - timedelta(minutes=KEEP_MINUTES + 1)
         for at in [at for at in room.minutes if at < oldest]:
             del room.minutes[at]
-
-
-def utc_now() -> datetime:
-    return datetime.now(timezone.utc)

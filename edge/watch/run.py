@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.base import cli
+from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.base.strict_yaml import validate
 from edge.delivery.connection import read_password
@@ -28,7 +29,7 @@ from edge.settings import Broker, Settings
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import Message, Refused, read
 from edge.watch.receive import Keep, Receiver, Token
-from edge.watch.rooms import KEEP_MINUTES, Rooms, utc_now
+from edge.watch.rooms import KEEP_MINUTES, Rooms
 
 if TYPE_CHECKING:
     from edge.watch.record import Recorder

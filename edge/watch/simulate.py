@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from edge.aggregate import Window
 from edge.base import cli
-from edge.base.clock import clock_synced
+from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import BrokerError, UsageError
 from edge.delivery.connection import (
     Address,
@@ -46,7 +46,6 @@ from edge.delivery.messages import (
     as_sent,
     counts_message,
     dumps,
-    rfc3339,
 )
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import FIRST_PAUSE_SECONDS, pause_after

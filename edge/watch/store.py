@@ -18,9 +18,10 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 
+from edge.base.clock import parse_rfc3339
 from edge.base.errors import EdgeError, UsageError
 from edge.delivery.messages import Counts, Health, Status
-from edge.watch.messages import Message, moment
+from edge.watch.messages import Message
 from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -350,8 +351,8 @@ def _row(m: Counts, received: datetime) -> dict[str, Any]:
         "node": m.node,
         "log": m.log,
         "seq": m.seq,
-        "start": moment(m.start),
-        "end": moment(m.end),
+        "start": parse_rfc3339(m.start),
+        "end": parse_rfc3339(m.end),
         "received": received,
         "time_base": m.time_base,
         "clock_synced": m.clock_synced,

@@ -30,9 +30,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.watch import view
-from edge.watch.rooms import Rooms, utc_now
+from edge.watch.rooms import Rooms
 
 log = logging.getLogger(__name__)
 

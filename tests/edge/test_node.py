@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.base.clock import parse_rfc3339, rfc3339
 from edge.base.errors import OutboxError, SourceError
-from edge.delivery.messages import Outgoing, rfc3339
+from edge.delivery.messages import Outgoing
 from edge.node import Node
 from edge.records import Face, Frame, Tick
 from edge.settings import Settings
-from edge.watch.messages import moment
 from support.brokers import certificates
 
 MONDAY_NOON = time.mktime((2026, 11, 23, 12, 0, 0, 0, 0, -1))
@@ -306,7 +306,7 @@ def test_a_certificate_that_ends_soon_is_told_while_there_is_time(
         capture_output=True,
         text=True,
     ).stdout
-    assert f"{moment(ends):%b %e %H:%M:%S %Y} GMT" in shown
+    assert f"{parse_rfc3339(ends):%b %e %H:%M:%S %Y} GMT" in shown
     certificates(tmp_path, ["a/b/c"], days={"a/b/c": "825"}, renew=True)
     here.step(0.1)
     assert here.state == ("online", ""), "renewed"

@@ -202,6 +202,7 @@ def test_a_thousand_readings_wait(
                 "start": f"2026-01-01T00:{second // 60:02}:{second % 60:02}.000Z",
                 "end": "2026-01-01T00:30:00.000Z",
                 "window_seconds": 1.0,
+                "time_base": "utc",
                 "historical": False,
             }
         )

@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from edge.delivery.messages import rfc3339
+from edge.base.clock import rfc3339
 from edge.watch.messages import Message, read
 
 NODE = "school/room-1/node-1"

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.aggregate import Window
+from edge.base.clock import rfc3339
 from edge.base.errors import BundleError
 from edge.delivery.commands import NAMES, REMEMBERED, Commands
-from edge.delivery.messages import rfc3339
 from edge.inference.bundle import SHIPPED
 from edge.records import Expression, Frame, Tick
 from support.clock import Clock

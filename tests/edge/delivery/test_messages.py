@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
+from typing import Literal
 
 import jsonschema
 import pytest
 
-from edge.base.clock import clock_synced
-from edge.delivery.messages import MESSAGES, counts_message, dumps, rfc3339, schema_of
+from edge.base.clock import clock_synced, parse_rfc3339, rfc3339
+from edge.delivery.messages import MESSAGES, as_sent, counts_message, dumps, schema_of
 from edge.records import Reading
 from support.paths import ROOT
 
@@ -80,6 +82,26 @@ def test_times_are_rfc3339_on_both_sides_of_1970_and_beyond_2038() -> None:
     assert rfc3339(-0.5) == "1969-12-31T23:59:59.500Z"
     assert rfc3339(1_700_000_000.9996) == "2023-11-14T22:13:21.000Z"
     assert rfc3339(4_000_000_000) == "2096-10-02T07:06:40.000Z"
+
+
+def test_times_are_read_as_they_were_written() -> None:
+    assert parse_rfc3339("2096-10-02T07:06:40.250Z").timestamp() == 4_000_000_000.25
+    with pytest.raises(ValueError, match="does not match"):
+        parse_rfc3339("2096-10-02T07:06:40")
+
+
+@pytest.mark.parametrize(
+    ("base", "late", "historical"),
+    [("utc", 9.9, False), ("utc", 10.1, True), ("file", 9.9, False), ("file", 1e6, False)],
+)
+def test_what_goes_out_a_window_late_is_historical_and_what_a_file_showed_is_not(
+    base: Literal["utc", "file"], late: float, historical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the machine: a file's time is its own, and no clock's."""
+    counted = counts_message(reading(), "a/b/c", 5, 2, base)
+    now = datetime.fromtimestamp(reading().end, timezone.utc) + timedelta(seconds=late)
+    monkeypatch.setattr("edge.delivery.messages.utc_now", lambda: now)
+    assert as_sent(counted).payload["historical"] is historical
 
 
 def test_messages_are_one_line_of_strict_json() -> None:

@@ -97,7 +97,7 @@ def stopped() -> Outgoing:
 
 
 def example(end: str = "2026-01-01T00:00:00.000Z") -> dict[str, Any]:
-    return {"node": NODE, "end": end, "window_seconds": 10, "historical": False}
+    return {"node": NODE, "end": end, "window_seconds": 10, "time_base": "utc", "historical": False}
 
 
 def test_the_clip_arrives_at_a_subscriber_as_it_does_on_stdout(

@@ -20,8 +20,9 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
+from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.watch.rooms import Rooms, utc_now
+from edge.watch.rooms import Rooms
 from edge.watch.web import Place, Server, place
 from support.brokers import Mosquitto, certificates, free_port
 from support.heard import counts, heard, raw, small
