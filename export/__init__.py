@@ -1,1 +1,1 @@
-"""Checkpoint > bundle: ONNX in float and INT8, with proof that they agree."""
+"""From checkpoint to bundle: ONNX in float and INT8, and checks that the files agree."""

@@ -1,4 +1,4 @@
-"""Proof that the exported files say what the trained network says."""
+"""Checks that the exported files say what the trained network says."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CHANGED_TOLERANCE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """INT8 against float on one split. Shares are 0..1; kl in nats, mean over the pictures.
+    """Compares INT8 with float on one split. Shares are 0..1; kl in nats, mean over the images.
 
     accuracy_change: INT8 minus float, with its paired 95 % interval; recall_change: the same by class
-    (None where a class has no picture); changed_by_class: of the pictures that float put there.
+    (None where a class has no image); changed_by_class: share of the images that float put there.
     """
 
     pictures: int
@@ -41,9 +41,11 @@ class Agreement:
 
     @property
     def within(self) -> bool:
+        """Tell whether INT8 is within tolerance of float."""
         return self.accuracy_change >= -ACCURACY_TOLERANCE and self.changed <= CHANGED_TOLERANCE
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields as bundle.json stores them, rounded to six decimals."""
         return _rounded(asdict(self))
 
 
@@ -60,7 +62,10 @@ def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def torch_equals_onnx(student: Student, model: Path, crops: NDArray[np.uint8]) -> float:
-    """Largest difference of a logit; raises EdgeError above TORCH_TOLERANCE."""
+    """Return the largest difference of a logit; raises EdgeError above TORCH_TOLERANCE.
+
+    crops: (N, C, S, S) uint8.
+    """
     here = student(torch.from_numpy(np.array(crops)).float()).numpy()
     difference = float(np.abs(here - logits_of(model, crops)).max())
     if not difference <= TORCH_TOLERANCE:
@@ -69,7 +74,7 @@ def torch_equals_onnx(student: Student, model: Path, crops: NDArray[np.uint8]) -
 
 
 def divergence(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> tuple[float, float]:
-    """Of logits (N, K): mean KL divergence in nats, and the share of changed decisions."""
+    """Return the mean KL divergence in nats and the share of changed decisions, of logits (N, K)."""
     p, q = softmax(exact), softmax(rounded)
     kl = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=1).mean()
     return float(kl), float((exact.argmax(axis=1) != rounded.argmax(axis=1)).mean())
@@ -81,10 +86,11 @@ def compare(
     truth: NDArray[np.int64],
     labels: tuple[str, ...],
 ) -> Agreement:
-    """exact, rounded: logits (N, K) of float and INT8; truth: (N,), -1 for none; labels: K names.
+    """Compare INT8's answers with float's.
 
-    The interval is that of a difference of paired proportions (McNemar's table): with b pictures
-    that only float and c that only INT8 gets right, variance ((b + c) - (b - c)^2 / n) / n^2.
+    exact, rounded: logits (N, K) of float and INT8; truth: (N,), -1 for none; labels: K names. The
+    interval is that of a difference of paired proportions (McNemar's table): with b images that only
+    float and c that only INT8 gets right, the variance is ((b + c) - (b - c)^2 / n) / n^2.
     """
     one, other = exact.argmax(axis=1), rounded.argmax(axis=1)
     known = truth >= 0

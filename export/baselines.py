@@ -41,7 +41,7 @@ class _Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """forward: (B, 3, 112, 112) to logits (B, K)."""
+    """Maps (B, 3, 112, 112) to logits (B, K)."""
 
     # Expansion, outputs, repeats and stride of each row of the paper's table.
     ROWS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
@@ -76,8 +76,8 @@ def _efficientnet(classes: int) -> nn.Module:
     return EfficientNetForImageClassification(config)  # type: ignore[no-any-return]
 
 
-def write_rivals(folder: Path, classes: int) -> dict[str, tuple[Path, int]]:
-    """ONNX files in float32 with an open batch, by name, and the side of their input in pixels."""
+def write_baselines(folder: Path, classes: int) -> dict[str, tuple[Path, int]]:
+    """Write ONNX files in float32, batch open; return them by name with the input's side in pixels."""
     torch.manual_seed(0)
     written = {}
     for name, network, side in (

@@ -1,10 +1,11 @@
-"""`export-bench`: the bundle's precisions and backends beside the networks that users pick, one run.
+"""`export-bench`: the bundle's precisions and backends against the networks that users would pick.
 
-All take turns, call by call, so that a machine that slows down slows all of them.
+All of them take turns, call by call, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -36,8 +37,11 @@ Call = Callable[[NDArray[np.float32]], object]
 
 
 def peaks(threads: int, rounds: int) -> dict[str, float]:
-    """Best Gop/s of a product of two 1024 x 1024 matrices, float32 and u8 x s8 (2 operations a
-    multiply-add), by the runtime that runs the networks; `onnx` builds the two graphs."""
+    """Measure the machine's best Gop/s (2 operations a multiply-add): a product of two 1024 x 1024
+    matrices in float32 and in u8 x s8, by the runtime that runs the networks.
+
+    Raises ImportError where `onnx`, which builds the two graphs, is missing.
+    """
     import onnx
     from onnx import TensorProto, helper
 
@@ -78,9 +82,9 @@ def _time(call: Call, batch: NDArray[np.float32]) -> float:
 
 
 def contenders(
-    bundle: Bundle, settings: Settings, rivals: dict[str, tuple[Path, int]]
+    bundle: Bundle, settings: Settings, baselines: dict[str, tuple[Path, int]]
 ) -> tuple[dict[str, tuple[Backend, tuple[int, ...]]], dict[str, str]]:
-    """What runs, with the shape of one picture; and what does not, with the reason."""
+    """Open what can run, each with its input's shape (C, S, S); and say why the rest cannot."""
     threads = settings.runtime.threads
     one = (bundle.crop.channels, bundle.crop.size, bundle.crop.size)
     running: dict[str, tuple[Backend, tuple[int, ...]]] = {}
@@ -101,7 +105,7 @@ def contenders(
             running[name] = (TensorRT(engine.path), one)
         except BackendError as error:
             absent[name] = str(error)
-    for name, (path, side) in rivals.items():
+    for name, (path, side) in baselines.items():
         running[f"{name}, ONNX Runtime"] = (open_backend("ort", path, threads), (3, side, side))
     return running, absent
 
@@ -109,7 +113,7 @@ def contenders(
 def measure(
     running: dict[str, tuple[Backend, tuple[int, ...]]], batches: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """A row a network and batch: median and 95th percentile in ms, faces a second."""
+    """Time each network at each batch: median and 95th percentile in ms, faces a second."""
     rng = np.random.default_rng(0)
     rows = []
     for batch in batches:
@@ -138,27 +142,27 @@ def measure(
 
 
 def ratios(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
-    """How many times as fast a face the INT8 student is under ONNX Runtime, by the others."""
+    """Return how many times as fast the INT8 student is under ONNX Runtime as each other network."""
     times = {row["network"]: row["p50_ms"] for row in rows if row["batch"] == batch}
     own = times.pop("student int8, ONNX Runtime")
     return {name: round(value / own, 2) for name, value in times.items()}
 
 
 def bench(
-    bundle: Bundle, settings: Settings, batches: Sequence[int], rounds: int, with_rivals: bool
+    bundle: Bundle, settings: Settings, batches: Sequence[int], rounds: int, with_baselines: bool
 ) -> dict[str, Any]:
-    """Everything in one run. Raises UsageError where a fact of the bundle is missing."""
+    """Measure everything in one run. Raises UsageError where the `train` extra is missing."""
     with tempfile.TemporaryDirectory() as folder:
-        rivals: dict[str, tuple[Path, int]] = {}
+        baselines: dict[str, tuple[Path, int]] = {}
         why_not = ""
-        if with_rivals:
+        if with_baselines:
             try:
-                from export.baselines import write_rivals
+                from export.baselines import write_baselines
 
-                rivals = write_rivals(Path(folder), len(bundle.labels))
+                baselines = write_baselines(Path(folder), len(bundle.labels))
             except ImportError as error:
                 why_not = f"{error}; install the 'train' extra"
-        running, absent = contenders(bundle, settings, rivals)
+        running, absent = contenders(bundle, settings, baselines)
         if why_not:
             absent["other networks"] = why_not
         try:
@@ -196,6 +200,7 @@ def bench(
 
 
 def as_text(result: dict[str, Any]) -> str:
+    """Return `bench`'s result as tables for people."""
     lines = [f"{'network':<38}{'batch':>6}{'median ms':>11}{'95 % ms':>10}{'faces/s':>10}"]
     lines += [
         f"{r['network']:<38}{r['batch']:>6}{r['p50_ms']:>11.2f}{r['p95_ms']:>10.2f}"
@@ -218,7 +223,7 @@ def as_text(result: dict[str, Any]) -> str:
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "export-bench",
-        "Time a bundle's precisions and backends beside EfficientNet-B0 and MobileFaceNet, and\n"
+        "Time a bundle's precisions and backends against EfficientNet-B0 and MobileFaceNet, and\n"
         "compare with what the machine can do at most.",
         "export-bench edge/models --threads 1",
     )
@@ -227,9 +232,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls of each")
     p.add_argument("--engines", type=Path, metavar="DIR", help="where export-engine put them")
     p.add_argument(
-        "--without-rivals",
+        "--without-baselines",
         action="store_true",
         help="only the bundle; needs neither torch nor transformers",
+    )
+    p.add_argument(
+        "--without-rivals",  # an older name
+        action="store_true",
+        dest="without_baselines",
+        help=argparse.SUPPRESS,
     )
     p.add_argument("--json", action="store_true")
     args = p.parse_args(argv)
@@ -239,9 +250,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.engines:
         runtime["engines"] = str(args.engines)
     settings = validate(Settings, {"runtime": runtime}, "options")
-    result = bench(
-        load_bundle(args.bundle), settings, (1, 8, BATCH, 32), args.rounds, not args.without_rivals
-    )
+    bundle, with_baselines = load_bundle(args.bundle), not args.without_baselines
+    result = bench(bundle, settings, (1, 8, BATCH, 32), args.rounds, with_baselines)
     print(json.dumps(result, indent=1) if args.json else as_text(result))
 
 

@@ -1,4 +1,4 @@
-"""Real crops > the ranges of every tensor, once for all INT8 files."""
+"""Real crops -> the ranges of every tensor, once for all INT8 files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ BATCH = 32
 
 
 class Crops(CalibrationDataReader):  # type: ignore[misc]
-    """What the calibrator reads. pixels: (N, C, S, S) uint8, N at least LEAST_CROPS, else DataError."""
+    """Feeds the calibrator."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        """Take (N, C, S, S) uint8; raises DataError where N is below LEAST_CROPS."""
         if len(pixels) < LEAST_CROPS:
             raise DataError(
                 f"{len(pixels)} crops to calibrate on, at least {LEAST_CROPS} are needed; give more "
@@ -30,6 +31,7 @@ class Crops(CalibrationDataReader):  # type: ignore[misc]
         )
 
     def get_next(self) -> dict[str, Any] | None:
+        """Return the next batch as the graph's input, or None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch.astype(np.float32)}
 
@@ -37,7 +39,7 @@ class Crops(CalibrationDataReader):  # type: ignore[misc]
 def balanced(
     labels: NDArray[np.int64], classes: int, wanted: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Places of about `wanted` pictures, equally many a class where a class has that many.
+    """Choose about `wanted` images, equally many of each class as far as it has them; their indices.
 
     labels: (N,), -1 for none. Raises DataError where fewer than LEAST_CROPS can be had.
     """

@@ -94,7 +94,7 @@ def _history(provenance: dict[str, Any]) -> str:
 
 
 def write(description: dict[str, Any]) -> str:
-    """Markdown from bundle.json's content, its scores included."""
+    """Return the card in Markdown. description: bundle.json's content, its scores included."""
     provenance, scores = description["provenance"], description["scores"]
     split = "test" if any(entry["split"] == "test" for entry in scores) else "valid"
     entry = next(e for e in scores if e["split"] == split and e["precision"] == "int8")

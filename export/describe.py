@@ -1,4 +1,4 @@
-"""What bundle.json says of a bundle: files, known answers, provenance."""
+"""bundle.json: files, known answers, provenance."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ LICENCES = {
 
 
 def known_inputs(detector: Detector, spec: CropSpec) -> NDArray[np.uint8]:
-    """Eight inputs that may be shipped: the public-domain portrait, changed as a room would."""
+    """Return eight inputs that may be shipped, (8, C, S, S) uint8: the public-domain portrait, changed
+    as a room would. Raises EdgeError where the detector finds no face in it."""
     picture = portrait()
     faces = detector.find(picture)[:1]
     if not faces:
@@ -73,8 +74,11 @@ def _entry(path: Path) -> dict[str, str]:
 
 
 def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:
-    """Of what was trained: that of the strictest data it ever learned from. names: the last run's
-    and the calibration's, as in DATA_NAMES."""
+    """Return the licence of the strictest data that the weights ever learned from.
+
+    names: the data of the last run and of the calibration, as in DATA_NAMES; start: what the last run
+    started from, as its provenance says.
+    """
     while start:
         # Before a bundle said what its calibration read, that was what it learned from.
         names = {
@@ -92,6 +96,8 @@ def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:
 def describe(
     folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return bundle.json's content without scores. folder: holds the files; facts: added to the
+    provenance."""
     spec = checkpoint.recipe.crop.spec()
     learned = checkpoint.facts["layout"] or layout
     names = {DATA_NAMES[layout], DATA_NAMES[learned]}

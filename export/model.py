@@ -1,4 +1,4 @@
-"""`export-model`: checkpoint > bundle, refused when INT8 strays from float."""
+"""`export-model`: checkpoint -> bundle, refused when INT8 strays from float."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from export import card
 from export.agree import torch_equals_onnx
 from export.calibrate import balanced
 from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
-from export.precisions import agree_all, refuse_strays, row, write_all
+from export.precisions import agree_all, refuse_out_of_tolerance, row, write_all
 from export.to_int8 import Quantiser, attentions
 from export.to_onnx import deployed, export_onnx
 
@@ -42,7 +42,7 @@ CALIBRATION_CROPS = 1024
 
 
 def export(args: argparse.Namespace) -> None:
-    """Everything into a folder beside the target, which replaces it in one step at the end."""
+    """Write everything into a draft folder next to the target and replace the target in one step."""
     checkpoint = load_checkpoint(args.checkpoint)
     spec = checkpoint.recipe.crop.spec()
 
@@ -64,7 +64,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def refuse_other_folders(out: Path) -> None:
-    """Raises UsageError where `out` holds anything that a bundle would not: it will be replaced."""
+    """Raise UsageError where `out` holds anything that a bundle does not, since it will be replaced."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -78,8 +78,8 @@ def refuse_other_folders(out: Path) -> None:
 
 
 def put_in_place(folder: Path, out: Path) -> None:
-    """`folder` becomes `out`. The old bundle is moved aside first and comes back if that fails; a
-    kill between the two moves leaves it whole as `.OUT.old`."""
+    """Move `folder` to `out`. The old bundle is moved away first and comes back if that fails; a kill
+    between the two moves leaves it whole as `.OUT.old`."""
     aside = out.with_name(f".{out.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     if out.exists():
@@ -130,7 +130,7 @@ def _fill(
     for role, found in agreement.items():
         print(row(role, "valid", found))
     if not args.force:
-        refuse_strays(agreement)
+        refuse_out_of_tolerance(agreement)
     inputs = known_inputs(crop_detector(args.weights), checkpoint.recipe.crop.spec())
     np.save(folder / KNOWN_INPUTS, inputs)
     facts = {
@@ -150,8 +150,8 @@ def _fill(
 
 
 def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
-    """Scores of what was written, into bundle.json and the model card; of the test split only when
-    asked, since that is for the one model that was chosen."""
+    """Score what was written, into bundle.json and the model card; on the test split only when asked,
+    since that is for the one model that was chosen."""
     bundle = load_bundle(folder)
     entries = []
     names = ("valid", "test") if args.test else ("valid",)

@@ -1,4 +1,4 @@
-"""fp32.onnx > the bundle's other files, and proof that each says what float says."""
+"""fp32.onnx -> the bundle's other files, each compared with float."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge.base.errors import EdgeError
 from export.agree import Agreement, compare
 from export.describe import FILES
 from export.sensitivity import NodeError, float_nodes, measure
-from export.to_fp16 import halve, halve_rest
+from export.to_fp16 import rest_to_fp16, to_fp16
 from export.to_int8 import CPU, TENSORRT, Quantiser
 
 Say = Callable[[str], None]
@@ -24,8 +24,10 @@ Say = Callable[[str], None]
 def write_all(
     quantiser: Quantiser, folder: Path, crops: NDArray[np.uint8], say: Say
 ) -> dict[str, list[NodeError]]:
-    """int8-cpu, int8-trt and fp16-trt beside fp32; returns the sensitivity by node for each role of
-    INT8. crops: (N, C, S, S) uint8, which it is measured on."""
+    """Write int8-cpu, int8-trt and fp16-trt next to fp32; return each INT8 role's sensitivity by node.
+
+    crops: (N, C, S, S) uint8, which the sensitivity is measured on.
+    """
     source = folder / FILES["fp32"]
     errors = {}
     for scheme in (CPU, TENSORRT):
@@ -37,17 +39,17 @@ def write_all(
             draft = Path(drafts) / "int8.onnx"
             quantiser.write(scheme, draft, left)
             if scheme is TENSORRT:
-                halve_rest(draft, folder / FILES[scheme.role])
+                rest_to_fp16(draft, folder / FILES[scheme.role])
             else:
                 (folder / FILES[scheme.role]).write_bytes(draft.read_bytes())
-    halve(source, folder / FILES["fp16-trt"])
+    to_fp16(source, folder / FILES["fp16-trt"])
     same_convolutions(folder)
     return errors
 
 
 def same_convolutions(folder: Path) -> None:
-    """Raises EdgeError unless all files hold as many convolutions as float, so that a speed compares
-    precisions and nothing else."""
+    """Raise EdgeError unless all files hold as many convolutions as float: a comparison of their speed
+    must compare precisions and nothing else."""
     counts = {
         role: sum(node.op_type == "Conv" for node in onnx.load(str(folder / name)).graph.node)
         for role, name in FILES.items()
@@ -59,8 +61,8 @@ def same_convolutions(folder: Path) -> None:
 def agree_all(
     folder: Path, crops: NDArray[np.uint8], truth: NDArray[np.int64], labels: tuple[str, ...]
 ) -> dict[str, Agreement]:
-    """Every other file against fp32, by ONNX Runtime. crops: (N, C, S, S) uint8; truth: (N,) labels,
-    -1 for none."""
+    """Compare every other file with fp32, by ONNX Runtime. crops: (N, C, S, S) uint8; truth: (N,)
+    labels, -1 for none."""
     exact = logits_of(folder / FILES["fp32"], crops)
     return {
         role: compare(exact, logits_of(folder / name, crops), truth, labels)
@@ -70,6 +72,7 @@ def agree_all(
 
 
 def row(role: str, split: str, agreement: Agreement) -> str:
+    """Return one line for people."""
     low, high = agreement.interval
     return (
         f"{role} - float on {split}: {100 * agreement.accuracy_change:+.2f} points "
@@ -78,10 +81,10 @@ def row(role: str, split: str, agreement: Agreement) -> str:
     )
 
 
-def refuse_strays(agreements: dict[str, Agreement]) -> None:
-    """Raises EdgeError where a file is out of tolerance."""
-    if strays := [role for role, agreement in agreements.items() if not agreement.within]:
+def refuse_out_of_tolerance(agreements: dict[str, Agreement]) -> None:
+    """Raise EdgeError naming the files that are out of tolerance."""
+    if out := [role for role, agreement in agreements.items() if not agreement.within]:
         raise EdgeError(
-            f"{', '.join(strays)} strays too far from float (0.5 points, 3 % of decisions allowed); "
+            f"{', '.join(out)} strays too far from float (0.5 points, 3 % of decisions allowed); "
             f"calibrate on more data, or --force"
         )

@@ -1,4 +1,4 @@
-"""What each node costs when it alone is quantised; what stays in float follows from that."""
+"""What each node costs when it alone is quantised, which decides what stays in float."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ LIMIT = 0.001
 
 @dataclass(frozen=True, slots=True)
 class NodeError:
-    """kl: nats, mean over the crops; changed: share of decisions, 0..1; stays: why it stays in float,
-    None where it is quantised."""
+    """The cost of quantising one node alone.
+
+    kl: nats, mean over the crops; changed: share of decisions, 0..1; stays: why the node stays in
+    float, None where it is quantised.
+    """
 
     node: str
     kind: str
@@ -32,6 +35,7 @@ class NodeError:
     stays: str | None
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields as bundle.json stores them, rounded to six decimals."""
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
@@ -41,7 +45,7 @@ def measure(
     crops: NDArray[np.uint8],
     progress: Callable[[str], None],
 ) -> list[NodeError]:
-    """Every node that could be quantised, in the graph's order. crops: (N, C, S, S) uint8."""
+    """Measure every node that could be quantised, in the graph's order. crops: (N, C, S, S) uint8."""
     model = quantiser.model
     kinds = {node.name: node.op_type for node in model.graph.node}
     products = {name for a in attentions(model) for name in (a.scores, a.values)}
@@ -63,6 +67,7 @@ def measure(
 
 
 def row(error: NodeError) -> str:
+    """Return one line for people."""
     where = "float: " + error.stays if error.stays else "int8"
     return (
         f"  {error.node:<20} {error.kind:<7} KL {error.kl:.6f}  changed "
@@ -71,4 +76,5 @@ def row(error: NodeError) -> str:
 
 
 def float_nodes(errors: list[NodeError]) -> list[str]:
+    """Return the names of the nodes that stay in float."""
     return [error.node for error in errors if error.stays]

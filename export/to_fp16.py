@@ -1,4 +1,4 @@
-"""Float32 ONNX > FP16 where TensorRT shall compute in FP16, marked by Cast nodes.
+"""Float32 ONNX -> FP16 where TensorRT shall compute in FP16, marked by Cast nodes.
 
 A strongly typed builder (TensorRT 11) computes in the file's own types, a weakly typed one (up to 10)
 respects Casts, so that one file serves both. Quantise and dequantise keep their float32 scales, which
@@ -19,21 +19,21 @@ from export.to_int8 import COMPUTING, drop_foreign_opsets
 NORMALISING = ("Sub", "Div")  # of the grey levels: once a pixel, and exact
 
 
-def halve(source: Path, target: Path) -> None:
-    """Everything in FP16 but the picture's normalisation and the logits."""
+def to_fp16(source: Path, target: Path) -> None:
+    """Convert everything to FP16 but the image's normalisation and the logits."""
     model = onnx.load(str(source))
     _convert(model, target, [n.name for n in model.graph.node if n.op_type in NORMALISING])
 
 
-def halve_rest(source: Path, target: Path) -> None:
-    """What an INT8 file leaves in float (the attention, its norms and sums) in FP16."""
+def rest_to_fp16(source: Path, target: Path) -> None:
+    """Convert what an INT8 file leaves in float (the attention, its norms and sums) to FP16."""
     model = onnx.load(str(source))
     _convert(model, target, _around_int8(model))
 
 
 def _around_int8(model: onnx.ModelProto) -> list[str]:
-    """Nodes that stay in float32: normalisation, Q/DQ, what INT8 kernels compute, and the Relu or
-    the bias behind it, which they absorb."""
+    """Return the nodes that stay in float32: normalisation, Q/DQ, what INT8 kernels compute, and the
+    Relu or bias behind it, which they absorb."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     kept: set[str] = set()
     for node in model.graph.node:
@@ -65,7 +65,7 @@ def _convert(model: onnx.ModelProto, target: Path, kept: list[str]) -> None:
         )
     finally:
         root.setLevel(level)
-    # The picture came as FP16 and back again; and nodes were appended in no order.
+    # The converter casts the image to FP16 and back, and appends nodes in no order.
     graph = OnnxModel(half)
     graph.remove_cascaded_cast_nodes()
     graph.remove_useless_cast_nodes()

@@ -1,4 +1,4 @@
-"""Float ONNX > INT8 ONNX, one file a runtime: they want different codes in different places.
+"""Float ONNX -> INT8 ONNX, one file a runtime: they want different codes in different places.
 
 CPU        ONNX Runtime's kernels: uint8 activations with a zero point, Relu folded into the range,
            weights by channel with reduced range (AVX2's u8 x s8 products saturate without it)
@@ -29,7 +29,8 @@ COMPUTING = ("Conv", "MatMul", "Gemm")
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """role: of the file in bundle.json; the rest as `quantize_static` takes it."""
+    """How one runtime wants INT8. role: of the file in bundle.json; the rest as `quantize_static` takes
+    it."""
 
     role: str
     kinds: tuple[str, ...]
@@ -54,7 +55,7 @@ TENSORRT = Scheme(
 
 
 def attentions(model: onnx.ModelProto) -> list[Attention]:
-    """Product, softmax and product of each attention of the float file."""
+    """Find each attention of the float file: product, softmax, product."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     read_by = {name: node for node in model.graph.node for name in node.input}
     return [
@@ -65,16 +66,16 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
 
 
 def computing_nodes(model: onnx.ModelProto) -> list[str]:
-    """All that can be quantised, in the order of the graph."""
+    """Return the names of all nodes that can be quantised, in the graph's order."""
     return [node.name for node in model.graph.node if node.op_type in COMPUTING]
 
 
 class Quantiser:
-    """Makes INT8 files of one float file; the crops are run through it once."""
+    """Makes INT8 files of one float file; the crops run through it once."""
 
     def __init__(self, source: Path, crops: NDArray[np.uint8], folder: Path) -> None:
-        """crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises DataError where they are
-        too few or of another size."""
+        """Measure the ranges. crops: (N, C, S, S) uint8, real ones; folder: for drafts. Raises
+        DataError where the crops are too few or of another size."""
         self.source, self._crops, self._folder = source, crops, folder
         self.model = onnx.load(str(source))
         self._relu_of = {
@@ -92,11 +93,11 @@ class Quantiser:
         self._quantise(CPU, folder / "ranges.onnx", computing_nodes(self.model))
 
     def write(self, scheme: Scheme, target: Path, left: Sequence[str]) -> None:
-        """`target`: everything in INT8 but `left` (names of nodes)."""
+        """Write `target` with everything in INT8 but `left` (names of nodes)."""
         self._quantise(scheme, target, [n for n in computing_nodes(self.model) if n not in left])
 
     def write_alone(self, scheme: Scheme, target: Path, node: str) -> None:
-        """`target`: everything in float but one node."""
+        """Write `target` with everything in float but one node."""
         self._quantise(scheme, target, [node])
 
     def _quantise(self, scheme: Scheme, target: Path, nodes: Sequence[str]) -> None:
@@ -133,7 +134,8 @@ class Quantiser:
 
 
 def drop_foreign_opsets(model: onnx.ModelProto) -> None:
-    """The quantiser leaves opsets of other makers behind, which TensorRT's parser refuses."""
+    """Remove opsets of domains that no node uses: the quantiser leaves some, and TensorRT's parser
+    refuses them."""
     used = {node.domain for node in model.graph.node}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]

@@ -1,4 +1,4 @@
-"""Student > one ONNX file: branches merged, normalisation and temperature inside the graph."""
+"""Student -> one ONNX file: branches merged, normalisation and temperature inside the graph."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edge.base.errors import EdgeError
 # torch's exporter translates for 18 and later: asked for 17 it writes 18 without a word.
 OPSET = 18
 INPUT, OUTPUT = "faces", "logits"
-DEBRIS = {"Shape", "Gather", "ConstantOfShape", "Range", "Expand", "If", "Loop"}
+SHAPE_OPS = {"Shape", "Gather", "ConstantOfShape", "Range", "Expand", "If", "Loop"}
 
 
 @torch.no_grad()
 def deployed(student: Student, temperature: float) -> Student:
-    """The student as it ships: merged, and its head divided by the temperature."""
+    """Return the student as it ships: branches merged, and its head divided by the temperature."""
     merged = reparameterise(student)
     merged.head.weight.div_(temperature)
     merged.head.bias.div_(temperature)
@@ -36,21 +36,22 @@ def export_onnx(student: Student, path: Path) -> None:
     config = student.config
     write_onnx(student, (config.channels, config.size, config.size), path)
     model = onnx.load(str(path))
-    strip_notes(model)
+    strip_metadata(model)
     onnx.save(model, str(path))
     check_graph(path)
 
 
-def write_onnx(network: nn.Module, picture: tuple[int, int, int], path: Path) -> None:
-    """Any network of one input as `faces` > `logits`, batch open, weights inside.
+def write_onnx(network: nn.Module, image: tuple[int, int, int], path: Path) -> None:
+    """Write any network of one input as `faces` -> `logits`, batch open, weights inside.
 
-    picture: (C, S, S)."""
+    image: (C, S, S).
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         torch.onnx.export(
             network,
-            (torch.zeros(2, *picture),),
+            (torch.zeros(2, *image),),
             str(path),
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -62,9 +63,9 @@ def write_onnx(network: nn.Module, picture: tuple[int, int, int], path: Path) ->
         )
 
 
-def strip_notes(model: onnx.ModelProto) -> None:
-    """Take out the exporter's notes: they hold stack traces, with the paths of the machine that
-    exported, and no runtime reads them."""
+def strip_metadata(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes: they hold stack traces with paths of the machine that exported, and
+    no runtime reads them."""
     graph = model.graph
     parts = [model, graph, *graph.node, *graph.input, *graph.output]
     for part in [*parts, *graph.value_info, *graph.initializer]:
@@ -73,7 +74,7 @@ def strip_notes(model: onnx.ModelProto) -> None:
 
 
 def check_graph(path: Path) -> None:
-    """Raises EdgeError unless the file holds its weights, the asked opset, an open batch and the
+    """Raise EdgeError unless the file holds its weights, the asked opset, an open batch and the
     fused attention, and no shape arithmetic."""
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
@@ -88,7 +89,7 @@ def check_graph(path: Path) -> None:
     if batch.dim_value:
         raise EdgeError(f"{path.name}: the batch is fixed at {batch.dim_value}")
     kinds = [node.op_type for node in model.graph.node]
-    if debris := DEBRIS & set(kinds):
-        raise EdgeError(f"{path.name}: shape arithmetic in the graph: {sorted(debris)}")
+    if found := SHAPE_OPS & set(kinds):
+        raise EdgeError(f"{path.name}: shape arithmetic in the graph: {sorted(found)}")
     if kinds.count("Softmax") != 2:
         raise EdgeError(f"{path.name}: {kinds.count('Softmax')} Softmax, the fused block has 2")

@@ -1,4 +1,4 @@
-"""Whether TensorRT made one kernel of each attention, by what its engine inspector shows."""
+"""Whether TensorRT made one kernel of each attention, as its engine inspector shows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Attention:
 
     @property
     def nodes(self) -> tuple[str, str, str]:
+        """Return the three names in the graph's order."""
         return self.scores, self.softmax, self.values
 
 
-def verdict(inspection: str, attentions: list[Attention]) -> str:
-    """One line from the inspector's JSON: "fused", "split" over so many kernels, or "not shown".
+def fusion_report(inspection: str, attentions: list[Attention]) -> str:
+    """Return one line from the inspector's JSON: for each attention "fused", "split" over so many
+    kernels, or "not shown".
 
     Engines keep the names of the ONNX nodes in a layer's Name or Metadata; a fused kernel also bears
     mha or flash in the name of its tactic.
@@ -51,7 +53,7 @@ def verdict(inspection: str, attentions: list[Attention]) -> str:
 
 
 def _names(text: str, node: str) -> bool:
-    """Whether a layer's text holds this node's whole name, and not only one that begins like it."""
+    """Tell whether a layer's text holds this node's whole name, not only one that begins like it."""
     start = text.find(node)
     while start >= 0:
         end = start + len(node)

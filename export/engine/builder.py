@@ -1,4 +1,4 @@
-"""One ONNX file > one TensorRT plan, with TensorRT 8.6, 10 and 11. No calibrator: INT8 is in the file.
+"""One ONNX file -> one TensorRT plan, with TensorRT 8.6, 10 and 11. No calibrator: INT8 is in the file.
 
 Up to 10 networks are weakly typed: flags allow FP16 and INT8, the file's Q/DQ and Cast nodes say where.
 From 11 on every network is strongly typed, and the file's own types are what is computed.
@@ -22,13 +22,13 @@ MOST_WORKSPACE_MIB = 1024
 
 
 def workspace_mib(memory_mib: int) -> int:
-    """A quarter of the device's memory at most: a 4 GB board shares it with everything else."""
+    """Return a quarter of the memory at most: a 4 GB board shares it with everything else."""
     return max(LEAST_WORKSPACE_MIB, min(MOST_WORKSPACE_MIB, memory_mib // 4))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """data: the serialized engine; timings: the timing cache after it."""
+    """What a build made. data: the serialized engine; timings: the timing cache after it."""
 
     data: bytes
     timings: bytes
@@ -53,7 +53,7 @@ def _logger(trt: Any, say: Callable[[str], None]) -> Any:
 
 
 def _monitor(trt: Any, say: Callable[[str], None]) -> Any:
-    """TensorRT's own progress, from 10 on: phases of the outermost level, with their share."""
+    """Report TensorRT's own progress, from 10 on: each phase with its step, every five seconds."""
 
     class Progress(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -77,12 +77,12 @@ def _monitor(trt: Any, say: Callable[[str], None]) -> Any:
 
 
 def _line(faults: list[str]) -> str:
-    """The first of TensorRT's messages, which run over several lines, as a part of one."""
+    """Return the first of TensorRT's messages, which run over several lines, as part of one line."""
     return " ".join(faults[0].split())[:200] if faults else "it gives no reason"
 
 
 def strongly_typed(trt: Any) -> bool:
-    """Whether this TensorRT knows nothing else."""
+    """Tell whether this TensorRT builds strongly typed networks alone, as from 11 on."""
     return not hasattr(trt.BuilderFlag, "FP16")
 
 
@@ -94,8 +94,11 @@ def build(
     workspace: int,
     say: Callable[[str], None],
 ) -> Plan:
-    """precision: int8, fp16 or fp32; workspace: MiB. Raises BundleError where the parser refuses the
-    file, BackendError where nothing can be built."""
+    """Build an engine of an ONNX file.
+
+    precision: int8, fp16 or fp32; timings: the timing cache of earlier builds; workspace: MiB. Raises
+    BundleError where the parser refuses the file, BackendError where nothing can be built.
+    """
     trt = import_tensorrt()
     logger = _logger(trt, say)
     builder = trt.Builder(logger)

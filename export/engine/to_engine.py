@@ -1,4 +1,4 @@
-"""`export-engine`: bundle > proven TensorRT engines for this very device. Needs no torch."""
+"""`export-engine`: bundle -> verified TensorRT engines for this very device. Needs no torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from edge.inference.loader import detector_profile, engines_folder, student_prof
 from edge.inference.weights import resolve, sha256, write_atomically
 from edge.settings import Settings
 from edge.sources.synthetic import portrait
-from export.engine.attention import Attention, verdict
+from export.engine.attention import Attention, fusion_report
 from export.engine.builder import Plan, build, strongly_typed, workspace_mib
 
 Say = Callable[[str], None]
@@ -50,13 +50,15 @@ BOX_TOLERANCE_PX = 2.0  # of a detector's box and landmarks, on the portrait
 
 
 class Runtime(Backend, Protocol):
+    """A backend that shows its engine's layers."""
+
     def inspect(self) -> str:
-        """The engine inspector's JSON."""
+        """Return the engine inspector's JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
-    """All that touches the device, so that a test can stand in for it."""
+class BuilderApi:
+    """All that touches the device, passed in so that a test can replace it."""
 
     device: Device
     build: Callable[[Path, str, Profile, bytes, int, Say], Plan]
@@ -65,48 +67,51 @@ class Workshop:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What an engine is made of. prove: error of a backend, or EdgeError where it is wrong."""
+    """What an engine is made of.
+
+    self_test: a backend's largest error; raises EdgeError where it answers wrongly.
+    """
 
     name: str
     model: Path
     profile: Profile
-    prove: Callable[[Backend], float]
+    self_test: Callable[[Backend], float]
     attentions: tuple[Attention, ...] = ()
 
 
-def own_workshop() -> Workshop:
-    """This machine's. Raises BackendError without a device or without TensorRT."""
+def this_device() -> BuilderApi:
+    """Return this machine's own. Raises BackendError without a device or without TensorRT."""
     from edge.inference.backends.trt import TensorRT, device
 
-    return Workshop(device(), build, TensorRT)
+    return BuilderApi(device(), build, TensorRT)
 
 
 def make(
-    shop: Workshop, folder: Path, network: Network, precision: str, say: Say
+    api: BuilderApi, folder: Path, network: Network, precision: str, say: Say
 ) -> tuple[Engine, bool]:
-    """The proven engine, from the cache or built; whether it was built now.
+    """Return the verified engine, from the cache or built, and whether it was built now.
 
-    An engine that disagrees with its known answers, or does not load, is set aside and built once
-    more without the timing cache. Raises BackendError when that one is wrong too.
+    An engine that fails its self-test, or does not load, is quarantined and built once more without
+    the timing cache. Raises BackendError when that one fails too.
     """
-    facts = facts_of(network.model, precision, network.profile, shop.device)
+    facts = facts_of(network.model, precision, network.profile, api.device)
     if cached := find(folder, facts):
         say(f"{network.name} {precision}: {cached.path.name} is built and proven")
         return cached, False
     path = engine_file(folder, facts)
-    bound = (shop.device.tensorrt, shop.device.name, shop.device.compute_capability)
+    bound = (api.device.tensorrt, api.device.name, api.device.compute_capability)
     timing_file = folder / f"timing-{sha256(json.dumps(bound).encode())[:16]}.cache"
-    workspace = workspace_mib(shop.device.memory_mib)
+    workspace = workspace_mib(api.device.memory_mib)
     timings = timing_file.read_bytes() if timing_file.is_file() else b""
     for _ in range(TRIES):
         say(f"{network.name} {precision}: building, workspace {workspace} MiB; minutes on a Jetson")
-        plan = shop.build(network.model, precision, network.profile, timings, workspace, say)
+        plan = api.build(network.model, precision, network.profile, timings, workspace, say)
         write_atomically(path, plan.data)
         try:
-            runtime = shop.open(path)
+            runtime = api.open(path)
             try:
-                error = network.prove(runtime)
-                shown = verdict(runtime.inspect(), list(network.attentions))
+                error = network.self_test(runtime)
+                shown = fusion_report(runtime.inspect(), list(network.attentions))
             finally:
                 runtime.close()
         except EdgeError as fault:
@@ -137,9 +142,10 @@ def make(
 def measure(
     runtimes: dict[str, Backend], inputs: NDArray[np.float32], batches: Sequence[int]
 ) -> dict[str, dict[str, Latency]]:
-    """Latency by precision and batch, the precisions in turn; with copies to the device and back.
+    """Measure latency by precision and batch, precisions in turn, with copies to the device and back.
 
-    inputs: (N, C, S, S) float32, repeated to fill a batch."""
+    inputs: (N, C, S, S) float32, repeated to fill a batch.
+    """
     times: dict[str, dict[str, Latency]] = {name: {} for name in runtimes}
     for batch in batches:
         faces = np.resize(inputs, (batch, *inputs.shape[1:]))
@@ -159,7 +165,7 @@ def measure(
 
 
 def student_networks(bundle: Bundle, wanted: str, say: Say) -> dict[str, Network]:
-    """By precision; `auto` leaves INT8 out where the bundle says that it strays from float."""
+    """Return the student by precision; `auto` leaves out what the bundle says strays from float."""
     attentions = tuple(
         Attention(*names) for names in bundle.description.provenance.get("attention", [])
     )
@@ -172,16 +178,17 @@ def student_networks(bundle: Bundle, wanted: str, say: Say) -> dict[str, Network
             say(f"student {precision}: left out, the bundle says that it strays from float")
             continue
 
-        def prove(backend: Backend, precision: str = precision) -> float:
+        def self_test(backend: Backend, precision: str = precision) -> float:
             return bundle.self_test(backend, precision)
 
         networks[precision] = Network(
-            "student", bundle.file(role), student_profile(bundle), prove, attentions
+            "student", bundle.file(role), student_profile(bundle), self_test, attentions
         )
     return networks
 
 
 def detector_network(settings: Settings) -> Network:
+    """Return the detector at the size in the settings, compared with ONNX Runtime on the portrait."""
     d = settings.detector
     model = resolve("yunet", d.weights)
 
@@ -189,7 +196,7 @@ def detector_network(settings: Settings) -> Network:
         found = Detector(backend, d.width, d.height, d.score, d.overlap).find(portrait())
         return np.array([[*f.box, *f.landmarks.reshape(-1)] for f in found], dtype=np.float32)
 
-    def prove(backend: Backend) -> float:
+    def self_test(backend: Backend) -> float:
         exact = open_backend("ort", model)
         try:
             expected, seen = faces(exact), faces(backend)
@@ -203,20 +210,23 @@ def detector_network(settings: Settings) -> Network:
             )
         return error
 
-    return Network("detector", model, detector_profile(d.width, d.height), prove)
+    return Network("detector", model, detector_profile(d.width, d.height), self_test)
 
 
 def export(
-    bundle: Bundle, settings: Settings, wanted: str, shop: Workshop, typed: bool, say: Say
+    bundle: Bundle, settings: Settings, wanted: str, api: BuilderApi, typed: bool, say: Say
 ) -> dict[str, Any]:
-    """Build and prove everything that the node needs; the report. typed: TensorRT types strongly."""
+    """Build and verify everything that the node needs; return the report.
+
+    wanted: a precision, or `auto`; typed: this TensorRT is strongly typed.
+    """
     folder = engines_folder(settings)
     with building(folder) as waited:
         if waited:
             say("waited for another export-engine on this folder")
         networks = student_networks(bundle, wanted, say)
-        engines = {p: make(shop, folder, n, p, say)[0] for p, n in networks.items()}
-        runtimes: dict[str, Backend] = {p: shop.open(e.path) for p, e in engines.items()}
+        engines = {p: make(api, folder, n, p, say)[0] for p, n in networks.items()}
+        runtimes: dict[str, Backend] = {p: api.open(e.path) for p, e in engines.items()}
         try:
             latency = measure(runtimes, bundle.known_inputs().astype(np.float32), FACES)
         finally:
@@ -227,13 +237,13 @@ def export(
             for p, e in engines.items()
         }
         if wanted != "auto":
-            _forget_others(bundle, shop.device, folder, wanted)
+            _forget_others(bundle, api.device, folder, wanted)
         # YuNet's file is float32: FP16 is a flag of weakly typed TensorRT, and not to be had else.
         precision = "fp32" if typed else "fp16"
-        detector, _ = make(shop, folder, detector_network(settings), precision, say)
+        detector, _ = make(api, folder, detector_network(settings), precision, say)
     chosen = choose(list(engines.values()))
     return {
-        "device": asdict(shop.device),
+        "device": asdict(api.device),
         "engines": {p: _row(e) for p, e in engines.items()},
         "detector": _row(detector),
         "chosen": chosen.precision,
@@ -242,7 +252,7 @@ def export(
 
 
 def _forget_others(bundle: Bundle, device: Device, folder: Path, kept: str) -> None:
-    """One precision was asked for: the node shall find no other."""
+    """Remove the other precisions' engines, so that the node finds only the one that was asked for."""
     for precision, role in TENSORRT_ROLES.items():
         if precision != kept:
             facts = facts_of(bundle.file(role), precision, student_profile(bundle), device)
@@ -256,6 +266,7 @@ def _row(engine: Engine) -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
+    """Return `export`'s report as a table for people."""
     d = report["device"]
     lines = [
         f"{d['name']}, compute capability {d['compute_capability']}, TensorRT {d['tensorrt']}",
@@ -300,11 +311,11 @@ def run(argv: Sequence[str] | None = None) -> None:
         settings = settings.model_copy(update={"runtime": runtime})
     bundle = load_bundle(args.bundle)
 
-    shop = own_workshop()
+    api = this_device()
     from edge.inference.backends.trt import import_tensorrt
 
     report = export(
-        bundle, settings, args.precision, shop, strongly_typed(import_tensorrt()), cli.say
+        bundle, settings, args.precision, api, strongly_typed(import_tensorrt()), cli.say
     )
     print(json.dumps(report, indent=1) if args.json else as_text(report))
 

@@ -16,9 +16,9 @@ from edge.inference.backends import open_backend
 from edge.inference.bundle import SHIPPED
 from export.calibrate import balanced
 from export.describe import FILES
-from export.precisions import refuse_strays, same_convolutions, write_all
+from export.precisions import refuse_out_of_tolerance, same_convolutions, write_all
 from export.sensitivity import NodeError, float_nodes, measure
-from export.to_fp16 import halve
+from export.to_fp16 import to_fp16
 from export.to_int8 import CPU, TENSORRT, Quantiser, attentions, computing_nodes
 from support.tiny_student import crops
 
@@ -209,12 +209,12 @@ def test_a_file_out_of_tolerance_is_refused_by_name(fp32: Path, tmp_path: Path) 
     truth = np.zeros(100, np.int64)
     fine = compare(exact, exact, truth, ("a", "b"))
     stray = compare(exact, other, truth, ("a", "b"))
-    refuse_strays({"int8-cpu": fine})
+    refuse_out_of_tolerance({"int8-cpu": fine})
     with pytest.raises(EdgeError, match="int8-trt strays too far"):
-        refuse_strays({"int8-cpu": fine, "int8-trt": stray})
+        refuse_out_of_tolerance({"int8-cpu": fine, "int8-trt": stray})
 
 
 def test_halving_leaves_the_file_it_read_alone(fp32: Path, tmp_path: Path) -> None:
     before = fp32.read_bytes()
-    halve(fp32, tmp_path / "half.onnx")
+    to_fp16(fp32, tmp_path / "half.onnx")
     assert fp32.read_bytes() == before

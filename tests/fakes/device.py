@@ -14,7 +14,7 @@ from edge.base.errors import BackendError
 from edge.inference.backends import TensorSpec, open_backend
 from edge.inference.engine_cache import Device
 from export.engine.builder import Plan
-from export.engine.to_engine import Workshop
+from export.engine.to_engine import BuilderApi
 
 JETSON = Device("Orin", "8.7", "10.3.0", "R36.4.3", 7600, True)
 
@@ -67,5 +67,5 @@ class FakeBuilder:
         return Plan(word + b"\n" + model.read_bytes(), b"timings", 1.5)
 
 
-def workshop(builder: FakeBuilder, device: Device = JETSON) -> Workshop:
-    return Workshop(device, builder, FakeRuntime)
+def builder_api(builder: FakeBuilder, device: Device = JETSON) -> BuilderApi:
+    return BuilderApi(device, builder, FakeRuntime)

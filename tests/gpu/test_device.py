@@ -1,7 +1,7 @@
 """Everything that needs an NVIDIA device, in one command: `make gpu` (or `pytest -m gpu -s tests/gpu`).
 
 Builds both precisions and the detector, proves them, compares them with ONNX Runtime on varied faces,
-and prints latency by batch with its conditions and the inspector's verdict on the attention.
+and prints latency by batch with its conditions and what the inspector shows of the attention.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from edge.inference.bundle import TENSORRT_ROLES, load_bundle
 from edge.inference.loader import engines_folder, open_detector, open_student
 from edge.settings import Settings
 from export.engine.builder import strongly_typed
-from export.engine.to_engine import Workshop, as_text, export, own_workshop
+from export.engine.to_engine import BuilderApi, as_text, export, this_device
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def shop() -> Workshop:
+def api() -> BuilderApi:
     try:
-        return own_workshop()
+        return this_device()
     except BackendError as error:
         pytest.skip(f"needs an NVIDIA device with TensorRT: {error}")
 
@@ -40,10 +40,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory, detector_file: Path) -> S
 
 
 @pytest.fixture(scope="module")
-def report(shop: Workshop, settings: Settings) -> dict[str, Any]:
+def report(api: BuilderApi, settings: Settings) -> dict[str, Any]:
     import tensorrt
 
-    made = export(load_bundle(), settings, "auto", shop, strongly_typed(tensorrt), print)
+    made = export(load_bundle(), settings, "auto", api, strongly_typed(tensorrt), print)
     print(f"\n{as_text(made)}")
     return made
 
@@ -93,11 +93,11 @@ def test_the_node_runs_on_what_was_built(report: dict[str, Any], settings: Setti
 
 
 def test_the_second_export_builds_nothing(
-    report: dict[str, Any], shop: Workshop, settings: Settings
+    report: dict[str, Any], api: BuilderApi, settings: Settings
 ) -> None:
     import tensorrt
 
     lines: list[str] = []
-    export(load_bundle(), settings, "auto", shop, strongly_typed(tensorrt), lines.append)
+    export(load_bundle(), settings, "auto", api, strongly_typed(tensorrt), lines.append)
     assert sum("is built and proven" in line for line in lines) == 3
     assert not any("building" in line for line in lines)

@@ -18,10 +18,10 @@ from edge.inference.backends import open_backend
 from edge.inference.bundle import ANSWER_TOLERANCE, SHIPPED, load_bundle
 from edge.inference.engine_cache import Engine, Facts, Latency, Sidecar, building, choose, find
 from edge.settings import Settings
-from export.engine.attention import Attention, verdict
+from export.engine.attention import Attention, fusion_report
 from export.engine.builder import workspace_mib
 from export.engine.to_engine import Network, as_text, export, make, student_networks
-from fakes.device import JETSON, FakeBuilder, FakeRuntime, workshop
+from fakes.device import JETSON, FakeBuilder, FakeRuntime, builder_api
 from support.command import Done
 
 PROFILE = ((1, 1, 64, 64), (8, 1, 64, 64), (32, 1, 64, 64))
@@ -83,17 +83,17 @@ def off_on_this_machine() -> float:
 
 def test_an_engine_is_built_once_and_proven(tmp_path: Path, student: Network) -> None:
     builder = FakeBuilder()
-    engine, built = make(workshop(builder), tmp_path, student, "int8", quiet)
+    engine, built = make(builder_api(builder), tmp_path, student, "int8", quiet)
     assert built
     assert engine.sidecar.answer_error == pytest.approx(off_on_this_machine(), abs=1e-3)
     assert engine.sidecar.answer_error < ANSWER_TOLERANCE
-    again, built = make(workshop(builder), tmp_path, student, "int8", quiet)
+    again, built = make(builder_api(builder), tmp_path, student, "int8", quiet)
     assert not built
     assert again == engine
     assert len(builder.calls) == 1
     # Another TensorRT, another board: another engine, with no timings of the first.
     newer = replace(JETSON, tensorrt="10.13.0")
-    make(workshop(builder, newer), tmp_path, student, "int8", quiet)
+    make(builder_api(builder, newer), tmp_path, student, "int8", quiet)
     assert [timings for _, _, timings in builder.calls] == [b"", b""]
     assert len(list(tmp_path.glob("*.engine"))) == 2
 
@@ -101,7 +101,7 @@ def test_an_engine_is_built_once_and_proven(tmp_path: Path, student: Network) ->
 def test_timings_of_one_build_help_the_next_on_the_same_device(tmp_path: Path) -> None:
     builder = FakeBuilder()
     for precision, network in student_networks(load_bundle(), "auto", quiet).items():
-        make(workshop(builder), tmp_path, network, precision, quiet)
+        make(builder_api(builder), tmp_path, network, precision, quiet)
     assert [timings for _, _, timings in builder.calls] == [b"", b"timings"]
 
 
@@ -110,7 +110,7 @@ def test_a_wrong_engine_is_set_aside_and_built_again(
     tmp_path: Path, student: Network, word: bytes
 ) -> None:
     builder, lines = FakeBuilder([word, b"good"]), list[str]()
-    engine, _ = make(workshop(builder), tmp_path, student, "int8", lines.append)
+    engine, _ = make(builder_api(builder), tmp_path, student, "int8", lines.append)
     assert FakeRuntime(engine.path).run(np.zeros((1, 1, 64, 64), np.float32))
     [aside] = (tmp_path / "set-aside").glob("*.engine")
     assert aside.read_bytes().startswith(word)
@@ -123,7 +123,7 @@ def test_two_wrong_engines_are_an_error_and_none_is_served(
     tmp_path: Path, student: Network
 ) -> None:
     with pytest.raises(BackendError, match="2 engines were built and both are wrong"):
-        make(workshop(FakeBuilder([b"bent"])), tmp_path, student, "int8", quiet)
+        make(builder_api(FakeBuilder([b"bent"])), tmp_path, student, "int8", quiet)
     assert not list(tmp_path.glob("*.engine"))
     assert not list(tmp_path.glob("*.json"))
     assert len(list((tmp_path / "set-aside").glob("*.engine"))) == 2
@@ -134,7 +134,7 @@ def test_a_damaged_engine_is_set_aside_and_built_again(
     tmp_path: Path, student: Network, damage: str
 ) -> None:
     builder = FakeBuilder()
-    engine, _ = make(workshop(builder), tmp_path, student, "int8", quiet)
+    engine, _ = make(builder_api(builder), tmp_path, student, "int8", quiet)
     plan, mark = engine.path.read_bytes(), engine.path.with_suffix(".json")
     if damage == "sidecar cut":
         mark.write_bytes(mark.read_bytes()[:100])
@@ -143,7 +143,7 @@ def test_a_damaged_engine_is_set_aside_and_built_again(
     else:
         new = {"cut": plan[: len(plan) // 2], "empty": b"", "other byte": plan[:-1] + b"x"}
         engine.path.write_bytes(new[damage])
-    again, built = make(workshop(builder), tmp_path, student, "int8", quiet)
+    again, built = make(builder_api(builder), tmp_path, student, "int8", quiet)
     assert built
     assert again.path.read_bytes() == plan
     assert len(list((tmp_path / "set-aside").glob("*.reason"))) == 1
@@ -152,9 +152,9 @@ def test_a_damaged_engine_is_set_aside_and_built_again(
 def test_an_engine_without_its_sidecar_is_not_served(tmp_path: Path, student: Network) -> None:
     """Killed between the plan and its proof: built again."""
     builder = FakeBuilder()
-    engine, _ = make(workshop(builder), tmp_path, student, "int8", quiet)
+    engine, _ = make(builder_api(builder), tmp_path, student, "int8", quiet)
     engine.path.with_suffix(".json").unlink()
-    _, built = make(workshop(builder), tmp_path, student, "int8", quiet)
+    _, built = make(builder_api(builder), tmp_path, student, "int8", quiet)
     assert built
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        make(workshop(FakeBuilder()), tmp_path, student, "int8", quiet)
+        make(builder_api(FakeBuilder()), tmp_path, student, "int8", quiet)
     assert not list(tmp_path.glob("*.engine"))
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -211,7 +211,7 @@ def test_the_faster_precision_is_chosen_and_int8_where_nothing_was_measured() ->
 def test_everything_the_node_needs_is_built_timed_and_reported(settings: Settings) -> None:
     builder = FakeBuilder()
     bundle = load_bundle()
-    report = export(bundle, settings, "auto", workshop(builder), False, quiet)
+    report = export(bundle, settings, "auto", builder_api(builder), False, quiet)
     assert [(m, p) for m, p, _ in builder.calls[:2]] == [
         ("int8-trt.onnx", "int8"),
         ("fp16-trt.onnx", "fp16"),
@@ -223,10 +223,10 @@ def test_everything_the_node_needs_is_built_timed_and_reported(settings: Setting
     assert f"chosen: {report['chosen']} (faster at batch 8)" in text
     assert max(map(len, text.splitlines())) <= 100
     # The second call builds nothing.
-    export(bundle, settings, "auto", workshop(builder), False, quiet)
+    export(bundle, settings, "auto", builder_api(builder), False, quiet)
     assert len(builder.calls) == 3
     # One precision asked for: the other is no longer found.
-    report = export(bundle, settings, "fp16", workshop(builder), False, quiet)
+    report = export(bundle, settings, "fp16", builder_api(builder), False, quiet)
     assert (report["chosen"], report["why"]) == ("fp16", "the only one")
     folder = settings.runtime.engines
     assert folder is not None
@@ -245,7 +245,7 @@ def test_int8_that_strays_is_left_out_of_auto_and_built_on_demand() -> None:
 def test_a_detector_that_finds_other_faces_is_refused(settings: Settings) -> None:
     builder = FakeBuilder([b"good", b"good", b"bent"])
     with pytest.raises(BackendError, match=r"detector fp16: 2 engines .* in the portrait"):
-        export(load_bundle(), settings, "auto", workshop(builder), False, quiet)
+        export(load_bundle(), settings, "auto", builder_api(builder), False, quiet)
 
 
 def test_a_small_board_gets_a_quarter_of_its_memory() -> None:
@@ -272,8 +272,8 @@ ATTENTION = Attention("node_matmul", "node_softmax", "node_matmul_1")
 def test_what_the_inspector_shows_of_the_attention(layers: list[object], expected: str) -> None:
     import json
 
-    assert verdict(json.dumps({"Layers": layers}), [ATTENTION]) == f"node_softmax: {expected}"
-    assert "cannot be read" in verdict("no JSON", [ATTENTION])
+    assert fusion_report(json.dumps({"Layers": layers}), [ATTENTION]) == f"node_softmax: {expected}"
+    assert "cannot be read" in fusion_report("no JSON", [ATTENTION])
 
 
 def test_without_a_device_the_command_says_what_to_do(
@@ -290,7 +290,7 @@ def test_without_a_device_the_command_says_what_to_do(
 
 
 def test_find_needs_the_very_same_facts(tmp_path: Path, student: Network) -> None:
-    made, _ = make(workshop(FakeBuilder()), tmp_path, student, "int8", quiet)
+    made, _ = make(builder_api(FakeBuilder()), tmp_path, student, "int8", quiet)
     facts = cache.facts_of(student.model, "int8", student.profile, JETSON)
     assert find(tmp_path, facts) == made
     assert find(tmp_path, replace(facts, precision="fp16")) is None
