@@ -22,7 +22,8 @@ from edge.base.errors import BrokerError, EdgeError, UsageError
 from edge.delivery.messages import Counts, as_dict, dumps
 from edge.watch.lines import line
 from edge.watch.messages import Message
-from edge.watch.run import MessageRouter, broker_settings, build_parser, watch
+from edge.watch.options import broker_settings
+from edge.watch.run import MessageRouter, build_parser, watch
 
 CLIP = Path(__file__).with_name("classroom.mp4")
 WINDOW_SECONDS = "5"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 from edge.base import cli
+from edge.base.clock import utc_now
 from edge.base.errors import UsageError
-from edge.watch.store import MOST_DAYS, Store
+from edge.watch.retention import MOST_DAYS
+from edge.watch.store import Store
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -32,9 +34,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("say what to delete: --room, --older-than, both, or --everything")
     age = None if args.older_than is None else timedelta(days=args.older_than)
     store = Store(args.record)
-    store.there()
+    store.require_existing()
     store.migrate()
-    gone = store.forget(age, args.room, datetime.now(timezone.utc))
+    gone = store.forget(age, args.room, utc_now())
     store.close()
     print(f"{gone} readings deleted from {store.name}")
 

@@ -71,7 +71,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             raise UsageError("--since must be a day, YYYY-MM-DD") from error
     store = Store(args.record)
-    store.there()
+    store.require_existing()
     store.migrate()
     paths = write(store.readings(since), args.out)
     store.close()

@@ -11,12 +11,14 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
+from edge.base.clock import utc_now
 from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
+from edge.watch.database import StoreError
 from edge.watch.messages import Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
-from edge.watch.store import Store, StoreError, Written
+from edge.watch.store import Store, Written
 
 log = logging.getLogger(__name__)
 
@@ -117,16 +119,16 @@ class Recorder:
                 log.error("a %s message of %s is not stored: %s", message.kind, message.node, error)
 
     def _write(self, batch: list[Message]) -> None:
-        written: Written = self._store.write(batch, datetime.now(timezone.utc))
+        written: Written = self._store.write(batch, utc_now())
         self.new += written.new
         self.known += written.known
-        for (node, log_id), seq in written.whole.items():
+        for (node, log_id), seq in written.contiguous_seq.items():
             ack = Ack(node=node, log=log_id, seq=seq)
             self._publish(f"{PREFIX}/{node}/ack", dumps(as_dict(ack)))
 
     def _forget(self) -> None:
         assert self._keep is not None
-        gone = self._store.forget(self._keep, "", datetime.now(timezone.utc))
+        gone = self._store.forget(self._keep, "", utc_now())
         self._next_retention = self._clock() + RETENTION_SECONDS
         if gone:
             log.info("%d readings older than %g days deleted", gone, self._keep.days)

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from edge.base import cli
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.base.strict_yaml import validate
 from edge.delivery.connection import read_password
-from edge.settings import Broker, Settings
+from edge.settings import Broker
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import Message, Refused, read
+from edge.watch.options import broker_options, broker_settings
 from edge.watch.receive import Keep, Receiver, Token
 from edge.watch.rooms import KEEP_MINUTES, Rooms
 
@@ -46,28 +46,6 @@ COMMANDS = {
 TABLE_SECONDS = 0.5
 # The same refusal is told so often, each time after ten times as many.
 TELL_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
-
-
-def broker_options(p: argparse.ArgumentParser) -> None:
-    """Those of every command that speaks to a broker."""
-    p.add_argument(
-        "--broker", default="mqtt://127.0.0.1", metavar="URL", help="default: %(default)s"
-    )
-    p.add_argument("--username", metavar="NAME", help="where the broker asks for one")
-    p.add_argument("--password-file", metavar="FILE")
-    p.add_argument("--ca", metavar="FILE", help="the site's authority, PEM")
-    p.add_argument("--certificate", metavar="FILE", help="the server's own, PEM")
-    p.add_argument("--key", metavar="FILE", help="of --certificate, PEM")
-
-
-def broker_settings(args: argparse.Namespace) -> Broker:
-    """Raises SettingsError or UsageError."""
-    broker = {"url": args.broker, "username": args.username, "password_file": args.password_file}
-    tls = {"ca": args.ca, "certificate": args.certificate, "key": args.key}
-    settings = validate(Settings, {"broker": {**broker, "tls": tls}}, "options").broker
-    if settings.url == "-":
-        raise UsageError("--broker must be an address, mqtt://host[:port] or mqtts://host[:port]")
-    return settings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -146,7 +124,8 @@ class MessageRouter:
 
 def open_store(args: argparse.Namespace) -> tuple[Keep, Store]:
     """The store, and how the broker keeps messages for it."""
-    from edge.watch.store import MOST_DAYS, Store
+    from edge.watch.retention import MOST_DAYS
+    from edge.watch.store import Store
 
     store = Store(args.record)
     if args.keep_days is not None and not 0 < args.keep_days <= MOST_DAYS:
@@ -252,7 +231,7 @@ def watch(
 def remember(rooms: Rooms, store: Store) -> None:
     """The last hours, from what was recorded before this start; a database that is away is told later,
     by the recorder."""
-    from edge.watch.store import StoreError
+    from edge.watch.database import StoreError
 
     now = utc_now()
     try:

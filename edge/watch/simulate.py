@@ -53,7 +53,7 @@ from edge.delivery.scheduler import Replay
 from edge.inference.bundle import load_bundle
 from edge.records import Expression, Frame, Reading, Tick
 from edge.settings import Broker
-from edge.watch.run import broker_options, broker_settings
+from edge.watch.options import broker_options, broker_settings
 
 log = logging.getLogger(__name__)
 

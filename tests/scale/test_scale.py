@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from edge.watch.store import database
+from edge.watch.database import parse_address
 from edge.watch.tables import COUNTS, LOGS
 from support.brokers import school_broker
 from support.paths import ROOT
@@ -68,7 +68,7 @@ class Recorder:
 
 def tally(url: str) -> tuple[int, int, int]:
     """Readings stored, those that a log lacks, and windows of a node that stand twice."""
-    engine = sa.create_engine(database(url))
+    engine = sa.create_engine(parse_address(url))
     with engine.connect() as db:
         count = sa.func.count()
         stored = db.execute(sa.select(count).select_from(COUNTS)).scalar_one()

@@ -18,11 +18,12 @@ import paho.mqtt.client as mqtt
 import pyarrow.parquet as pq
 import pytest
 
+from edge.watch.database import StoreError
 from edge.watch.messages import Message
 from edge.watch.parquet import write
 from edge.watch.receive import Token
 from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
-from edge.watch.store import Store, StoreError, Written
+from edge.watch.store import Store, Written
 from support.brokers import Mosquitto
 from support.clock import Clock
 from support.command import Done
@@ -41,9 +42,7 @@ class Faulty(Store):
             self.tries += 1
             raise StoreError("database away")
         if any(getattr(h.payload, "seq", 0) in self.poison for h in batch):
-            error = StoreError("a row that no table takes")
-            error.refused = True
-            raise error
+            raise StoreError("a row that no table takes", refused=True)
         return super().write(batch, received)
 
 

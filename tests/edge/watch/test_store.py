@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.base.errors import UsageError
+from edge.watch.database import StoreError
 from edge.watch.messages import Message
-from edge.watch.store import Store, StoreError
+from edge.watch.store import Store
 from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
 from support.paths import ROOT
@@ -37,24 +38,24 @@ def seqs(*numbers: int) -> list[Message]:
 
 def test_a_reading_is_stored_once_however_often_it_comes(store: Store) -> None:
     first = store.write(seqs(1, 2, 2, 1), NOON)
-    assert (first.new, first.known, first.whole) == (2, 2, {KEY: 2})
+    assert (first.new, first.known, first.contiguous_seq) == (2, 2, {KEY: 2})
     again = store.write(seqs(2, 3), NOON)
-    assert (again.new, again.known, again.whole) == (1, 1, {KEY: 3})
+    assert (again.new, again.known, again.contiguous_seq) == (1, 1, {KEY: 3})
     assert [row["seq"] for row in store.readings()] == [1, 2, 3]
 
 
 def test_whole_stops_at_a_gap_and_moves_on_when_it_is_filled(store: Store) -> None:
-    assert store.write(seqs(1, 2, 4, 5, 7), NOON).whole[KEY] == 2
-    assert store.write(seqs(3), NOON).whole[KEY] == 5
-    assert store.write(seqs(6), NOON).whole[KEY] == 7
+    assert store.write(seqs(1, 2, 4, 5, 7), NOON).contiguous_seq[KEY] == 2
+    assert store.write(seqs(3), NOON).contiguous_seq[KEY] == 5
+    assert store.write(seqs(6), NOON).contiguous_seq[KEY] == 7
 
 
 def test_what_a_node_no_longer_has_is_no_gap(store: Store) -> None:
     """A recorder that starts in the middle of a log, or after an outbox dropped its oldest."""
-    assert store.write(seqs(500, 501), NOON).whole[KEY] == 0
+    assert store.write(seqs(500, 501), NOON).contiguous_seq[KEY] == 0
     health = heard(raw("health", outbox_first=499))
-    assert store.write([health], NOON).whole[KEY] == 498
-    assert store.write(seqs(499), NOON).whole[KEY] == 501
+    assert store.write([health], NOON).contiguous_seq[KEY] == 498
+    assert store.write(seqs(499), NOON).contiguous_seq[KEY] == 501
 
 
 def test_late_and_suppressed_readings_keep_what_they_say(store: Store) -> None:
@@ -101,7 +102,7 @@ def test_two_recorders_of_one_group_agree(database: str) -> None:
     def record(first: int) -> None:
         own = Store(database)
         for seq in range(first, 201, 2):
-            ends.append(own.write(seqs(seq), NOON).whole[KEY])
+            ends.append(own.write(seqs(seq), NOON).contiguous_seq[KEY])
         own.close()
 
     threads = [threading.Thread(target=record, args=(first,)) for first in (1, 2)]
@@ -134,7 +135,7 @@ def test_what_is_deleted_above_a_gap_is_not_stored_again(store: Store) -> None:
     store.write(seqs(1, 2, 4, 5), NOON)
     assert store.forget(None, "", NOON) == 4
     again = store.write(seqs(4, 5, 6), NOON)
-    assert (again.new, again.known, again.whole) == (1, 2, {KEY: 6})
+    assert (again.new, again.known, again.contiguous_seq) == (1, 2, {KEY: 6})
 
 
 def test_a_kill_while_the_tables_are_made_leaves_none_half_made(
