@@ -30,9 +30,9 @@ PYTHONS = ("3.10", "3.11", "3.12")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 # Of the wheel of our own; from a folder, so that it can be made without a network.
 BUILD_TOOL = "setuptools==84.2.1"
-# What our wheel and the package are made of; tests and demo stay here.
-SOURCES = ("edge", "distill", "export", "systemd", "pyproject.toml", "README.md", "LICENSE",
-           "THIRD_PARTY.md")  # fmt: skip
+# What our wheel and the package are made of; the laboratory, tests and demo stay here.
+SOURCES = ("edge", "export/__init__.py", "export/engine", "systemd", "pyproject.toml", "README.md",
+           "LICENSE", "THIRD_PARTY.md")  # fmt: skip
 OPENCV = "opencv-python-headless"
 PIP_SECONDS = 900
 # Compiled modules are about as large as their source; the rest is for what pip itself needs meanwhile.
@@ -40,7 +40,7 @@ SPARE = 1.15
 
 
 def _run(words: Sequence[str | Path], env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
-    """What a command said on stdout. Raises EdgeError with its last line where it fails."""
+    """Return what a command printed. Raises EdgeError with its last line where it fails."""
     try:
         done = subprocess.run(
             list(map(str, words)), cwd=cwd, env=env, capture_output=True, text=True,
@@ -70,7 +70,7 @@ def _number(python: str) -> tuple[int, ...]:
 
 
 def pins(text: str, python: str) -> dict[str, str]:
-    """Version by name, of the lines of wheels.txt that hold for a Python such as 3.10."""
+    """Return versions by name, from the lines of wheels.txt that hold for a Python such as 3.10."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
@@ -90,7 +90,7 @@ def pins(text: str, python: str) -> dict[str, str]:
 
 
 def fits(wheel: str, python: str) -> bool:
-    """Whether a wheel of our platforms is for this Python: its own, a stable ABI, or any."""
+    """Tell whether a wheel of our platforms is for this Python: its own, a stable ABI, or any."""
     tag, abi = wheel.removesuffix(".whl").split("-")[-3:-1]
     if "py3" in tag.split("."):
         return True
@@ -101,20 +101,20 @@ def fits(wheel: str, python: str) -> bool:
 
 
 def named(wheel: str) -> tuple[str, str]:
-    """A wheel's project, as requirements spell it, and its version."""
+    """Return a wheel's project, as requirements spell it, and its version."""
     name, version = wheel.split("-")[:2]
     return re.sub(r"[-_.]+", "-", name).lower(), version
 
 
 def read_lock() -> dict[str, str]:
-    """sha256 by file name, from wheels.sha256 (in sha256sum's format)."""
+    """Return sha256 by file name, from wheels.sha256 (in sha256sum's format)."""
     path = ROOT / "systemd/wheels.sha256"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
 def choose(wanted: dict[str, str], python: str, files: Iterable[str]) -> list[str]:
-    """The one file of each pinned requirement. Raises EdgeError where there is none, or two."""
+    """Return the one file of each pinned requirement. Raises EdgeError where there is none, or two."""
     chosen = []
     for pin in wanted.items():
         fitting = [file for file in files if named(file) == pin and fits(file, python)]
@@ -128,7 +128,7 @@ def choose(wanted: dict[str, str], python: str, files: Iterable[str]) -> list[st
 
 
 def fetch_wheels(cache: Path, python: str, wanted: dict[str, str]) -> None:
-    """Into the cache, from the user's package index."""
+    """Download into the cache, from the user's package index."""
     print(f"fetching {len(wanted)} wheels for Python {python}", file=sys.stderr)
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_aarch64")]
     target = ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:"]
@@ -137,7 +137,7 @@ def fetch_wheels(cache: Path, python: str, wanted: dict[str, str]) -> None:
 
 
 def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, list[Path]]:
-    """The wheels of each Python, each with the sha256 that wheels.sha256 says."""
+    """Return the wheels of each Python, checked against wheels.sha256, which `lock` writes first."""
     text = (ROOT / "systemd/wheels.txt").read_text(encoding="utf-8")
     cache.mkdir(parents=True, exist_ok=True)
     if lock:
@@ -170,7 +170,7 @@ def requirement(wheel: Path) -> str:
 
 
 def installed_kib(wheels: Iterable[Path]) -> int:
-    """What they take on a disk, their compiled modules included."""
+    """Return what they take on a disk, their compiled modules included."""
     total = 0
     for path in wheels:
         with zipfile.ZipFile(path) as wheel:
@@ -180,21 +180,32 @@ def installed_kib(wheels: Iterable[Path]) -> int:
 
 
 def tracked() -> list[str]:
-    """Files of the tree, those not yet committed included, those that git ignores not."""
+    """List the files of SOURCES, those not yet committed included, those that git ignores not."""
     listed = _run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *SOURCES])
     return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
 
 
+def node_commands(project: str, tree: Path) -> str:
+    """Return pyproject.toml's text without the commands whose module is not in the tree."""
+    return re.sub(
+        r'^[a-z-]+ = "([a-z_.]+):main"\n',
+        lambda line: line[0] if (tree / f"{line[1].replace('.', '/')}.py").is_file() else "",
+        project,
+        flags=re.M,
+    )
+
+
 def copy(source: Path, target: Path) -> None:
-    """With a mode that does not hang on whoever checked it out."""
+    """Copy a file, with a mode that does not depend on who checked it out."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
 
 def own_wheel(tree: Path, cache: Path, env: dict[str, str]) -> Path:
-    """Our wheel, of a copy of the tree; the tool that makes it is fetched once."""
-    tools, out = cache / "tools", tree / "own"
+    """Build our wheel from a copy of the tree; the tool that makes it is fetched once."""
+    tools, out, project = cache / "tools", tree / "own", tree / "pyproject.toml"
+    project.write_text(node_commands(project.read_text(encoding="utf-8"), tree))
     if not list(tools.glob(BUILD_TOOL.replace("==", "-") + "-*.whl")):
         _pip("download", "--no-deps", "--only-binary", ":all:", "--dest", tools, BUILD_TOOL)
     offline = ["--no-deps", "--no-index", "--find-links", str(tools), "--wheel-dir", str(out)]
@@ -204,7 +215,7 @@ def own_wheel(tree: Path, cache: Path, env: dict[str, str]) -> Path:
 
 
 def weights(cache: Path) -> Path:
-    """The detector's file as published; a node patches it itself, by hash."""
+    """Return the detector's file as published; a node patches it itself, by hash."""
     entry = locked()["yunet"]
     path = cache / "weights" / str(entry["file"])
     if not path.is_file():
@@ -244,12 +255,12 @@ def share(
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in inside]
     # What the package is made of besides; sha256sum --check reads these lines as comments.
-    lines += [f"# {sha256_of(tree / name)}  {name}\n" for name in tracked()]
+    lines += [f"# {sha256_of(ROOT / name)}  {name}\n" for name in tracked()]
     (folder / "MANIFEST").write_text("".join(lines))
 
 
 def entry(version: str, changelog: str, epoch: int) -> str:
-    """debian/changelog, with an entry for a version that has none."""
+    """Return debian/changelog, with an entry for a version that has none."""
     if changelog.startswith(f"{PACKAGE} ({version}) "):
         return changelog
     date = datetime.fromtimestamp(epoch, timezone.utc).strftime("%a, %d %b %Y %H:%M:%S +0000")
@@ -267,7 +278,7 @@ def own_version() -> str:
 
 
 def build(version: str, pythons: Sequence[str], lock: bool, out: Path) -> Path:
-    """The package's path. Raises EdgeError where a file, a tool or an index is missing."""
+    """Build the package; its path. Raises EdgeError where a file, a tool or an index is missing."""
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _run(["git", "log", "-1", "--format=%ct"]))
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     work = ROOT / "build/package"
@@ -307,7 +318,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("--out", type=Path, default=ROOT / "dist", metavar="DIR")
     p.add_argument(
-        "--lock", action="store_true", help="write wheels.sha256 anew from wheels.txt and the index"
+        "--lock", action="store_true", help="write wheels.sha256 from wheels.txt and the index"
     )
     args = p.parse_args(argv)
     # It is a folder's name on the node, in which a colon would end a PATH's entry.

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,32 @@ def test_commands_of_the_package_are_commands_of_ours() -> None:
     links = re.findall(r"usr/bin/(\S+)", (DEBIAN / "edge-node.links").read_text())
     assert links == ["edge-bench", "edge-run", "edge-update"]
     assert set(links) <= set(project["scripts"])
+
+
+def test_every_command_of_the_package_starts_from_its_own_files(tmp_path: Path) -> None:
+    """Without distill and the rest of export: what is installed, and what postinst tries."""
+    for name in build_package.tracked():
+        build_package.copy(ROOT / name, tmp_path / name)
+    assert not (tmp_path / "distill").exists()
+    text = build_package.node_commands((ROOT / "pyproject.toml").read_text(), tmp_path)
+    scripts = tomllib.loads(text)["project"]["scripts"]
+    needed = {"edge-run", "edge-bench", "edge-provision", "edge-update", "export-engine"}
+    assert needed <= set(scripts)
+    assert not any(name.startswith("distill") or name == "edge-crops" for name in scripts)
+    modules = ", ".join(entry.removesuffix(":main") for entry in scripts.values())
+    tried = re.search(r"-c '(import edge[^']+)'", (DEBIAN / "postinst").read_text())
+    assert tried is not None
+    code = f"import sys; sys.modules['distill'] = None\nimport {modules}\n{tried[1]}"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nprint(edge.__file__)"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "edge/__init__.py")
 
 
 def test_the_first_settings_name_the_packages_folders(tmp_path: Path) -> None:

@@ -212,11 +212,18 @@ def test_each_pythons_wheels_want_nothing_that_is_not_there(unpacked: Path, pyth
     assert seen == set(listed)
 
 
-def test_the_wheel_of_ours_holds_no_tests(unpacked: Path) -> None:
+def test_the_wheel_of_ours_holds_neither_tests_nor_the_laboratory(unpacked: Path) -> None:
     (path,) = (unpacked / SHARE / "wheels").glob("classroom_node-*.whl")
     with zipfile.ZipFile(path) as wheel:
-        tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if ".dist-info" not in top} == {"edge", "distill", "export"}
+        names = [name for name in wheel.namelist() if ".dist-info" not in name]
+        (scripts,) = [n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt")]
+        modules = re.findall(r" = ([a-z_.]+):main$", wheel.read(scripts).decode(), re.M)
+    assert {name.split("/")[0] for name in names} == {"edge", "export"}
+    ours = {name for name in names if name.startswith("export/")}
+    assert {name for name in ours if not name.startswith("export/engine/")} == {
+        "export/__init__.py"
+    }
+    assert {f"{module.replace('.', '/')}.py" for module in modules} <= set(names)
 
 
 def test_power_is_cut_while_it_installs(node: Node, packages: tuple[Path, Path]) -> None:
