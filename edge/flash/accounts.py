@@ -12,7 +12,7 @@ FIRST_UID = 1000
 GROUPS = ("sudo", "adm", "video", "render", "dialout")
 KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/=]+( .*)?")
 # Days since 1970 at which the (absent) password was last changed; 0 would ask for a new one.
-CHANGED = 20000
+PASSWORD_CHANGED_DAY = 20000
 
 
 def public_keys(text: str, where: str) -> str:
@@ -53,15 +53,15 @@ def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
     shell = "/bin/bash" if tree.kind("/usr/bin/bash") or tree.kind("/bin/bash") else "/bin/sh"
     users.append([name, "x", str(number), str(number), "Technician", home, shell])
     # "*": no password ever fits. "!" would be a locked account, which sshd refuses without PAM.
-    shadow.append([name, "*", str(CHANGED), "0", "99999", "7", "", "", ""])
+    shadow.append([name, "*", str(PASSWORD_CHANGED_DAY), "0", "99999", "7", "", "", ""])
     for row in groups:
         if row[0] in GROUPS and len(row) == 4:
             row[3] = ",".join(filter(None, [row[3], name]))
     groups.append([name, "x", str(number), ""])
-    keeper = next((int(row[2]) for row in groups if row[0] == "shadow"), 0)
+    shadow_gid = next((int(row[2]) for row in groups if row[0] == "shadow"), 0)
     entries: list[Entry] = [
         File("/etc/passwd", _text(users)),
-        File("/etc/shadow", _text(shadow), 0o640, gid=keeper),
+        File("/etc/shadow", _text(shadow), 0o640, gid=shadow_gid),
         File("/etc/group", _text(groups)),
         Folder(home, 0o750, number, number),
         Folder(f"{home}/.ssh", 0o700, number, number),
@@ -73,7 +73,7 @@ def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
             if row[0] in GROUPS and len(row) == 4:
                 row[3] = ",".join(filter(None, [row[3], name]))
         hidden.append([name, "!", "", ""])
-        entries.append(File("/etc/gshadow", _text(hidden), 0o640, gid=keeper))
+        entries.append(File("/etc/gshadow", _text(hidden), 0o640, gid=shadow_gid))
     if tree.kind("/etc/sudoers.d") == "folder":
         rule = f"# There is no password that sudo could ask for.\n{name} ALL=(ALL) NOPASSWD: ALL\n"
         entries.append(File("/etc/sudoers.d/edge-node", rule.encode(), 0o440))

@@ -29,13 +29,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.flash.index import Entry, Index, State, node_name, read_index, states, write_file
+from edge.flash.index import Index, IndexEntry, State, node_name, read_index, states, write_file
 from edge.inference.weights import sha256
 
-AUTHORITY_DAYS, MOST_DAYS = 3650, 36_500
+AUTHORITY_DAYS, MAX_DAYS = 3650, 36_500
 DAYS = 825
 # A node has no battery clock: what is valid from now on would not be yet, where one is a bit behind.
-EARLY = timedelta(days=1)
+BACKDATED = timedelta(days=1)
 HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 BROKER, SERVER = "broker", "server"
 PEM = serialization.Encoding.PEM
@@ -48,7 +48,7 @@ class Issued:
     certificate: bytes
     key: bytes = field(repr=False)
     authority: bytes
-    entry: Entry
+    entry: IndexEntry
 
 
 def alternative_name(host: str) -> x509.GeneralName:
@@ -72,7 +72,7 @@ def _common_name(subject: x509.Name) -> str:
     return str(values[0].value) if values else ""
 
 
-def name_in(pem: bytes) -> str:
+def common_name_of(pem: bytes) -> str:
     """Whose certificate it is; "" where it is none."""
     try:
         return _common_name(x509.load_pem_x509_certificate(pem).subject)
@@ -104,7 +104,7 @@ def _builder(
         .public_key(public)
         # 64 random bits: more than anybody guesses, and few enough to be read in a list.
         .serial_number(secrets.randbits(64) or 1)
-        .not_valid_before(now - EARLY)
+        .not_valid_before(now - BACKDATED)
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
@@ -120,8 +120,8 @@ def create(
     """A new authority in a folder that is not there, or empty. Raises UsageError or EdgeError."""
     if not 0 < len(school) <= 40 or not school.isprintable() or school != school.strip():
         raise UsageError("--school must be the school's name, 1 to 40 characters")
-    if not 0 < days <= MOST_DAYS:
-        raise UsageError(f"--days must be 1 to {MOST_DAYS}")
+    if not 0 < days <= MAX_DAYS:
+        raise UsageError(f"--days must be 1 to {MAX_DAYS}")
     if (folder / "key.pem").exists() or (folder / "index.json").exists():
         raise EdgeError(f"{folder} already holds an authority; give another folder")
     moment = now().replace(microsecond=0)
@@ -155,7 +155,7 @@ def create(
         write_file(draft / "index.json", Index(authority=sha256(pem)).as_json())
         write_file(draft / "ca.pem", pem, 0o644)
         # An empty list: crlfile can be set from the first day, a missing file stops mosquitto.
-        Authority.open(draft, now).write_revoked()
+        Authority.open(draft, now).write_crl()
         os.rename(draft, folder.absolute())
     except OSError as error:
         raise EdgeError(
@@ -219,7 +219,7 @@ class Authority:
         return read_index(self.folder / "index.json", sha256(self.pem))
 
     @contextmanager
-    def _alone(self) -> Iterator[Index]:
+    def _locked_index(self) -> Iterator[Index]:
         """The index as it is now, while nobody else changes it. Raises EdgeError."""
         moment = self._now()
         if not self._certificate.not_valid_before_utc <= moment < self.ends:
@@ -236,7 +236,7 @@ class Authority:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield self._index()
 
-    def _keep(self, index: Index) -> None:
+    def _write_index(self, index: Index) -> None:
         write_file(self.folder / "index.json", index.as_json())
 
     def issue(self, name: str, days: int = DAYS, renew: bool = False) -> Issued:
@@ -262,7 +262,7 @@ class Authority:
         """hosts: of a broker; a client has none."""
         if days < 1:
             raise UsageError("--days must be 1 or more")
-        with self._alone() as index:
+        with self._locked_index() as index:
             moment = self._now().replace(microsecond=0)
             left = (self.ends - moment).days
             if days > left:
@@ -278,12 +278,12 @@ class Authority:
                 )
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = self._sign(key.public_key(), name, moment, days, hosts)
-            entry = Entry(
+            entry = IndexEntry(
                 serial=f"{certificate.serial_number:016x}",
                 name=name,
                 ends=certificate.not_valid_after_utc,
             )
-            self._keep(index.with_entry(entry))
+            self._write_index(index.adding(entry))
         return Issued(certificate.public_bytes(PEM), _private_pem(key), self.pem, entry)
 
     def _sign(
@@ -313,25 +313,25 @@ class Authority:
         own = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
         return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own.value)
 
-    def listed(self) -> list[tuple[Entry, State]]:
+    def listed(self) -> list[tuple[IndexEntry, State]]:
         """Every certificate and what it is now, oldest first."""
         return states(self._index(), self._now())
 
-    def revoke(self, what: str) -> list[Entry]:
+    def revoke(self, what: str) -> list[IndexEntry]:
         """Take back a serial, or all of a name; writes revoked.pem. Those that were meant.
 
         Raises EdgeError where there is none."""
         serial = what.replace(":", "").lower().zfill(16)
-        with self._alone() as index:
+        with self._locked_index() as index:
             meant = {e.serial for e in index.certificates if what == e.name or serial == e.serial}
             if not meant:
                 raise EdgeError(
                     f"no certificate has the name or serial '{what}'; see `edge-flash ca list`"
                 )
             moment = self._now().replace(microsecond=0)
-            index = index.without(meant, moment)
-            self._keep(index)
-            self._write_revoked(index)
+            index = index.revoking(meant, moment)
+            self._write_index(index)
+            self._write_crl(index)
         return [e for e in index.certificates if e.serial in meant]
 
     def adopt(self, pem: bytes) -> str:
@@ -341,31 +341,31 @@ class Authority:
         try:
             certificate = x509.load_pem_x509_certificate(pem)
             certificate.verify_directly_issued_by(self._certificate)
-            entry = Entry(
+            entry = IndexEntry(
                 serial=f"{certificate.serial_number:016x}",
                 name=_common_name(certificate.subject),
                 ends=certificate.not_valid_after_utc,
             )
         except (ValueError, TypeError, InvalidSignature) as error:
             raise EdgeError("the file is no certificate of this authority's") from error
-        with self._alone() as index:
+        with self._locked_index() as index:
             if entry.serial not in {e.serial for e in index.certificates}:
-                self._keep(index.with_entry(entry))
+                self._write_index(index.adding(entry))
         return entry.serial
 
-    def write_revoked(self) -> Path:
+    def write_crl(self) -> Path:
         """revoked.pem anew. Raises EdgeError."""
-        with self._alone() as index:
-            return self._write_revoked(index)
+        with self._locked_index() as index:
+            return self._write_crl(index)
 
-    def _write_revoked(self, index: Index) -> Path:
+    def _write_crl(self, index: Index) -> Path:
         """Valid until the authority ends. The end of a list is meant for those who fetch it from afar;
         mosquitto reads it from its own disk, and would refuse everybody once it had ended."""
         moment = self._now().replace(microsecond=0)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
-            .last_update(moment - EARLY)
+            .last_update(moment - BACKDATED)
             .next_update(self.ends)
             .add_extension(self._identifier(), critical=False)
             # Must grow, also after a restore from an older backup: the time does.

@@ -77,7 +77,7 @@ def missing(depends: str, board: Board) -> list[str]:
     return lacking
 
 
-def refuse(
+def check_board(
     tree: Tree, board: Board, cpu: bool, nvidia: bool, pythons: list[str], depends: str
 ) -> None:
     """Raise EdgeError where a node cannot run there. cpu: without TensorRT, on any arm64 board;

@@ -19,10 +19,10 @@ from edge.flash.authority import (
     SERVER,
     Authority,
     Issued,
+    common_name_of,
     create,
-    name_in,
 )
-from edge.flash.index import Entry, State, node_name, write_file
+from edge.flash.index import IndexEntry, State, node_name, write_file
 
 WARN_DAYS = 60
 # From then on the authority cannot sign a certificate of the usual length: time to plan the next one.
@@ -78,13 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
-def place(given: Path | None, usual: str, stem: str, name: str) -> Path:
+def output_folder(given: Path | None, usual: str, stem: str, name: str) -> Path:
     """A folder that takes the files, before anything is signed. Raises EdgeError."""
     out = given or Path("certificates") / usual
     there = out / f"{stem}.pem"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        owner = name_in(there.read_bytes()) if there.exists() else name
+        owner = common_name_of(there.read_bytes()) if there.exists() else name
     except OSError as error:
         raise EdgeError(f"{out} cannot be used ({error.strerror}); give another --out") from error
     if owner != name:
@@ -94,7 +94,7 @@ def place(given: Path | None, usual: str, stem: str, name: str) -> Path:
     return out
 
 
-def hand_out(out: Path, stem: str, issued: Issued, more: dict[str, bytes]) -> None:
+def write_issued(out: Path, stem: str, issued: Issued, more: dict[str, bytes]) -> None:
     """Write the files and say what they are. Raises EdgeError."""
     write_file(out / f"{stem}.key", issued.key)
     public = {f"{stem}.pem": issued.certificate, "ca.pem": issued.authority, **more}
@@ -106,7 +106,7 @@ def hand_out(out: Path, stem: str, issued: Issued, more: dict[str, bytes]) -> No
     print(f"{entry.name}: serial {entry.serial}, ends {entry.ends:%Y-%m-%d}")
 
 
-def tell_older(authority: Authority, name: str) -> None:
+def print_superseded(authority: Authority, name: str) -> None:
     for entry, state in authority.listed():
         if entry.name == name and state == "superseded":
             print(
@@ -121,22 +121,22 @@ def sign(args: argparse.Namespace) -> None:
     more: dict[str, bytes] = {}
     if args.command == "issue":
         stem = "node"
-        out = place(args.out, node_name(args.name), stem, args.name)
+        out = output_folder(args.out, node_name(args.name), stem, args.name)
         issued = authority.issue(args.name, args.days, args.renew)
     elif args.command == "broker":
         stem = BROKER
-        out = place(args.out, stem, stem, stem)
+        out = output_folder(args.out, stem, stem, stem)
         issued = authority.issue_broker(args.hosts, args.days, args.renew)
-        more["revoked.pem"] = authority.write_revoked().read_bytes()
+        more["revoked.pem"] = authority.write_crl().read_bytes()
     else:
         stem = SERVER
-        out = place(args.out, stem, stem, stem)
+        out = output_folder(args.out, stem, stem, stem)
         issued = authority.issue_server(args.days, args.renew)
-    hand_out(out, stem, issued, more)
-    tell_older(authority, issued.entry.name)
+    write_issued(out, stem, issued, more)
+    print_superseded(authority, issued.entry.name)
 
 
-def tell_list(authority: Authority, path: Path) -> None:
+def print_crl(authority: Authority, path: Path) -> None:
     print(
         f"{path}, valid until the authority ends ({authority.ends:%Y-%m-%d}): put it where the "
         f"broker's crlfile is, and restart mosquitto"
@@ -153,7 +153,7 @@ def revoke(authority: Authority, what: str) -> None:
         what = authority.adopt(data)
     for entry in authority.revoke(what):
         print(f"revoked {entry.name}: serial {entry.serial}")
-    tell_list(authority, authority.folder / "revoked.pem")
+    print_crl(authority, authority.folder / "revoked.pem")
 
 
 def row(name: str, serial: str, ends: str, state: str) -> str:
@@ -176,14 +176,14 @@ def lines(authority: Authority, moment: datetime) -> list[str]:
 def warnings(authority: Authority, moment: datetime) -> list[str]:
     """What to renew: valid for 60 days or less, or ended with nothing valid after it."""
     listed = authority.listed()
-    alive = {entry.name for entry, state in listed if state == "valid"}
+    valid_names = {entry.name for entry, state in listed if state == "valid"}
 
-    def dying(entry: Entry, state: State) -> bool:
-        ended = state == "ended" and entry.name not in alive
+    def expiring(entry: IndexEntry, state: State) -> bool:
+        ended = state == "ended" and entry.name not in valid_names
         return ended or (state == "valid" and entry.ends - moment <= timedelta(days=WARN_DAYS))
 
     # Of several that have ended the last one counts.
-    last = {entry.name: entry for entry, state in listed if dying(entry, state)}
+    last = {entry.name: entry for entry, state in listed if expiring(entry, state)}
     told = [
         f"warning: {name} ended on {entry.ends:%Y-%m-%d}"
         if entry.ends <= moment
@@ -212,7 +212,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.command == "revoke":
         revoke(authority, args.what)
     elif args.command == "crl":
-        tell_list(authority, authority.write_revoked())
+        print_crl(authority, authority.write_crl())
     else:
         moment = utc_now()
         print("\n".join(lines(authority, moment)))

@@ -23,7 +23,7 @@ from edge.flash.board import SETTINGS, Board
 from edge.flash.network import WANTS, Network
 from edge.flash.network import entries as network_entries
 from edge.flash.package import BOOTSTRAP, PROVISION, Package
-from edge.flash.tree import Entry, File, Folder, Gone, Link, Tree
+from edge.flash.tree import Absent, Entry, File, Folder, Link, Tree
 from edge.settings import CREDENTIALS, Settings
 
 SECRETS = "/etc/edge-node"
@@ -80,11 +80,11 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
             "key": f"{CREDENTIALS}/node.key",
         }
     settings = validate(Settings, data, str(file))
-    _refuse(settings, data, file, site)
+    _check_settings(settings, data, file, site)
     return data, settings
 
 
-def _refuse(settings: Settings, data: dict[str, Any], file: Path, site: Site) -> None:
+def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: Site) -> None:
     if not settings.privacy.legal_basis.strip():
         raise SettingsError(
             f"{file}: 'privacy.legal_basis' is empty: no node is flashed without it (AI Act, Article "
@@ -143,15 +143,15 @@ def _first_boot(tree: Tree) -> list[Entry]:
     ]
     # systemd would take the id from here.
     if tree.kind("/var/lib/dbus/machine-id") == "file":
-        found.append(Gone("/var/lib/dbus/machine-id"))
+        found.append(Absent("/var/lib/dbus/machine-id"))
     for unit in INTERACTIVE:
         if tree.kind(f"/usr/lib/systemd/system/{unit}") or tree.kind(f"{UNITS}/{unit}"):
             found.append(Link(f"{UNITS}/{unit}", "/dev/null"))
     if tree.kind(f"{UNITS}/nv-oem-config.target") is not None:
-        found.append(Gone(f"{UNITS}/nv-oem-config.target"))
+        found.append(Absent(f"{UNITS}/nv-oem-config.target"))
     for name in tree.names("/etc/ssh"):
         if name.startswith("ssh_host_"):
-            found.append(Gone(f"/etc/ssh/{name}"))
+            found.append(Absent(f"/etc/ssh/{name}"))
     if tree.kind("/etc/ssh/sshd_config.d") == "folder":
         rule = b"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin no\n"
         found.append(File("/etc/ssh/sshd_config.d/edge-node.conf", rule))
@@ -185,7 +185,7 @@ def _packages(site: Site) -> list[Entry]:
     return found
 
 
-def refuse_taken(site: Site, node: str) -> None:
+def check_name_free(site: Site, node: str) -> None:
     """Raise where the authority cannot be used, or the node's name has a valid certificate already."""
     if site.authority is None:
         return
@@ -224,7 +224,12 @@ def _public_key(file: Path) -> str:
 
 
 def write_node(
-    tree: Tree, board: Board, settings_file: Path, names: dict[str, str], wish: Network, site: Site
+    tree: Tree,
+    board: Board,
+    settings_file: Path,
+    names: dict[str, str],
+    network: Network,
+    site: Site,
 ) -> Settings:
     """Everything of one node into its root file system. Raises EdgeError before anything is written
     where it cannot be, or where it would not fit."""
@@ -237,7 +242,7 @@ def write_node(
         File("/etc/hostname", f"{host_name(settings)}\n".encode()),
         File("/etc/hosts", _hosts(tree, host_name(settings))),
         *add_user(tree, site.user, public_keys(_public_key(site.ssh_key), str(site.ssh_key))),
-        *network_entries(tree, board, wish),
+        *network_entries(tree, board, network),
         *_first_boot(tree),
         *_clock(settings, now),
     ]
@@ -250,12 +255,12 @@ def write_node(
         entries.append(File(f"{SECRETS}/release.pub", key.encode()))
     for entry in entries:
         tree.kind(entry.path)  # refuses a path that it cannot write, while nothing is spent
-    _fits(tree, entries)
+    _check_space(tree, entries)
     _apply(tree, entries, site, settings.node.path)
     return settings
 
 
-def _fits(tree: Tree, entries: Sequence[Entry]) -> None:
+def _check_space(tree: Tree, entries: Sequence[Entry]) -> None:
     wanted = sum(entry.size for entry in entries if isinstance(entry, File)) + 2**20
     free = tree.free_bytes()
     if wanted > free:

@@ -29,11 +29,11 @@ class Disk:
     size: int  # bytes; 0 where a reader holds no card
     block: int  # bytes of a sector
     model: str
-    place: str  # usb, removable, built in, or a loop device's file
+    attachment: str  # usb, removable, built in, or a loop device's file
     read_only: bool
     discards: bool
     parent: str  # the disk that a partition is of, else ""
-    made_of: tuple[str, ...]  # what a device-mapper or RAID device lies on
+    lower_devices: tuple[str, ...]  # what a device-mapper or RAID device lies on
     mounts: tuple[tuple[str, str], ...]  # device, mount point: its own, and of what lies on it
     swaps: tuple[str, ...]
     holders: tuple[tuple[str, str], ...]  # device, who holds it (dm-0, a btrfs)
@@ -43,7 +43,7 @@ class Disk:
         return f"/dev/{self.name}"
 
     def __str__(self) -> str:
-        words = (self.path, self.model, gib(self.size), self.place)
+        words = (self.path, self.model, gib(self.size), self.attachment)
         return "  ".join(word for word in words if word)
 
 
@@ -54,7 +54,7 @@ def gib(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB ({size / 1e9:.0f} GB)"
 
 
-def number(path: Path) -> str:
+def device_number(path: Path) -> str:
     """`MAJOR:MINOR` of a block device; raises UsageError for anything else."""
     try:
         found = os.stat(path)
@@ -73,7 +73,7 @@ def examine(device: str, sys: Path = SYS, proc: Path = PROC) -> Disk:
     if not folder.is_dir():
         raise EdgeError(f"the kernel shows no block device {device} in {sys}; this needs Linux")
     whole = folder.parent if (folder / "partition").exists() else folder
-    family = _family(folder)
+    family = _device_stack(folder)
     names = {name: member.name for member in family for name in _names(member)}
     numbers = {_text(member / "dev"): member.name for member in family}
     return Disk(
@@ -81,27 +81,27 @@ def examine(device: str, sys: Path = SYS, proc: Path = PROC) -> Disk:
         size=int(_text(folder / "size") or 0) * SECTOR,
         block=int(_text(whole / "queue" / "logical_block_size") or SECTOR),
         model=_model(whole),
-        place=_place(whole),
+        attachment=_attachment(whole),
         read_only="1" in (_text(folder / "ro"), _text(whole / "ro")),
         discards=int(_text(whole / "queue" / "discard_max_bytes") or 0) > 0,
         parent=whole.name if whole != folder else "",
-        made_of=tuple(sorted(entry.name for entry in _entries(folder / "slaves"))),
+        lower_devices=tuple(sorted(entry.name for entry in _entries(folder / "slaves"))),
         mounts=tuple(_mounts(proc, names, numbers)),
         swaps=tuple(_swaps(proc, names)),
         holders=tuple(_holders(sys, family)),
     )
 
 
-def refuse(disk: Disk, least: int = 0) -> None:
-    """Raises unless the disk may be overwritten. least: bytes that have to fit."""
+def check_overwritable(disk: Disk, min_bytes: int = 0) -> None:
+    """Raises unless the disk may be overwritten. min_bytes: bytes that have to fit."""
     if disk.parent:
         raise UsageError(
             f"{disk.path} is a partition of /dev/{disk.parent}; give the whole disk, if it is the "
             f"right one: /dev/{disk.parent}"
         )
-    if disk.made_of:
+    if disk.lower_devices:
         raise UsageError(
-            f"{disk.path} is no disk of its own, it lies on {', '.join(disk.made_of)}; "
+            f"{disk.path} is no disk of its own, it lies on {', '.join(disk.lower_devices)}; "
             f"give a disk, {LIST}"
         )
     ours = [point for _, point in disk.mounts if point in SYSTEM]
@@ -132,9 +132,9 @@ def refuse(disk: Disk, least: int = 0) -> None:
         raise EdgeError(f"{disk.path} holds no card; put one in")
     if disk.read_only:
         raise EdgeError(f"{disk.path} is read-only; slide the card's lock, or take another card")
-    if disk.size < least:
+    if disk.size < min_bytes:
         raise EdgeError(
-            f"{disk.path} holds {gib(disk.size)}, the image needs {gib(least)}; take a larger one"
+            f"{disk.path} holds {gib(disk.size)}, the image needs {gib(min_bytes)}; take a larger one"
         )
 
 
@@ -149,7 +149,7 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _family(folder: Path) -> list[Path]:
+def _device_stack(folder: Path) -> list[Path]:
     """The device, its partitions, and whatever is built on them, as folders of /sys."""
     found: list[Path] = []
     waiting = [folder]
@@ -169,7 +169,7 @@ def _names(member: Path) -> list[str]:
     return [member.name, f"mapper/{mapped}"] if mapped else [member.name]
 
 
-def _known(source: str, names: dict[str, str]) -> str | None:
+def _resolve(source: str, names: dict[str, str]) -> str | None:
     """The member that a path of /dev means, also by a link such as /dev/disk/by-uuid/..."""
     for path in (source, os.path.realpath(source)):
         if path.startswith("/dev/") and path[5:] in names:
@@ -189,7 +189,7 @@ def _mounts(proc: Path, names: dict[str, str], numbers: dict[str, str]) -> list[
         fields, source = before.split(" "), after.split(" ")
         if len(fields) < 5 or len(source) < 2:
             continue
-        member = numbers.get(fields[2]) or _known(_unescape(source[1]), names)
+        member = numbers.get(fields[2]) or _resolve(_unescape(source[1]), names)
         if member is not None:
             found.append((member, _unescape(fields[4])))
     return found
@@ -197,7 +197,7 @@ def _mounts(proc: Path, names: dict[str, str], numbers: dict[str, str]) -> list[
 
 def _swaps(proc: Path, names: dict[str, str]) -> list[str]:
     lines = _text(proc / "swaps").splitlines()[1:]
-    found = [_known(_unescape(line.split()[0]), names) for line in lines if line.split()]
+    found = [_resolve(_unescape(line.split()[0]), names) for line in lines if line.split()]
     return [name for name in found if name is not None]
 
 
@@ -220,7 +220,7 @@ def _model(whole: Path) -> str:
     return " ".join(word for word in words if not word.startswith("0x"))  # a virtual disk's vendor
 
 
-def _place(whole: Path) -> str:
+def _attachment(whole: Path) -> str:
     backing = _text(whole / "loop" / "backing_file")
     if backing:
         return f"the file {backing}"

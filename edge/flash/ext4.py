@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.base.errors import EdgeError
-from edge.flash.tree import Entry, File, Folder, Gone, Kind, Link, with_parents
+from edge.flash.tree import Absent, Entry, File, Folder, Kind, Link, with_parents
 from edge.inference.weights import sha256, sha256_of
 
 SECTOR = 512
@@ -26,11 +26,11 @@ SECTOR = 512
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 PACKAGES = {"sfdisk": "fdisk", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs"}
 # What debugfs's own command line takes without quoting.
-PLAIN = re.compile(r"/[A-Za-z0-9._@+:=~%/-]+")
+SAFE_PATH = re.compile(r"/[A-Za-z0-9._@+:=~%/-]+")
 KINDS: dict[str, Kind] = {"regular": "file", "directory": "folder", "symlink": "link"}
 
 
-def program(name: str) -> str:
+def tool_path(name: str) -> str:
     """Path of a tool; raises EdgeError with the package that holds it."""
     found = shutil.which(name, path=SEARCH)
     if found is None:
@@ -52,7 +52,9 @@ class Partition:
 
 def partitions(image: Path) -> list[Partition]:
     """Of a GPT image. Raises EdgeError where it has no such table, or ends before a partition does."""
-    done = subprocess.run([program("sfdisk"), "--json", str(image)], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool_path("sfdisk"), "--json", str(image)], capture_output=True, text=True
+    )
     try:
         table = json.loads(done.stdout)["partitiontable"] if done.returncode == 0 else {}
     except (ValueError, KeyError):
@@ -104,7 +106,7 @@ class Ext4:
         """Raises EdgeError where it is no ext4, or was not unmounted."""
         self.name, self._image = str(image), image
         self._where = f"{image.resolve()}?offset={partition.start}"
-        stats = self._ask("stats -h")
+        stats = self._debugfs("stats -h")
         if "Filesystem features:" not in stats:
             raise EdgeError(f"{image}: partition {partition.name} holds no ext4 file system")
         features = re.findall(r"^Filesystem features: +(.*)$", stats, re.MULTILINE)[0].split()
@@ -114,19 +116,19 @@ class Ext4:
                 f"shut it down"
             )
 
-    def _ask(self, request: str) -> str:
+    def _debugfs(self, request: str) -> str:
         """The answer to one debugfs request, as text."""
-        return self._ask_bytes(request).decode(errors="replace")
+        return self._debugfs_bytes(request).decode(errors="replace")
 
-    def _ask_bytes(self, request: str) -> bytes:
-        command = [program("debugfs"), "-R", request, self._where]
+    def _debugfs_bytes(self, request: str) -> bytes:
+        command = [tool_path("debugfs"), "-R", request, self._where]
         return subprocess.run(command, capture_output=True).stdout
 
     def _stat(self, path: str) -> dict[str, str]:
         """type, mode (octal), uid, gid and target of a link; empty where there is nothing."""
-        if not PLAIN.fullmatch(path):
+        if not SAFE_PATH.fullmatch(path):
             raise EdgeError(f"{self.name}: '{path}' holds what edge-flash writes no path with")
-        text = self._ask(f"stat {path}")
+        text = self._debugfs(f"stat {path}")
         head = re.search(r"Type: (\w+) +Mode: +(\d+)", text)
         owner = re.search(r"User: +(\d+) +Group: +(\d+)", text)
         if head is None or owner is None:
@@ -144,16 +146,16 @@ class Ext4:
         return KINDS.get(self._stat(path).get("type", ""))
 
     def read(self, path: str) -> bytes | None:
-        return self._ask_bytes(f"cat {path}") if self.kind(path) == "file" else None
+        return self._debugfs_bytes(f"cat {path}") if self.kind(path) == "file" else None
 
     def names(self, path: str) -> list[str]:
         if self.kind(path) != "folder":
             return []
-        rows = [line.split("/") for line in self._ask(f"ls -p {path}").splitlines()]
+        rows = [line.split("/") for line in self._debugfs(f"ls -p {path}").splitlines()]
         return sorted(row[5] for row in rows if len(row) > 6 and row[5] not in (".", ".."))
 
     def free_bytes(self) -> int:
-        stats = self._ask("stats -h")
+        stats = self._debugfs("stats -h")
         free = re.search(r"^Free blocks: +(\d+)$", stats, re.MULTILINE)
         size = re.search(r"^Block size: +(\d+)$", stats, re.MULTILINE)
         return int(free[1]) * int(size[1]) if free and size else 0
@@ -162,9 +164,9 @@ class Ext4:
         whole = with_parents(entries, self)
         with tempfile.TemporaryDirectory(prefix="edge-flash-") as folder:
             script = Path(folder, "script")
-            script.write_text("\n".join(self._requests(whole, Path(folder))) + "\n")
+            script.write_text("\n".join(self._commands(whole, Path(folder))) + "\n")
             done = subprocess.run(
-                [program("debugfs"), "-w", "-f", str(script), self._where],
+                [tool_path("debugfs"), "-w", "-f", str(script), self._where],
                 capture_output=True,
                 text=True,
                 cwd=folder,
@@ -173,9 +175,9 @@ class Ext4:
         said = [line for line in done.stderr.splitlines() if not line.startswith("debugfs ")]
         if said or done.returncode:
             raise EdgeError(f"{self.name} takes not all: {(said or ['no reason given'])[0]}")
-        self._prove(whole)
+        self._verify(whole)
 
-    def _requests(self, entries: Sequence[Entry], folder: Path) -> list[str]:
+    def _commands(self, entries: Sequence[Entry], folder: Path) -> list[str]:
         """debugfs's requests, with the contents laid down in `folder` under plain names."""
         lines: list[str] = []
         for number, entry in enumerate(entries):
@@ -183,10 +185,10 @@ class Ext4:
             lines.append(f"cd {parent or '/'}")
             if not isinstance(entry, Folder) and self.kind(entry.path) is not None:
                 lines.append(f"rm {name}")
-            if isinstance(entry, Gone):
+            if isinstance(entry, Absent):
                 continue
             if isinstance(entry, Link):
-                if not PLAIN.fullmatch(entry.target):
+                if not SAFE_PATH.fullmatch(entry.target):
                     raise EdgeError(f"{self.name}: a link to '{entry.target}' cannot be written")
                 lines.append(f"symlink {name} {entry.target}")
                 continue
@@ -210,11 +212,11 @@ class Ext4:
                 lines.append(f"sif {name} mtime @{entry.mtime}")
         return lines
 
-    def _prove(self, entries: Sequence[Entry]) -> None:
+    def _verify(self, entries: Sequence[Entry]) -> None:
         """Read back what was written; a later entry of the same path wins."""
         for path, entry in {entry.path: entry for entry in entries}.items():
             found = self._stat(path)
-            if isinstance(entry, Gone):
+            if isinstance(entry, Absent):
                 right = not found
             elif isinstance(entry, Link):
                 right = found.get("type") == "symlink" and (
@@ -228,20 +230,20 @@ class Ext4:
                     and (int(found["uid"]), int(found["gid"])) == (entry.uid, entry.gid)
                 )
             if right and isinstance(entry, File):
-                right = self._digest(path) == digest(entry.content)
+                right = self._digest(path) == content_sha256(entry.content)
             if not right:
                 raise EdgeError(
                     f"{self.name}: {path} reads otherwise than it was written; is the disk full?"
                 )
         check = subprocess.run(
-            [program("e2fsck"), "-f", "-n", self._where], capture_output=True, text=True
+            [tool_path("e2fsck"), "-f", "-n", self._where], capture_output=True, text=True
         )
         if check.returncode:
             last = (check.stdout.strip().splitlines() or ["no reason given"])[-1]
             raise EdgeError(f"{self.name}: e2fsck finds the file system damaged: {last}")
 
     def _digest(self, path: str) -> str:
-        command = [program("debugfs"), "-R", f"cat {path}", self._where]
+        command = [tool_path("debugfs"), "-R", f"cat {path}", self._where]
         running = hashlib.sha256()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
             assert reader.stdout is not None
@@ -250,6 +252,6 @@ class Ext4:
         return running.hexdigest()
 
 
-def digest(content: bytes | Path) -> str:
+def content_sha256(content: bytes | Path) -> str:
     """sha256 of what a File holds."""
     return sha256(content) if isinstance(content, bytes) else sha256_of(content)

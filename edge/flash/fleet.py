@@ -26,10 +26,10 @@ from edge.base.errors import EdgeError, UsageError
 from edge.base.strict_yaml import read_yaml
 from edge.flash.content import node_settings
 from edge.flash.image import add_site_options, make_image, read_site
-from edge.flash.network import Network, network
+from edge.flash.network import Network, parse_network
 
-NEEDED = ("site", "room", "name")
-COLUMNS = (*NEEDED, "address", "gateway", "dns", "broker", "camera")
+REQUIRED = ("site", "room", "name")
+COLUMNS = (*REQUIRED, "address", "gateway", "dns", "broker", "camera")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Row:
     line: int
     names: dict[str, str]
     changes: dict[tuple[str, str], str]
-    wish: Network
+    network: Network
 
     @property
     def file(self) -> str:
@@ -55,7 +55,7 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
             raw = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{table} cannot be read as CSV in UTF-8: {error}") from error
-    lacking, unknown = set(NEEDED) - set(header), set(header) - set(COLUMNS)
+    lacking, unknown = set(REQUIRED) - set(header), set(header) - set(COLUMNS)
     if lacking or unknown or len(set(header)) != len(header):
         raise UsageError(
             f"{table} line 1: the columns must be of {','.join(COLUMNS)} with the first three, not "
@@ -70,7 +70,7 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
         try:
             if "\0" in "".join(values.values()):
                 raise UsageError("holds a null character")
-            wish = network(
+            network = parse_network(
                 values.get("address") or None,
                 values.get("gateway") or None,
                 values.get("dns", "").split(),
@@ -79,13 +79,13 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
         except UsageError as error:
             raise UsageError(f"{table} line {line}: {error}") from error
         changes = {path: values[name] for path, name in settings.items() if values.get(name)}
-        rows.append(Row(line, {key: values[key] for key in NEEDED}, changes, wish))
+        rows.append(Row(line, {key: values[key] for key in REQUIRED}, changes, network))
     for number, node in enumerate(rows):
         for other in rows[:number]:
             if node.file == other.file:
                 same = "node" if node.names == other.names else f"file {node.file}"
                 raise UsageError(f"{table} line {node.line}: the same {same} as line {other.line}")
-            if node.wish.address and node.wish.address == other.wish.address:
+            if node.network.address and node.network.address == other.network.address:
                 raise UsageError(f"{table} line {node.line}: the same address as line {other.line}")
     if not rows:
         raise UsageError(f"{table} names no node; a line each below the header")
@@ -130,26 +130,26 @@ def run(argv: Sequence[str] | None = None) -> None:
                 raise UsageError(f"{args.table} line {row.line}: {error}") from error
         args.out.mkdir(parents=True, exist_ok=True)
         wanted = [row for row in rows if not (args.out / row.file).exists()]
-        _room(args.base, args.out, len(wanted))
+        _check_space(args.base, args.out, len(wanted))
         for number, row in enumerate(rows, start=1):
             out = args.out / row.file
             if row not in wanted:
                 print(f"{number}/{len(rows)} {out}: is there, kept", flush=True)
                 continue
             settings = make_image(
-                args.base, out, args.partition, files[row.file], row.names, row.wish, site
+                args.base, out, args.partition, files[row.file], row.names, row.network, site
             )
             print(f"{number}/{len(rows)} {out}: node {settings.node.path}", flush=True)
 
 
-def _room(base: Path, out: Path, images: int) -> None:
+def _check_space(base: Path, out: Path, images: int) -> None:
     """Empty parts take no room, so this is what they take at the least."""
     if not base.is_file():
         raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
-    least, free = base.stat().st_blocks * 512 * images, shutil.disk_usage(out).free
-    if least > free:
+    needed, free = base.stat().st_blocks * 512 * images, shutil.disk_usage(out).free
+    if needed > free:
         raise EdgeError(
-            f"{out} has {free / 2**30:.1f} GiB free, {images} images take {least / 2**30:.1f}; give "
+            f"{out} has {free / 2**30:.1f} GiB free, {images} images take {needed / 2**30:.1f}; give "
             f"another --out, or fewer rows"
         )
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from edge.base import cli
 from edge.base.errors import UsageError
-from edge.flash.board import Board, inspect, refuse
-from edge.flash.content import Site, host_name, node_settings, refuse_taken, write_node
-from edge.flash.ext4 import Ext4, digest, root_partition
-from edge.flash.network import Network, network
+from edge.flash.board import Board, check_board, inspect
+from edge.flash.content import Site, check_name_free, host_name, node_settings, write_node
+from edge.flash.ext4 import Ext4, content_sha256, root_partition
+from edge.flash.network import Network, parse_network
 from edge.flash.package import open_package
 from edge.flash.progress import Progress
-from edge.flash.tree import Tree, UnpackedRoot
+from edge.flash.tree import RootFolder, Tree
 from edge.settings import Settings
 
 BLOCK = 4 * 2**20
@@ -70,17 +70,17 @@ def read_site(args: argparse.Namespace) -> Site:
     )
 
 
-def fit_board(tree: Tree, site: Site) -> Board:
+def inspect_base(tree: Tree, site: Site) -> Board:
     """What the root file system is; raises EdgeError where it cannot become a node."""
     board, package = inspect(tree), site.package
     pythons = list(package.pythons)
-    refuse(tree, board, site.cpu, site.nvidia is not None, pythons, package.depends)
+    check_board(tree, board, site.cpu, site.nvidia is not None, pythons, package.depends)
     return board
 
 
-def flash(tree: Tree, node: Path, names: dict[str, str], wish: Network, site: Site) -> Settings:
+def flash(tree: Tree, node: Path, names: dict[str, str], network: Network, site: Site) -> Settings:
     """One node into a root file system; returns its settings."""
-    return write_node(tree, fit_board(tree, site), node, names, wish, site)
+    return write_node(tree, inspect_base(tree, site), node, names, network, site)
 
 
 def copy_sparse(source: Path, target: Path) -> None:
@@ -92,14 +92,14 @@ def copy_sparse(source: Path, target: Path) -> None:
     with (
         source.open("rb") as reader,
         os.fdopen(handle, "wb") as writer,
-        Progress(f"copying {source.name}", size) as told,
+        Progress(f"copying {source.name}", size) as progress,
     ):
         while block := reader.read(BLOCK):
             if block == HOLE[: len(block)]:
                 writer.seek(len(block), os.SEEK_CUR)
             else:
                 writer.write(block)
-            told.advance(len(block))
+            progress.advance(len(block))
         writer.truncate(size)
 
 
@@ -109,7 +109,7 @@ def make_image(
     partition: str,
     node: Path,
     names: dict[str, str],
-    wish: Network,
+    network: Network,
     site: Site,
 ) -> Settings:
     """One image. Until it is whole it is called OUT.part; the base is only read."""
@@ -119,12 +119,12 @@ def make_image(
         raise UsageError(f"{out} is there already; remove it, or give another --out")
     # What can be refused is, before a card's worth of bytes is copied.
     _, settings = node_settings(node, names, site)
-    refuse_taken(site, settings.node.path)
-    fit_board(Ext4(base, root_partition(base, partition)), site)
+    check_name_free(site, settings.node.path)
+    inspect_base(Ext4(base, root_partition(base, partition)), site)
     part = out.with_name(f"{out.name}.part")
     try:
         copy_sparse(base, part)
-        settings = flash(Ext4(part, root_partition(part, partition)), node, names, wish, site)
+        settings = flash(Ext4(part, root_partition(part, partition)), node, names, network, site)
         os.replace(part, out)
     except BaseException:
         part.unlink(missing_ok=True)  # it may hold a key
@@ -134,7 +134,7 @@ def make_image(
 
 def _tell(settings: Settings, site: Site, where: Path) -> None:
     print(f"{where}: node {settings.node.path}, broker {settings.broker.url}")
-    print(f"  package {site.package.path.name}, sha256 {digest(site.package.path)}")
+    print(f"  package {site.package.path.name}, sha256 {content_sha256(site.package.path)}")
     print(f"  ssh {site.user}@{host_name(settings)}")
 
 
@@ -152,8 +152,8 @@ def run_image(argv: Sequence[str] | None = None) -> None:
     add_address_options(p)
     args = p.parse_args(argv)
     site = read_site(args)
-    wish = network(args.address, args.gateway, args.dns, args.wifi)
-    settings = make_image(args.base, args.out, args.partition, args.node, {}, wish, site)
+    network = parse_network(args.address, args.gateway, args.dns, args.wifi)
+    settings = make_image(args.base, args.out, args.partition, args.node, {}, network, site)
     _tell(settings, site, args.out)
     print(f'next: sudo "$(command -v edge-flash)" write {args.out} DEVICE')
 
@@ -170,6 +170,6 @@ def run_rootfs(argv: Sequence[str] | None = None) -> None:
     add_address_options(p)
     args = p.parse_args(argv)
     site = read_site(args)
-    wish = network(args.address, args.gateway, args.dns, args.wifi)
-    settings = flash(UnpackedRoot(args.folder), args.node, {}, wish, site)
+    network = parse_network(args.address, args.gateway, args.dns, args.wifi)
+    settings = flash(RootFolder(args.folder), args.node, {}, network, site)
     _tell(settings, site, args.folder)

@@ -16,16 +16,16 @@ from edge.base.strict_yaml import Strict
 
 NODE = re.compile(r"[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+")
 # X.509 has room for no more in a common name.
-MOST_CHARACTERS = 64
+MAX_NAME_CHARACTERS = 64
 
 State = Literal["valid", "superseded", "revoked", "ended"]
 
 
-class Entry(Strict):
+class IndexEntry(Strict):
     """A certificate that was signed. serial: 16 hex digits."""
 
     serial: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    name: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
     ends: AwareDatetime
     revoked: AwareDatetime | None = None
 
@@ -35,12 +35,12 @@ class Index(Strict):
 
     version: Literal[1] = 1
     authority: str
-    certificates: tuple[Entry, ...] = ()
+    certificates: tuple[IndexEntry, ...] = ()
 
-    def with_entry(self, entry: Entry) -> Index:
+    def adding(self, entry: IndexEntry) -> Index:
         return self.model_copy(update={"certificates": (*self.certificates, entry)})
 
-    def without(self, serials: set[str], moment: datetime) -> Index:
+    def revoking(self, serials: set[str], moment: datetime) -> Index:
         """The same, with these revoked; who was revoked before keeps the time."""
         changed = tuple(
             entry.model_copy(update={"revoked": entry.revoked or moment})
@@ -70,10 +70,10 @@ def read_index(path: Path, authority: str) -> Index:
     return index
 
 
-def states(index: Index, moment: datetime) -> list[tuple[Entry, State]]:
+def states(index: Index, moment: datetime) -> list[tuple[IndexEntry, State]]:
     """Every certificate, oldest first. superseded: valid still, and its owner has a newer one."""
     newer: set[str] = set()
-    found: list[tuple[Entry, State]] = []
+    found: list[tuple[IndexEntry, State]] = []
     for entry in reversed(index.certificates):
         state: State = "valid"
         if entry.revoked is not None:
@@ -92,9 +92,9 @@ def node_name(name: str) -> str:
     """site/room/node as the broker's access list wants it; raises UsageError."""
     if not NODE.fullmatch(name):
         raise UsageError(f"'{name}' is no site/room/node; use a-z, 0-9 and '-' between two '/'")
-    if len(name) > MOST_CHARACTERS:
+    if len(name) > MAX_NAME_CHARACTERS:
         raise UsageError(
-            f"'{name}' has {len(name)} characters, a certificate takes {MOST_CHARACTERS}; "
+            f"'{name}' has {len(name)} characters, a certificate takes {MAX_NAME_CHARACTERS}; "
             f"use shorter names"
         )
     return name

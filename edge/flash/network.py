@@ -53,7 +53,7 @@ def read_wifi(path: Path) -> tuple[str, str]:
     return lines[0], lines[1]
 
 
-def network(
+def parse_network(
     address: str | None, gateway: str | None, dns: Sequence[str], wifi: Path | None
 ) -> Network:
     """Checked; raises UsageError naming what cannot be meant."""
@@ -88,60 +88,60 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace(" ", "\\s")
 
 
-def _keyfile(wish: Network) -> bytes:
-    kind = "wifi" if wish.wifi else "ethernet"
+def _keyfile(network: Network) -> bytes:
+    kind = "wifi" if network.wifi else "ethernet"
     lines = ["[connection]", "id=edge-node", f"uuid={uuid.uuid4()}", f"type={kind}"]
     lines += ["autoconnect-priority=10", ""]
-    if wish.wifi:
-        name, passphrase = wish.wifi
+    if network.wifi:
+        name, passphrase = network.wifi
         # A name is read as a list of bytes where it holds ";", unless that is escaped for the list too.
         ssid = _escaped(name.replace(";", "\\;"))
         lines += ["[wifi]", f"ssid={ssid}", "", "[wifi-security]", "key-mgmt=wpa-psk"]
         lines += [f"psk={_escaped(passphrase)}", ""]
     for family in (4, 6):
-        own = ipaddress.ip_interface(wish.address) if wish.address else None
+        own = ipaddress.ip_interface(network.address) if network.address else None
         lines.append(f"[ipv{family}]")
         if own is None or own.version != family:
             lines += ["method=auto", ""]
             continue
-        gateway = f",{wish.gateway}" if wish.gateway else ""
-        lines += ["method=manual", f"address1={wish.address}{gateway}"]
-        servers = [s for s in wish.dns if ipaddress.ip_address(s).version == family]
+        gateway = f",{network.gateway}" if network.gateway else ""
+        lines += ["method=manual", f"address1={network.address}{gateway}"]
+        servers = [s for s in network.dns if ipaddress.ip_address(s).version == family]
         lines += [f"dns={';'.join(servers)};", ""] if servers else [""]
     return "\n".join(lines).encode()
 
 
-def _networkd(wish: Network) -> bytes:
+def _networkd(network: Network) -> bytes:
     lines = ["[Match]", "Name=en* eth*", "", "[Network]"]
-    if wish.address is None:
+    if network.address is None:
         lines.append("DHCP=yes")
     else:
-        lines.append(f"Address={wish.address}")
-        lines += [f"Gateway={wish.gateway}"] if wish.gateway else []
-        lines += [f"DNS={server}" for server in wish.dns]
+        lines.append(f"Address={network.address}")
+        lines += [f"Gateway={network.gateway}"] if network.gateway else []
+        lines += [f"DNS={server}" for server in network.dns]
     return ("\n".join(lines) + "\n").encode()
 
 
-def entries(tree: Tree, board: Board, wish: Network) -> list[Entry]:
+def entries(tree: Tree, board: Board, network: Network) -> list[Entry]:
     """Raises EdgeError where the base has nothing that could do it."""
     if "network-manager" in board.packages:
-        if wish.plain:
+        if network.plain:
             return []
-        return [File(f"{KEYFILES}/edge-node.nmconnection", _keyfile(wish), 0o600)]
+        return [File(f"{KEYFILES}/edge-node.nmconnection", _keyfile(network), 0o600)]
     if tree.kind(f"/usr{NETWORKD}") is None:
-        if wish.plain:
+        if network.plain:
             return []
         raise EdgeError(
             f"{tree.name} has neither NetworkManager nor systemd-networkd; set up its network there"
         )
-    if wish.wifi:
+    if network.wifi:
         raise EdgeError(f"{tree.name} has no NetworkManager, which Wi-Fi needs; use a wire")
     return [
-        File("/etc/systemd/network/10-edge-node.network", _networkd(wish)),
+        File("/etc/systemd/network/10-edge-node.network", _networkd(network)),
         Link(f"{WANTS}/systemd-networkd.service", NETWORKD),
         *(
-            [File("/etc/resolv.conf", "".join(f"nameserver {s}\n" for s in wish.dns).encode())]
-            if wish.dns and tree.kind("/etc/resolv.conf") == "file"
+            [File("/etc/resolv.conf", "".join(f"nameserver {s}\n" for s in network.dns).encode())]
+            if network.dns and tree.kind("/etc/resolv.conf") == "file"
             else []
         ),
     ]

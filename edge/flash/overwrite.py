@@ -1,4 +1,4 @@
-"""What `write` and `wipe` share: a disk that may be overwritten, held so that nobody else can use it.
+"""What `write` and `wipe` share: a disk that may be overwritten, opened so that nobody else can use it.
 
 Blocks go past the page cache (O_DIRECT): the progress is the card's own pace, not the memory's, and
 what is read back comes from the card.
@@ -28,20 +28,20 @@ class Target:
     file: int  # descriptor, exclusive, O_DIRECT
 
 
-def buffer() -> memoryview:
+def aligned_buffer() -> memoryview:
     """BLOCK bytes at the start of a page, as O_DIRECT wants them."""
     return memoryview(mmap.mmap(-1, BLOCK))
 
 
 @contextmanager
-def held(path: Path, least: int = 0) -> Iterator[Target]:
+def open_exclusive(path: Path, min_bytes: int = 0) -> Iterator[Target]:
     """The disk, open for this process alone: nothing mounts it until the end of the block.
 
-    least: bytes that have to fit. Raises EdgeError or UsageError where it must not be overwritten.
+    min_bytes: bytes that have to fit. Raises EdgeError or UsageError where it must not be overwritten.
     """
-    device = disks.number(path)
+    device = disks.device_number(path)
     disk = disks.examine(device)
-    disks.refuse(disk, least)
+    disks.check_overwritable(disk, min_bytes)
     try:
         file = os.open(path, os.O_RDWR | os.O_EXCL | os.O_DIRECT | os.O_CLOEXEC)
     except PermissionError as error:
@@ -62,7 +62,7 @@ def held(path: Path, least: int = 0) -> Iterator[Target]:
         # The answers above are of a moment ago: a card may have been changed, a link moved.
         if f"{os.major(opened)}:{os.minor(opened)}" != device or now.size != disk.size:
             raise EdgeError(f"{disk.path} was changed while it was looked at; start again")
-        disks.refuse(now, least)
+        disks.check_overwritable(now, min_bytes)
         yield Target(now, file)
     finally:
         os.close(file)
@@ -86,7 +86,7 @@ def confirm(disk: Disk, yes: bool) -> None:
 
 
 @contextmanager
-def spoiling(disk: Disk, advice: str) -> Iterator[None]:
+def overwriting(disk: Disk, advice: str) -> Iterator[None]:
     """From here on the old content is gone; whatever ends the block early adds `advice`."""
     try:
         yield
@@ -101,7 +101,7 @@ def spoiling(disk: Disk, advice: str) -> Iterator[None]:
         raise EdgeError(f"{disk.path} failed: {why}; {advice}") from error
 
 
-def put(file: int, data: memoryview, offset: int) -> None:
+def pwrite_all(file: int, data: memoryview, offset: int) -> None:
     """All of data at offset, in bytes; raises OSError."""
     done = 0
     while done < len(data):
@@ -111,7 +111,7 @@ def put(file: int, data: memoryview, offset: int) -> None:
         done += written
 
 
-def get(file: int, into: memoryview, offset: int) -> None:
+def pread_all(file: int, into: memoryview, offset: int) -> None:
     """Fills `into` from offset, in bytes; raises OSError, also where the disk ends before."""
     done = 0
     while done < len(into):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.base.errors import EdgeError
-from edge.flash.ext4 import program
+from edge.flash.ext4 import tool_path
 
 BOOTSTRAP = "/usr/lib/edge-node/bootstrap"
 PROVISION = "/usr/lib/systemd/system/edge-provision.service"
@@ -34,7 +34,7 @@ def open_package(path: Path) -> Package:
     """Raises EdgeError where it is no package of a node."""
     if not path.is_file():
         raise EdgeError(f"{path} is no file; build the package with `make deb`")
-    reader = program("dpkg-deb")
+    reader = tool_path("dpkg-deb")
     done = subprocess.run([reader, "--field", str(path)], capture_output=True, text=True)
     fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", done.stdout, re.MULTILINE))
     if fields.get("Package") != "edge-node" or fields.get("Architecture") != "arm64":

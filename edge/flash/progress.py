@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import TextIO
 
 MIB = 1 << 20
-TURN_SECONDS = 0.2
-STEADY_SECONDS = 2.0  # before that a rate says little
+REDRAW_SECONDS = 0.2
+MIN_RATE_SECONDS = 2.0  # before that a rate says little
 STEP_PERCENT = 10
 
 
 class Progress:
-    """`with Progress("writing", total) as told: told.advance(bytes)`, on stderr."""
+    """`with Progress("writing", total) as progress: progress.advance(bytes)`, on stderr."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Progress:
         self._out = out if out is not None else sys.stderr
         self._terminal = self._out.isatty()
         self._began = clock()
-        self._drawn = self._began - TURN_SECONDS
+        self._drawn = self._began - REDRAW_SECONDS
         self._step = STEP_PERCENT
         self.done = 0
 
@@ -54,7 +54,7 @@ class Progress:
     def advance(self, count: int) -> None:
         self.done += count
         if self._terminal:
-            if self._clock() - self._drawn >= TURN_SECONDS:
+            if self._clock() - self._drawn >= REDRAW_SECONDS:
                 self._draw()
         elif self._percent() >= self._step:
             self._step = self._percent() // STEP_PERCENT * STEP_PERCENT + STEP_PERCENT
@@ -67,13 +67,15 @@ class Progress:
         """`1234 of 14784 MiB, 23.4 MiB/s, 9 min left`."""
         seconds = self._clock() - self._began
         facts = [f"{self.done // MIB} of {self._total // MIB} MiB"]
-        if self.done and seconds >= STEADY_SECONDS:
+        if self.done and seconds >= MIN_RATE_SECONDS:
             rate = self.done / MIB / seconds
             facts.append(f"{rate:.1f} MiB/s" if rate < 100 else f"{rate:.0f} MiB/s")
             if self.done < self._total:
-                facts.append(f"{span(seconds * (self._total - self.done) / self.done)} left")
+                facts.append(
+                    f"{format_duration(seconds * (self._total - self.done) / self.done)} left"
+                )
         if self.done >= self._total:
-            facts.append(f"took {span(seconds)}")
+            facts.append(f"took {format_duration(seconds)}")
         return ", ".join(facts)
 
     def _draw(self) -> None:
@@ -92,7 +94,7 @@ class Progress:
         self._out.flush()
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45 s`, `9 min`, `1 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -31,7 +31,7 @@ from edge.update.release import MANIFEST, SIGNATURE, File, Refused, Release, par
 PEM = serialization.Encoding.PEM
 
 
-def _new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
     """A file that was not there, never readable more widely than it will be."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as out:
@@ -54,8 +54,8 @@ def make_key(folder: Path) -> None:
     )
     public = key.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     folder.mkdir(parents=True, exist_ok=True)
-    _new(folder / "release.key", private, 0o600)
-    _new(folder / "release.pub", public, 0o644)
+    _write_new(folder / "release.key", private, 0o600)
+    _write_new(folder / "release.pub", public, 0o644)
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:

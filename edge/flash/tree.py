@@ -50,13 +50,13 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class Absent:
     """A file or link that must not be there."""
 
     path: str
 
 
-Entry = Union[File, Folder, Link, Gone]
+Entry = Union[File, Folder, Link, Absent]
 
 
 class Tree(Protocol):
@@ -89,7 +89,7 @@ def with_parents(entries: Sequence[Entry], tree: Tree) -> list[Entry]:
     known: set[str] = set()
     whole: list[Entry] = []
     for entry in entries:
-        for path in [] if isinstance(entry, Gone) else parents(entry.path):
+        for path in [] if isinstance(entry, Absent) else parents(entry.path):
             if path not in known and tree.kind(path) is None:
                 whole.append(Folder(path))
             known.add(path)
@@ -101,7 +101,7 @@ def with_parents(entries: Sequence[Entry], tree: Tree) -> list[Entry]:
     return whole
 
 
-class UnpackedRoot:
+class RootFolder:
     """A folder that holds a root file system, such as Linux_for_Tegra/rootfs."""
 
     def __init__(self, folder: Path) -> None:

@@ -19,15 +19,23 @@ from pathlib import Path
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
 from edge.flash.disks import SECTOR, Disk
-from edge.flash.overwrite import BLOCK, buffer, confirm, get, held, put, spoiling
+from edge.flash.overwrite import (
+    BLOCK,
+    aligned_buffer,
+    confirm,
+    open_exclusive,
+    overwriting,
+    pread_all,
+    pwrite_all,
+)
 from edge.flash.progress import MIB, Progress
 
-TABLE = b"EFI PART"
-TAIL = 1 << 20  # bytes at a disk's end that may hold the copy of an old partition table
+GPT_SIGNATURE = b"EFI PART"
+GPT_BACKUP_BYTES = 1 << 20  # bytes at a disk's end that may hold the copy of an old partition table
 
 
 @dataclass(frozen=True)
-class Image:
+class DiskImage:
     path: Path
     file: int  # descriptor
     stamp: tuple[int, int, int]
@@ -44,7 +52,7 @@ def _stamp(file: int) -> tuple[int, int, int]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image]:
+def open_image(path: Path) -> Iterator[DiskImage]:
     """A disk image with a whole GPT; raises UsageError or EdgeError for anything else."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,19 +61,19 @@ def opened(path: Path) -> Iterator[Image]:
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise UsageError(f"{path} is no file; give the image's file")
-        image = Image(path, file, _stamp(file), _stamp(file)[0])
+        image = DiskImage(path, file, _stamp(file), _stamp(file)[0])
         _check_table(image)
         yield image
     finally:
         os.close(file)
 
 
-def _check_table(image: Image) -> None:
+def _check_table(image: DiskImage) -> None:
     """UEFI 2.10, 5.3.2: the header is in the second sector and knows where its copy lies."""
     if not image.size:
         raise EdgeError(f"{image.path} is empty; make it again with edge-flash image")
     sector = os.pread(image.file, SECTOR, SECTOR)
-    if len(sector) < SECTOR or not sector.startswith(TABLE):
+    if len(sector) < SECTOR or not sector.startswith(GPT_SIGNATURE):
         raise EdgeError(
             f"{image.path} is no disk image (no GPT); give what edge-flash image made, unpacked"
         )
@@ -82,67 +90,67 @@ def _check_table(image: Image) -> None:
         )
 
 
-def copy(image: Image, target: int, size: int, told: Progress) -> list[bytes]:
+def copy(image: DiskImage, target: int, size: int, progress: Progress) -> list[bytes]:
     """Writes all of the image. target: a descriptor of `size` bytes.
 
     Returns the sha256 of the image up to and with each block, so that the last is the image's own.
     Raises OSError for the target, EdgeError for the image.
     """
-    zeros = buffer()
+    zeros = aligned_buffer()
     first_length = min(BLOCK, image.size)
-    put(target, zeros[:first_length], 0)
-    tail = min(TAIL, size)
-    put(target, zeros[:tail], size - tail)
+    pwrite_all(target, zeros[:first_length], 0)
+    tail = min(GPT_BACKUP_BYTES, size)
+    pwrite_all(target, zeros[:tail], size - tail)
     os.fsync(target)
     whole = hashlib.sha256()
-    sums: list[bytes] = []
-    first, block = buffer(), buffer()
+    digests: list[bytes] = []
+    first, block = aligned_buffer(), aligned_buffer()
     for offset in range(0, image.size, BLOCK):
         part = (block if offset else first)[: min(BLOCK, image.size - offset)]
         try:
-            get(image.file, part, offset)
+            pread_all(image.file, part, offset)
         except OSError as error:
             image.check_unchanged()
             raise EdgeError(f"{image.path} cannot be read ({error.strerror})") from error
         whole.update(part)
-        sums.append(whole.digest())
+        digests.append(whole.digest())
         if offset:
-            put(target, part, offset)
-            told.advance(len(part))
+            pwrite_all(target, part, offset)
+            progress.advance(len(part))
     image.check_unchanged()
     os.fsync(target)
-    put(target, first[:first_length], 0)
+    pwrite_all(target, first[:first_length], 0)
     os.fsync(target)
-    told.advance(first_length)
-    return sums
+    progress.advance(first_length)
+    return digests
 
 
-def read_back(target: int, size: int, sums: Sequence[bytes], told: Progress) -> None:
+def verify(target: int, size: int, digests: Sequence[bytes], progress: Progress) -> None:
     """Raises EdgeError at the first block that is not what was written, OSError."""
     whole = hashlib.sha256()
-    block = buffer()
-    for offset, wanted in zip(range(0, size, BLOCK), sums, strict=True):
+    block = aligned_buffer()
+    for offset, wanted in zip(range(0, size, BLOCK), digests, strict=True):
         part = block[: min(BLOCK, size - offset)]
-        get(target, part, offset)
+        pread_all(target, part, offset)
         whole.update(part)
         if whole.digest() != wanted:
             raise EdgeError(
                 f"what was read back is not what was written, {offset // MIB} MiB from the start "
                 f"(a worn card, or one that is smaller than it says)"
             )
-        told.advance(len(part))
+        progress.advance(len(part))
 
 
-def write(image: Image, disk: Disk, target: int) -> str:
+def write(image: DiskImage, disk: Disk, target: int) -> str:
     """The sha256 of what the disk now holds."""
     advice = f"{disk.path} is not usable: write it again, or take another card"
-    with spoiling(disk, advice):
-        with Progress("writing", image.size) as told:
-            sums = copy(image, target, disk.size, told)
+    with overwriting(disk, advice):
+        with Progress("writing", image.size) as progress:
+            digests = copy(image, target, disk.size, progress)
         # Not from a copy in memory: the descriptor is O_DIRECT.
-        with Progress("comparing", image.size) as told:
-            read_back(target, image.size, sums, told)
-    return sums[-1].hex()
+        with Progress("comparing", image.size) as progress:
+            verify(target, image.size, digests, progress)
+    return digests[-1].hex()
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -156,7 +164,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("device", type=Path, metavar="DEVICE", help="the whole disk, such as /dev/sdb")
     p.add_argument("--yes", action="store_true", help="do not ask")
     args = p.parse_args(argv)
-    with opened(args.image) as image, held(args.device, image.size) as target:
+    with open_image(args.image) as image, open_exclusive(args.device, image.size) as target:
         disk = target.disk
         if disk.block != SECTOR:
             raise EdgeError(

@@ -16,7 +16,7 @@ import yaml
 from edge.flash.authority import create
 from edge.flash.ext4 import Ext4, root_partition
 from edge.flash.run import main
-from edge.flash.tree import UnpackedRoot
+from edge.flash.tree import RootFolder
 from support import bases
 from support.command import Done
 
@@ -332,7 +332,7 @@ def test_rootfs_writes_the_same_into_a_folder(bench: Path, flash: Flash) -> None
     root = bases.root(bench / "rootfs")
     done = flash("rootfs", "rootfs")
     assert done.code == 0, done.err
-    tree = UnpackedRoot(root)
+    tree = RootFolder(root)
     assert tree.read("/etc/hostname") == b"room-12-cam-1\n"
     assert stat.S_IMODE((root / "etc/edge-node/node.key").stat().st_mode) == 0o600
     assert os.readlink(root / "etc/systemd/system/nv-oem-config.service") == "/dev/null"
@@ -374,17 +374,17 @@ def test_a_fleet_that_was_stopped_goes_on(
 ) -> None:
     (bench / "nodes.csv").write_text("site,room,name\nnorth,a,cam\nnorth,b,cam\n")
     words = ("fleet", "nodes.csv", "--base", "base.img", "--out", "images")
-    proven = Ext4._prove
+    verify = Ext4._verify
 
     def stopped(tree: Ext4, entries: Any) -> None:
         if (bench / "images/north-a-cam.img").exists():
             raise KeyboardInterrupt
-        proven(tree, entries)
+        verify(tree, entries)
 
-    monkeypatch.setattr(Ext4, "_prove", stopped)
+    monkeypatch.setattr(Ext4, "_verify", stopped)
     assert flash(*words).code == 130
     assert [p.name for p in (bench / "images").iterdir()] == ["north-a-cam.img"]
-    monkeypatch.setattr(Ext4, "_prove", proven)
+    monkeypatch.setattr(Ext4, "_verify", verify)
     done = flash(*words)
     assert done.code == 0, done.err
     assert "1/2 images/north-a-cam.img: is there, kept" in done.out

@@ -23,8 +23,8 @@ import pytest
 
 from edge.base.errors import EdgeError
 from edge.flash import disks, overwrite, wipe, write
-from edge.flash.disks import Disk, examine, refuse
-from edge.flash.progress import Progress, span
+from edge.flash.disks import Disk, check_overwritable, examine
+from edge.flash.progress import Progress, format_duration
 from support.command import Done
 from support.paths import ROOT
 
@@ -81,9 +81,9 @@ class Machine:
     def look(self, number: str) -> Disk:
         return examine(number, self.sys, self.proc)
 
-    def refusal(self, number: str, least: int = 0) -> str:
+    def refusal(self, number: str, min_bytes: int = 0) -> str:
         with pytest.raises(EdgeError) as caught:
-            refuse(self.look(number), least)
+            check_overwritable(self.look(number), min_bytes)
         return str(caught.value)
 
 
@@ -98,7 +98,7 @@ def test_a_card_in_a_usb_reader_is_told_and_taken(machine: Machine) -> None:
     assert str(disk) == "/dev/sdb  Generic STORAGE DEVICE  59.6 GiB (64 GB)  usb"
     assert disk.block == 512
     assert not disk.discards
-    refuse(disk, 60_000 * MIB)
+    check_overwritable(disk, 60_000 * MIB)
 
 
 def test_a_card_in_a_built_in_reader_is_told_and_taken(machine: Machine) -> None:
@@ -106,8 +106,8 @@ def test_a_card_in_a_built_in_reader_is_told_and_taken(machine: Machine) -> None
     card = machine.add("mmcblk0", "179:0", "mmc0", **files)
     machine.add("mmcblk0p1", "179:1", partition_of=card)
     disk = machine.look("179:0")
-    assert (disk.model, disk.place, disk.discards) == ("SC64G", "removable", True)
-    refuse(disk)
+    assert (disk.model, disk.attachment, disk.discards) == ("SC64G", "removable", True)
+    check_overwritable(disk)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_card_in_a_built_in_reader_is_told_and_taken(machine: Machine) -> None
 def test_a_partition_is_refused_and_its_disk_named(machine: Machine, whole: str, part: str) -> None:
     machine.add(part, "259:1", partition_of=machine.add(whole, "259:0"))
     assert machine.refusal("259:1").startswith(f"/dev/{part} is a partition of /dev/{whole};")
-    refuse(machine.look("259:0"))
+    check_overwritable(machine.look("259:0"))
 
 
 def test_the_system_disk_is_refused(machine: Machine) -> None:
@@ -190,7 +190,7 @@ def test_readers_without_card_locked_cards_and_small_cards_are_refused(machine: 
     assert "is read-only" in machine.refusal("8:32")
     said = machine.refusal("8:48", 4096 * MIB + 512)
     assert said.startswith("/dev/sdd holds 4.0 GiB (4 GB), the image needs 4.0 GiB")
-    refuse(machine.look("8:48"), 4096 * MIB)
+    check_overwritable(machine.look("8:48"), 4096 * MIB)
 
 
 def test_a_file_a_terminal_and_nothing_are_no_disks(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_file_a_terminal_and_nothing_are_no_disks(tmp_path: Path) -> None:
         (Path("/dev/null"), "is no disk"),
     ):
         with pytest.raises(EdgeError, match=said) as caught:
-            disks.number(path)
+            disks.device_number(path)
         assert caught.value.exit_code == 2
 
 
@@ -212,7 +212,7 @@ def test_this_machines_own_root_is_refused() -> None:
         pytest.skip("needs a / that lies on a block device")
     disk = examine(number)
     with pytest.raises(EdgeError, match=r"runs from|is a partition|no disk of its own"):
-        refuse(disk)
+        check_overwritable(disk)
     assert "/" in [point for _, point in disk.mounts]
 
 
@@ -250,7 +250,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_no_whole_image_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "bad.img"
     path.write_bytes(content)
-    with pytest.raises(EdgeError, match=said), write.opened(path):
+    with pytest.raises(EdgeError, match=said), write.open_image(path):
         pass
 
 
@@ -261,10 +261,10 @@ def test_sfdisks_own_table_is_an_image(tmp_path: Path) -> None:
     path = tmp_path / "made.img"
     path.write_bytes(bytes(8 * MIB))
     subprocess.run([sfdisk, "-q", path], input="label: gpt\n,,\n", text=True, check=True)
-    with write.opened(path) as found:
+    with write.open_image(path) as found:
         assert found.size == 8 * MIB
     os.truncate(path, 8 * MIB - 512)
-    with pytest.raises(EdgeError, match="is cut off"), write.opened(path):
+    with pytest.raises(EdgeError, match="is cut off"), write.open_image(path):
         pass
 
 
@@ -305,7 +305,10 @@ def test_an_image_that_changes_while_it_is_read_is_noticed(tmp_path: Path, how: 
         else:
             os.truncate(path, 19 * MIB if how == "longer" else 5 * MIB)
 
-    with write.opened(path) as found, pytest.raises(EdgeError, match="changed while it was read"):
+    with (
+        write.open_image(path) as found,
+        pytest.raises(EdgeError, match="changed while it was read"),
+    ):
         write.copy(found, target, 20 * MIB, Hook(6 * MIB, change))
     assert (tmp_path / "disk").read_bytes()[: 4 * MIB] == bytes(4 * MIB), "no table on the disk"
     os.close(target)
@@ -314,13 +317,13 @@ def test_an_image_that_changes_while_it_is_read_is_noticed(tmp_path: Path, how: 
 @pytest.mark.parametrize("place", [0, 9 * MIB + 5, 18 * MIB - 1])
 def test_one_wrong_bit_is_noticed_and_placed(tmp_path: Path, image: Path, place: int) -> None:
     target = plain(tmp_path / "disk", 20)
-    with write.opened(image) as found:
-        sums = write.copy(found, target, 20 * MIB, Hook(0, nothing))
-        write.read_back(target, found.size, sums, Hook(0, nothing))
+    with write.open_image(image) as found:
+        digests = write.copy(found, target, 20 * MIB, Hook(0, nothing))
+        write.verify(target, found.size, digests, Hook(0, nothing))
         byte = os.pread(target, 1, place)[0]
         os.pwrite(target, bytes([byte ^ 1]), place)
         with pytest.raises(EdgeError, match=rf"written, {place // (4 * MIB) * 4} MiB from"):
-            write.read_back(target, found.size, sums, Hook(0, nothing))
+            write.verify(target, found.size, digests, Hook(0, nothing))
     os.close(target)
 
 
@@ -328,7 +331,7 @@ def test_old_tables_go_first_and_the_new_one_comes_last(tmp_path: Path, image: P
     """Whenever it is stopped, no board finds a table: neither the old one's copy nor the new one."""
     target = plain(tmp_path / "disk", 32)
     seen: list[bytes] = []
-    with write.opened(image) as found:
+    with write.open_image(image) as found:
         half = Hook(10 * MIB, lambda: seen.append((tmp_path / "disk").read_bytes()))
         write.copy(found, target, 32 * MIB, half)
     assert seen[0][: 4 * MIB] == bytes(4 * MIB)
@@ -341,10 +344,10 @@ def test_old_tables_go_first_and_the_new_one_comes_last(tmp_path: Path, image: P
 def test_a_byte_that_is_not_zero_is_noticed(tmp_path: Path) -> None:
     target = plain(tmp_path / "disk", 9)
     wipe.zero(target, 9 * MIB, Hook(0, nothing))
-    wipe.read_zeros(target, 9 * MIB, Hook(0, nothing))
+    wipe.verify_zeros(target, 9 * MIB, Hook(0, nothing))
     os.pwrite(target, b"k", 8 * MIB + 3)
     with pytest.raises(EdgeError, match="not zero 8 MiB from the start"):
-        wipe.read_zeros(target, 9 * MIB, Hook(0, nothing))
+        wipe.verify_zeros(target, 9 * MIB, Hook(0, nothing))
     os.close(target)
 
 
@@ -354,10 +357,10 @@ def test_a_byte_that_is_not_zero_is_noticed(tmp_path: Path) -> None:
 def test_away_from_a_terminal_progress_is_a_line_each_tenth(tmp_path: Path) -> None:
     now = [0.0]
     with (tmp_path / "log").open("w+") as out:
-        with Progress("writing", 100 * MIB, out, lambda: now[0]) as told:
+        with Progress("writing", 100 * MIB, out, lambda: now[0]) as progress:
             for _ in range(100):
                 now[0] += 0.5
-                told.advance(MIB)
+                progress.advance(MIB)
         lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 10
     assert lines[1] == "writing: 20 %, 20 of 100 MiB, 2.0 MiB/s, 40 s left"
@@ -371,13 +374,16 @@ def test_a_bar_keeps_its_length_and_its_line(columns: int) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     now = [0.0]
     seen = b""
-    with open(theirs, "w") as out, Progress("comparing", 61_035 * MIB, out, lambda: now[0]) as told:
+    with (
+        open(theirs, "w") as out,
+        Progress("comparing", 61_035 * MIB, out, lambda: now[0]) as progress,
+    ):
         for _ in range(61_035 // 35):
             now[0] += 35 / 15
-            told.advance(35 * MIB)
+            progress.advance(35 * MIB)
             seen += os.read(ours, 65536)
         now[0] += 2
-        told.advance(61_035 * MIB - told.done)
+        progress.advance(61_035 * MIB - progress.done)
         seen += os.read(ours, 65536)
     os.close(ours)
     drawn = re.findall(r"\r([^\r\n]*)\x1b\[K", seen.decode())
@@ -391,7 +397,7 @@ def test_a_bar_keeps_its_length_and_its_line(columns: int) -> None:
 
 
 def test_times_are_told_as_people_say_them() -> None:
-    assert [span(s) for s in (4.4, 89, 95, 3599, 3900)] == [
+    assert [format_duration(s) for s in (4.4, 89, 95, 3599, 3900)] == [
         "4 s", "89 s", "2 min", "1 h 00 min", "1 h 05 min",
     ]  # fmt: skip
 
@@ -524,7 +530,7 @@ def test_a_mounted_disk_is_refused_by_us_and_by_the_kernel(
             assert f"{card.path} is mounted at {point}" in done.last
         # As it would be if the mount were one that we cannot see.
         monkeypatch.setattr(disks, "_mounts", lambda *_: [])
-        with pytest.raises(EdgeError, match="is in use"), overwrite.held(Path(card.path)):
+        with pytest.raises(EdgeError, match="is in use"), overwrite.open_exclusive(Path(card.path)):
             pass
     finally:
         subprocess.run(["umount", point], check=True)
@@ -535,7 +541,10 @@ def test_without_root_the_way_to_get_it_is_told(loop: Callable[..., Loop]) -> No
     card = loop(1)
     os.seteuid(65534)
     try:
-        with pytest.raises(EdgeError, match="takes root"), overwrite.held(Path(card.path)):
+        with (
+            pytest.raises(EdgeError, match="takes root"),
+            overwrite.open_exclusive(Path(card.path)),
+        ):
             pass
     finally:
         os.seteuid(0)
@@ -546,7 +555,7 @@ def test_nobody_mounts_a_disk_between_the_question_and_the_end(
 ) -> None:
     card = loop(24)
     subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", card.path], check=True)
-    with overwrite.held(Path(card.path)):
+    with overwrite.open_exclusive(Path(card.path)):
         done = subprocess.run(["mount", card.path, tmp_path], capture_output=True, text=True)
         assert done.returncode != 0
     assert "busy" in done.stderr or "already mounted" in done.stderr or "permission" in done.stderr
@@ -589,7 +598,7 @@ def test_a_kill_in_the_middle_leaves_no_table_and_the_next_try_works(
     card = loop(24)
     kill = half("writing", 8 * MIB, "os.kill(os.getpid(), signal.SIGKILL)")
     assert flash("write", image, card.path, "--yes", before=kill).code == -9
-    with pytest.raises(EdgeError, match="no disk image"), write.opened(card.file):
+    with pytest.raises(EdgeError, match="no disk image"), write.open_image(card.file):
         pass
     assert flash("write", image, card.path, "--yes").code == 0
     assert card.file.read_bytes()[: 18 * MIB] == image.read_bytes()
@@ -633,7 +642,7 @@ def test_wipe_leaves_nothing_and_says_what_it_cannot_reach(loop: Callable[..., L
     done = flash("wipe", card.path, typed=f"{card.path}\n")
     assert done.code == 0, done.err
     assert card.file.read_bytes() == bytes(24 * MIB)
-    if examine(disks.number(Path(card.path))).discards:
+    if examine(disks.device_number(Path(card.path))).discards:
         assert "discarding: 100 %, 24 of 24 MiB" in done.err
     assert "checking: 100 %" in done.err
     assert "edge-flash ca revoke" in done.out
@@ -646,7 +655,7 @@ def test_on_a_terminal_of_80_columns_a_bar_is_drawn_in_place(
     card = loop(24)
     ours, theirs = pty.openpty()
     subprocess.run(["stty", "cols", "80", "rows", "24"], stdin=theirs, check=True)
-    each = SCRIPT.format(before="from edge.flash import progress; progress.TURN_SECONDS = 0")
+    each = SCRIPT.format(before="from edge.flash import progress; progress.REDRAW_SECONDS = 0")
     command = [sys.executable, "-c", each, "write", image, card.path]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT)
     os.close(theirs)
