@@ -1,4 +1,4 @@
-"""Every command of the READMEs: run where it can be, checked against --help where it needs more."""
+"""Every command of the pages: run where it can be, checked against --help where it needs more."""
 
 from __future__ import annotations
 
@@ -28,12 +28,19 @@ NEEDS_MORE = (
 )
 
 
-READMES = (ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("edge/*/README.md"))
+PAGES = (
+    *ROOT.glob("*.md"),
+    *(
+        page
+        for folder in ("docs", "edge", "distill", "export", "systemd")
+        for page in (ROOT / folder).rglob("*.md")
+    ),
+)
 
 
 def commands(language: str) -> list[str]:
     found = []
-    for path in READMES:
+    for path in PAGES:
         for block in re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S):
             block = re.sub(r'^sudo (?:"\$\(command -v ([a-z-]+)\)")?', r"\1", block, flags=re.M)
             lines = block.replace("\\\n", " ").splitlines()
@@ -90,18 +97,30 @@ def test_every_command_has_help_with_an_example_and_refuses_nonsense(
     assert wrong.code == 2
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_of_the_pages_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", (ROOT / "README.md").read_text(), re.M))
+    text = "\n".join(page.read_text() for page in PAGES)
+    targets = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.M))
     assert targets >= {"demo", "test", "lint"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_links_of_the_readmes_lead_somewhere() -> None:
-    for path in READMES:
-        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            assert link.startswith("http") or (path.parent / link).exists(), link
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as a code host makes them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def test_the_demo_shows_counts_and_ends_by_itself(detector_file: Path) -> None:
