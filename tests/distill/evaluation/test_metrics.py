@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from distill.data.splits import argmax, majority
-from distill.evaluation.metrics import fit_temperature, score
-from edge.classify import softmax
+from distill.evaluation.metrics import fit_temperature, score, softmax
 
 VOTES = np.array(
     [
