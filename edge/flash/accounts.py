@@ -11,12 +11,15 @@ FIRST_UID = 1000
 # As far as the base has them: administration, logs, camera, GPU, serial ports.
 GROUPS = ("sudo", "adm", "video", "render", "dialout")
 KEY = re.compile(r"(ssh-(ed25519|rsa)|ecdsa-sha2-nistp\d+|sk-[a-z0-9@.-]+) [A-Za-z0-9+/=]+( .*)?")
-# Days since 1970 at which the (absent) password was last changed; 0 would ask for a new one.
+# The day (since 1970) on which the absent password was last changed; 0 would ask for a new one.
 PASSWORD_CHANGED_DAY = 20000
 
 
 def public_keys(text: str, where: str) -> str:
-    """The keys of a .pub file, a line each; raises UsageError for anything else."""
+    """Return the keys of a .pub file, a line each; raises UsageError for anything else.
+
+    where: names the file in messages.
+    """
     if "PRIVATE KEY" in text:
         raise UsageError(f"{where} holds a private key; give the file that ends in .pub")
     lines = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
@@ -39,7 +42,10 @@ def _text(rows: list[list[str]]) -> bytes:
 
 
 def add_user(tree: Tree, name: str, keys: str) -> list[Entry]:
-    """name: the user's; keys: what `public_keys` gave. Raises EdgeError, UsageError."""
+    """Return the entries that make a user who may use sudo. keys: as `public_keys` returns them.
+
+    Raises EdgeError where the root file system has no accounts, UsageError for a name that cannot be.
+    """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
         raise UsageError(f"--user must be a-z, 0-9 and '-', not '{name}'")
     users, shadow = _lines(tree, "/etc/passwd"), _lines(tree, "/etc/shadow")

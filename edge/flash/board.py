@@ -1,6 +1,4 @@
-"""What a root file system is, read off its files: board, release, packages; and whether a node can run
-there. Nothing of it is run.
-"""
+"""Which board a root file system is for, by its files alone, and whether a node can run there."""
 
 from __future__ import annotations
 
@@ -18,8 +16,11 @@ SETTINGS = "/etc/edge-node/node.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """architecture: Debian's name; l4t: such as "36.4.3", "" where it is no Jetson's; packages:
-    versions of what is installed, by name."""
+    """What a root file system says of itself.
+
+    architecture: Debian's name; l4t: such as "36.4.3", "" where it is no Jetson's; packages: versions
+    of what is installed, by name.
+    """
 
     architecture: str
     l4t: str
@@ -27,18 +28,18 @@ class Board:
 
     @property
     def tensorrt(self) -> str:
-        """Version of TensorRT for Python, "" without."""
+        """Return the version of TensorRT for Python, "" without."""
         return next((v for name, v in self.packages.items() if TENSORRT.fullmatch(name)), "")
 
     @property
     def python(self) -> str:
-        """Such as "3.10", "" without."""
+        """Return Python's version, such as "3.10", "" without."""
         version = re.match(r"(\d+\.\d+)", self.packages.get("python3", ""))
         return version[1] if version else ""
 
 
 def installed(status: str) -> dict[str, tuple[str, str]]:
-    """Version and architecture by name, of dpkg's status file; what is not whole is left out."""
+    """Parse dpkg's status file: version and architecture by name, of what is fully installed."""
     found = {}
     for paragraph in status.split("\n\n"):
         fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", paragraph, re.MULTILINE))
@@ -54,7 +55,7 @@ def l4t_release(text: str) -> str:
 
 
 def inspect(tree: Tree) -> Board:
-    """Raises EdgeError where it is no root file system of Debian or Ubuntu."""
+    """Read the board off the files; raises EdgeError where they are not Debian's or Ubuntu's."""
     status = tree.read("/var/lib/dpkg/status")
     found = installed((status or b"").decode(errors="replace"))
     if "dpkg" not in found:
@@ -68,7 +69,7 @@ def inspect(tree: Tree) -> Board:
 
 
 def missing(depends: str, board: Board) -> list[str]:
-    """Of a package's `Depends`, what the board lacks; versions are left to dpkg."""
+    """Return what the board lacks of a package's `Depends`; versions are left to dpkg."""
     lacking = []
     for wanted in filter(None, (part.strip() for part in depends.split(","))):
         names = [re.split(r"[ (:]", choice.strip())[0] for choice in wanted.split("|")]
@@ -80,8 +81,11 @@ def missing(depends: str, board: Board) -> list[str]:
 def check_board(
     tree: Tree, board: Board, cpu: bool, nvidia: bool, pythons: list[str], depends: str
 ) -> None:
-    """Raise EdgeError where a node cannot run there. cpu: without TensorRT, on any arm64 board;
-    nvidia: NVIDIA's packages go in too; pythons: versions that the node's package has wheels for."""
+    """Raise EdgeError where a node cannot run there.
+
+    cpu: without TensorRT, on any arm64 board; nvidia: NVIDIA's packages go in too; pythons: versions
+    that the node's package has wheels for; depends: its field `Depends`.
+    """
     if tree.kind(SETTINGS) is not None:
         raise EdgeError(
             f"{tree.name} is flashed already (it has {SETTINGS}); start from NVIDIA's image"

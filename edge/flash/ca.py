@@ -1,4 +1,4 @@
-"""`edge-flash ca`: the school's certificate authority, from its set-up to taking a certificate back."""
+"""`edge-flash ca`: the school's certificate authority, from its set-up to revoking a certificate."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from edge.flash.authority import (
     SERVER,
     Authority,
     Issued,
-    common_name_of,
     create,
 )
+from edge.flash.certificates import common_name_of
 from edge.flash.index import IndexEntry, State, node_name, write_file
 
 WARN_DAYS = 60
@@ -32,6 +32,7 @@ NAME_WIDTH = 38
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the command line with its sub-commands."""
     p = cli.parser(
         "edge-flash ca",
         "The school's certificate authority: a folder (DIR) on the technician's machine whose key\n"
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--renew",
             action="store_true",
-            help="beside one that is valid, which stays valid until it ends or is revoked",
+            help="one more where one is valid, which stays so until it ends or is revoked",
         )
 
     init = command("init", "make the authority")
@@ -73,13 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     issues(server, "certificates/server")
     revoke = command("revoke", "take back all certificates of a name, or one; writes revoked.pem")
     revoke.add_argument("what", metavar="NAME|SERIAL|FILE.pem")
-    command("crl", "write revoked.pem, mosquitto's crlfile, anew")
+    command("crl", "write revoked.pem, mosquitto's crlfile, again")
     command("list", "every certificate, and what ends soon")
     return p
 
 
 def output_folder(given: Path | None, usual: str, stem: str, name: str) -> Path:
-    """A folder that takes the files, before anything is signed. Raises EdgeError."""
+    """Return a folder that takes the files, before anything is signed. Raises EdgeError."""
     out = given or Path("certificates") / usual
     there = out / f"{stem}.pem"
     try:
@@ -107,6 +108,7 @@ def write_issued(out: Path, stem: str, issued: Issued, more: dict[str, bytes]) -
 
 
 def print_superseded(authority: Authority, name: str) -> None:
+    """Say which older certificates of a name are still valid."""
     for entry, state in authority.listed():
         if entry.name == name and state == "superseded":
             print(
@@ -116,7 +118,7 @@ def print_superseded(authority: Authority, name: str) -> None:
 
 
 def sign(args: argparse.Namespace) -> None:
-    """issue, broker or server."""
+    """Carry out `issue`, `broker` or `server`. Raises EdgeError."""
     authority = Authority.open(args.folder)
     more: dict[str, bytes] = {}
     if args.command == "issue":
@@ -137,6 +139,7 @@ def sign(args: argparse.Namespace) -> None:
 
 
 def print_crl(authority: Authority, path: Path) -> None:
+    """Say where the list of revoked certificates is, and where it belongs."""
     print(
         f"{path}, valid until the authority ends ({authority.ends:%Y-%m-%d}): put it where the "
         f"broker's crlfile is, and restart mosquitto"
@@ -144,7 +147,7 @@ def print_crl(authority: Authority, path: Path) -> None:
 
 
 def revoke(authority: Authority, what: str) -> None:
-    """what: a name, a serial, or the file of a certificate that the index lost. Raises EdgeError."""
+    """Revoke a name, a serial, or the file of a certificate that the index lost. Raises EdgeError."""
     if what.endswith(".pem"):
         try:
             data = Path(what).read_bytes()
@@ -157,13 +160,13 @@ def revoke(authority: Authority, what: str) -> None:
 
 
 def row(name: str, serial: str, ends: str, state: str) -> str:
-    """80 columns at the most: a longer name has a line of its own."""
+    """Format one row of 80 columns at most; a longer name has a line of its own."""
     own = f"{name}\n{'':{NAME_WIDTH}}" if len(name) > NAME_WIDTH else f"{name:{NAME_WIDTH}}"
     return f"{own}  {serial:16}  {ends:10}  {state}".rstrip()
 
 
 def lines(authority: Authority, moment: datetime) -> list[str]:
-    """Of the table: the authority, then every certificate by name."""
+    """Return the table's lines: the authority, then every certificate by name."""
     listed = sorted(authority.listed(), key=lambda item: (item[0].name, item[0].ends))
     state = "valid" if moment < authority.ends else "ended"
     return [
@@ -174,7 +177,7 @@ def lines(authority: Authority, moment: datetime) -> list[str]:
 
 
 def warnings(authority: Authority, moment: datetime) -> list[str]:
-    """What to renew: valid for 60 days or less, or ended with nothing valid after it."""
+    """Return what to renew: valid for 60 days or less, or ended with nothing valid after it."""
     listed = authority.listed()
     valid_names = {entry.name for entry, state in listed if state == "valid"}
 
@@ -184,18 +187,18 @@ def warnings(authority: Authority, moment: datetime) -> list[str]:
 
     # Of several that have ended the last one counts.
     last = {entry.name: entry for entry, state in listed if expiring(entry, state)}
-    told = [
+    found = [
         f"warning: {name} ended on {entry.ends:%Y-%m-%d}"
         if entry.ends <= moment
         else f"warning: {name} ends in {(entry.ends - moment).days} days"
         for name, entry in sorted(last.items())
     ]
-    if told:
-        told.append("renew: edge-flash ca issue (or broker, server) DIR ... --renew")
+    if found:
+        found.append("renew: edge-flash ca issue (or broker, server) DIR ... --renew")
     left = (authority.ends - moment).days
     if left <= WARN_AUTHORITY_DAYS:
-        told.append(f"warning: the authority itself has {max(left, 0)} days left; plan a new one")
-    return told
+        found.append(f"warning: the authority itself has {max(left, 0)} days left; plan a new one")
+    return found
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -216,8 +219,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     else:
         moment = utc_now()
         print("\n".join(lines(authority, moment)))
-        for told in warnings(authority, moment):
-            print(told, file=sys.stderr)
+        for line in warnings(authority, moment):
+            print(line, file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

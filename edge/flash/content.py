@@ -1,6 +1,6 @@
-"""All that goes into one node's root file system: package, settings, name, user, network, certificates.
+"""What goes into one node's root file system: package, settings, name, user, network, certificates.
 
-What must never be the same on two nodes (host keys, machine id) is taken out; the node makes its own.
+What must differ between nodes (host keys, machine id) is removed; each node makes its own.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ HEADER = "# Written by edge-flash. Every setting: /usr/share/doc/edge-node/examp
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What all nodes of a school have in common. authority: the folder of `edge-flash ca`, None where
-    the broker asks for no certificate; release_key: public key that updates are signed with; nvidia:
-    folder of packages; renew: a node's name may have a valid certificate already."""
+    """What all nodes of a school have in common.
+
+    authority: the folder of `edge-flash ca`, None where the broker asks for no certificate;
+    release_key: public key that verifies updates; nvidia: folder of packages; renew: a node's name
+    may have a valid certificate already.
+    """
 
     package: Package
     ssh_key: Path
@@ -55,9 +58,10 @@ class Site:
 
 
 def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[str, Any], Settings]:
-    """node.yaml as this node gets it. names: site, room and name, laid over the file's.
+    """Return node.yaml as this node gets it, as data and checked.
 
-    Raises SettingsError in one line, also for what only a service refuses.
+    names: site, room and name, which replace the file's. Raises SettingsError, also for settings that
+    only a node in a school may not have.
     """
     data = read_yaml(file)
     update = data.get("update")
@@ -120,7 +124,7 @@ def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: 
 
 
 def host_name(settings: Settings) -> str:
-    """ROOM-NAME: a name alone may come again in the next room, on the same network."""
+    """Return ROOM-NAME: another room on the same network may use the same name."""
     return f"{settings.node.room}-{settings.node.name}"
 
 
@@ -186,7 +190,7 @@ def _packages(site: Site) -> list[Entry]:
 
 
 def check_name_free(site: Site, node: str) -> None:
-    """Raise where the authority cannot be used, or the node's name has a valid certificate already."""
+    """Raise EdgeError where the authority cannot be used, or the name has a valid certificate."""
     if site.authority is None:
         return
     listed = Authority.open(site.authority).listed()
@@ -197,8 +201,8 @@ def check_name_free(site: Site, node: str) -> None:
 
 
 def _apply(tree: Tree, entries: Sequence[Entry], site: Site, node: str) -> None:
-    """Write, with a certificate that is issued as the last thing before and taken back where the
-    writing fails: its key is then nowhere."""
+    """Issue the certificate and write everything; revoke it where writing fails, since its key is then
+    lost."""
     if site.authority is None:
         tree.apply(entries)
         return
@@ -231,8 +235,11 @@ def write_node(
     network: Network,
     site: Site,
 ) -> Settings:
-    """Everything of one node into its root file system. Raises EdgeError before anything is written
-    where it cannot be, or where it would not fit."""
+    """Write everything of one node into its root file system; return its settings.
+
+    names: as for `node_settings`. Raises EdgeError where it cannot be, or would not fit, before
+    anything is written.
+    """
     now = int(time.time())
     data, settings = node_settings(settings_file, names, site)
     entries: list[Entry] = [

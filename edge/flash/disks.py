@@ -1,8 +1,7 @@
-"""What a block device is, as the kernel tells it, and whether it may be overwritten.
+"""What the kernel says of a block device (/sys, /proc), and whether it may be overwritten.
 
-Read from /sys and /proc alone, so that a test can build another machine out of files. What only other
-mount namespaces see (containers) is not in there: the exclusive open in overwrite.py is the second
-lock.
+Only files are read, so that a test can build another machine out of them. Mounts of other namespaces
+(containers) are not seen here: the exclusive open in overwrite.py guards against those.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LIST = "`lsblk -d -o NAME,SIZE,MODEL` lists them"
 
 @dataclass(frozen=True)
 class Disk:
-    """Names are the kernel's, without /dev/."""
+    """A block device. Names are the kernel's, without /dev/."""
 
     name: str
     size: int  # bytes; 0 where a reader holds no card
@@ -40,6 +39,7 @@ class Disk:
 
     @property
     def path(self) -> str:
+        """Return its path below /dev."""
         return f"/dev/{self.name}"
 
     def __str__(self) -> str:
@@ -48,14 +48,14 @@ class Disk:
 
 
 def gib(size: int) -> str:
-    """A size as a person compares it with a card's label, in both units where they differ."""
+    """Format a size (bytes) to compare with a card's label, in both units where they differ."""
     if size < 1 << 30:
         return f"{size / (1 << 20):.1f} MiB"
     return f"{size / (1 << 30):.1f} GiB ({size / 1e9:.0f} GB)"
 
 
 def device_number(path: Path) -> str:
-    """`MAJOR:MINOR` of a block device; raises UsageError for anything else."""
+    """Return `MAJOR:MINOR` of a block device; raises UsageError for anything else."""
     try:
         found = os.stat(path)
     except OSError as error:
@@ -68,7 +68,7 @@ def device_number(path: Path) -> str:
 
 
 def examine(device: str, sys: Path = SYS, proc: Path = PROC) -> Disk:
-    """The block device `MAJOR:MINOR`; raises EdgeError where the kernel does not know it."""
+    """Describe the block device `MAJOR:MINOR`; raises EdgeError where the kernel has none."""
     folder = (sys / "dev" / "block" / device).resolve()
     if not folder.is_dir():
         raise EdgeError(f"the kernel shows no block device {device} in {sys}; this needs Linux")
@@ -93,7 +93,7 @@ def examine(device: str, sys: Path = SYS, proc: Path = PROC) -> Disk:
 
 
 def check_overwritable(disk: Disk, min_bytes: int = 0) -> None:
-    """Raises unless the disk may be overwritten. min_bytes: bytes that have to fit."""
+    """Raise EdgeError or UsageError unless the disk may be overwritten with `min_bytes`."""
     if disk.parent:
         raise UsageError(
             f"{disk.path} is a partition of /dev/{disk.parent}; give the whole disk, if it is the "
@@ -150,7 +150,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _device_stack(folder: Path) -> list[Path]:
-    """The device, its partitions, and whatever is built on them, as folders of /sys."""
+    """Return the device, its partitions and what is stacked on them (dm, RAID), as folders of /sys."""
     found: list[Path] = []
     waiting = [folder]
     while waiting:
@@ -164,13 +164,13 @@ def _device_stack(folder: Path) -> list[Path]:
 
 
 def _names(member: Path) -> list[str]:
-    """As /proc may call it: sdb1, dm-0, or mapper/NAME."""
+    """Return what /proc may call it: sdb1, dm-0, or mapper/NAME."""
     mapped = _text(member / "dm" / "name")
     return [member.name, f"mapper/{mapped}"] if mapped else [member.name]
 
 
 def _resolve(source: str, names: dict[str, str]) -> str | None:
-    """The member that a path of /dev means, also by a link such as /dev/disk/by-uuid/..."""
+    """Return the member that a path of /dev means, also by a link such as /dev/disk/by-uuid/..."""
     for path in (source, os.path.realpath(source)):
         if path.startswith("/dev/") and path[5:] in names:
             return names[path[5:]]
@@ -182,7 +182,7 @@ def _unescape(text: str) -> str:
 
 
 def _mounts(proc: Path, names: dict[str, str], numbers: dict[str, str]) -> list[tuple[str, str]]:
-    """By number, and by source: a btrfs is mounted under a number of no device."""
+    """Find mounts by number and by source: a btrfs is mounted under a number of no device."""
     found = []
     for line in _text(proc / "self" / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")

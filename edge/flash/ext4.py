@@ -1,7 +1,7 @@
 """The ext4 partition of a disk image, read and written in place, without root and without mounting it.
 
-By e2fsprogs' debugfs at the partition's offset: no loop device, no partition nodes, no kernel. What was
-written is read back and compared, and e2fsck has the last word.
+debugfs (e2fsprogs) works at the partition's offset: no loop device, no partition nodes, no kernel. What
+was written is read back and compared, and e2fsck checks the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge.flash.tree import Absent, Entry, File, Folder, Kind, Link, with_parent
 from edge.inference.weights import sha256, sha256_of
 
 SECTOR = 512
-# Also where only root's PATH looks.
+# Also the folders that only root's PATH has.
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 PACKAGES = {"sfdisk": "fdisk", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs"}
 # What debugfs's own command line takes without quoting.
@@ -31,7 +31,7 @@ KINDS: dict[str, Kind] = {"regular": "file", "directory": "folder", "symlink": "
 
 
 def tool_path(name: str) -> str:
-    """Path of a tool; raises EdgeError with the package that holds it."""
+    """Return the path of a tool; raises EdgeError naming the package that holds it."""
     found = shutil.which(name, path=SEARCH)
     if found is None:
         raise EdgeError(
@@ -42,7 +42,7 @@ def tool_path(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """start and size in bytes."""
+    """An entry of the partition table. start and size in bytes."""
 
     number: int
     name: str
@@ -51,7 +51,7 @@ class Partition:
 
 
 def partitions(image: Path) -> list[Partition]:
-    """Of a GPT image. Raises EdgeError where it has no such table, or ends before a partition does."""
+    """List a GPT image's partitions. Raises EdgeError without a GPT, or where the image is cut off."""
     done = subprocess.run(
         [tool_path("sfdisk"), "--json", str(image)], capture_output=True, text=True
     )
@@ -63,7 +63,7 @@ def partitions(image: Path) -> list[Partition]:
         with image.open("rb") as content:
             content.seek(SECTOR)
             signed = content.read(8) == b"EFI PART"
-        # Where its end is missing, sfdisk sees the protective table of old in it.
+        # Where its end is missing, sfdisk falls back on the protective MBR.
         if signed:
             raise EdgeError(
                 f"{image} is cut or damaged: its table does not fit it; unpack it again"
@@ -87,7 +87,7 @@ def partitions(image: Path) -> list[Partition]:
 
 
 def root_partition(image: Path, name: str = "APP") -> Partition:
-    """By its name in the table, as JetPack calls it; raises EdgeError."""
+    """Find the root partition by its name in the table; raises EdgeError."""
     found = partitions(image)
     for part in found:
         if part.name == name:
@@ -100,10 +100,10 @@ def root_partition(image: Path, name: str = "APP") -> Partition:
 
 
 class Ext4:
-    """The file system at a partition of an image."""
+    """The ext4 file system in a partition of an image; a `Tree`."""
 
     def __init__(self, image: Path, partition: Partition) -> None:
-        """Raises EdgeError where it is no ext4, or was not unmounted."""
+        """Open it; raises EdgeError where it is not ext4, or was not unmounted."""
         self.name, self._image = str(image), image
         self._where = f"{image.resolve()}?offset={partition.start}"
         stats = self._debugfs("stats -h")
@@ -117,7 +117,7 @@ class Ext4:
             )
 
     def _debugfs(self, request: str) -> str:
-        """The answer to one debugfs request, as text."""
+        """Return the answer to one debugfs request, as text."""
         return self._debugfs_bytes(request).decode(errors="replace")
 
     def _debugfs_bytes(self, request: str) -> bytes:
@@ -125,7 +125,7 @@ class Ext4:
         return subprocess.run(command, capture_output=True).stdout
 
     def _stat(self, path: str) -> dict[str, str]:
-        """type, mode (octal), uid, gid and target of a link; empty where there is nothing."""
+        """Return type, mode (octal), uid, gid and a link's target; empty where there is nothing."""
         if not SAFE_PATH.fullmatch(path):
             raise EdgeError(f"{self.name}: '{path}' holds what edge-flash writes no path with")
         text = self._debugfs(f"stat {path}")
@@ -178,7 +178,7 @@ class Ext4:
         self._verify(whole)
 
     def _commands(self, entries: Sequence[Entry], folder: Path) -> list[str]:
-        """debugfs's requests, with the contents laid down in `folder` under plain names."""
+        """Return debugfs's commands; contents are put into `folder` under plain names."""
         lines: list[str] = []
         for number, entry in enumerate(entries):
             parent, _, name = entry.path.rpartition("/")
@@ -213,7 +213,7 @@ class Ext4:
         return lines
 
     def _verify(self, entries: Sequence[Entry]) -> None:
-        """Read back what was written; a later entry of the same path wins."""
+        """Read back what was written, the last entry of each path. Raises EdgeError."""
         for path, entry in {entry.path: entry for entry in entries}.items():
             found = self._stat(path)
             if isinstance(entry, Absent):
@@ -253,5 +253,5 @@ class Ext4:
 
 
 def content_sha256(content: bytes | Path) -> str:
-    """sha256 of what a File holds."""
+    """Return the sha256 of what a File holds."""
     return sha256(content) if isinstance(content, bytes) else sha256_of(content)

@@ -6,7 +6,7 @@
 
 site, room and name are needed; the rest may be left out, and what is empty is as in node.yaml. Every
 row is checked before the first image is made; an image that is there already is kept, so that a run
-that was cut goes on.
+that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLUMNS = (*REQUIRED, "address", "gateway", "dns", "broker", "camera")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One node. changes: what its row says of node.yaml, by section and setting."""
+    """One node. changes: settings of node.yaml that its row replaces, by section and name."""
 
     line: int
     names: dict[str, str]
@@ -43,11 +43,12 @@ class Row:
 
     @property
     def file(self) -> str:
+        """Return the image's file name."""
         return "-".join(self.names.values()) + ".img"
 
 
 def read_rows(table: Path, wifi: Path | None) -> list[Row]:
-    """Raises UsageError naming the line that cannot be meant."""
+    """Read the table; raises UsageError naming the line that is wrong."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, restkey="", strict=True)
@@ -93,7 +94,7 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
 
 
 def _settings_file(base: Path, row: Row, folder: Path) -> Path:
-    """node.yaml with the row's changes; called as the base is, since messages name it."""
+    """Write node.yaml with the row's changes, under the base's name, which messages show."""
     data = read_yaml(base)
     for (section, key), value in row.changes.items():
         part = data.setdefault(section, {})
@@ -143,7 +144,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_space(base: Path, out: Path, images: int) -> None:
-    """Empty parts take no room, so this is what they take at the least."""
+    """Raise where the images cannot fit; blocks that are empty take no space in a sparse file."""
     if not base.is_file():
         raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
     needed, free = base.stat().st_blocks * 512 * images, shutil.disk_usage(out).free

@@ -1,4 +1,4 @@
-"""`edge-flash image` and `rootfs`: one node, into a card's image or into an unpacked root."""
+"""`edge-flash image` and `rootfs`: one node, into a card's disk image or into an unpacked root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOLE = b"\0" * BLOCK
 
 
 def add_site_options(p: argparse.ArgumentParser) -> None:
-    """What image, rootfs and fleet share."""
+    """Add the options that image, rootfs and fleet share."""
     p.add_argument("--node", type=Path, required=True, metavar="node.yaml", help="its settings")
     p.add_argument(
         "--package", type=Path, required=True, metavar="DEB", help="what `make deb` left"
@@ -45,15 +45,16 @@ def add_site_options(p: argparse.ArgumentParser) -> None:
 
 
 def add_address_options(p: argparse.ArgumentParser) -> None:
+    """Add the options of a fixed address."""
     p.add_argument(
         "--address", metavar="IP/BITS", help="fixed, such as 192.0.2.20/24; default: DHCP"
     )
     p.add_argument("--gateway", metavar="IP")
-    p.add_argument("--dns", action="append", default=[], metavar="IP", help="may stand twice")
+    p.add_argument("--dns", action="append", default=[], metavar="IP", help="may be given twice")
 
 
 def read_site(args: argparse.Namespace) -> Site:
-    """Raises EdgeError where package, key or folder cannot be used."""
+    """Read the shared options; raises EdgeError where package or folder cannot be used."""
     if args.nvidia is not None and not args.nvidia.is_dir():
         raise UsageError(
             f"--nvidia {args.nvidia} is no folder; give the one with NVIDIA's packages"
@@ -71,7 +72,7 @@ def read_site(args: argparse.Namespace) -> Site:
 
 
 def inspect_base(tree: Tree, site: Site) -> Board:
-    """What the root file system is; raises EdgeError where it cannot become a node."""
+    """Read the root file system's board; raises EdgeError where it cannot become a node."""
     board, package = inspect(tree), site.package
     pythons = list(package.pythons)
     check_board(tree, board, site.cpu, site.nvidia is not None, pythons, package.depends)
@@ -79,13 +80,13 @@ def inspect_base(tree: Tree, site: Site) -> Board:
 
 
 def flash(tree: Tree, node: Path, names: dict[str, str], network: Network, site: Site) -> Settings:
-    """One node into a root file system; returns its settings."""
+    """Write one node into a root file system; return its settings."""
     return write_node(tree, inspect_base(tree, site), node, names, network, site)
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """What is empty in it takes no room. The copy will hold a key: it is its owner's alone, whatever
-    a run before left under its name."""
+    """Copy a disk image; empty blocks become holes. The copy will hold a key, so that only its owner
+    may read it, whatever an earlier run left under its name."""
     size = source.stat().st_size
     target.unlink(missing_ok=True)
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -112,7 +113,7 @@ def make_image(
     network: Network,
     site: Site,
 ) -> Settings:
-    """One image. Until it is whole it is called OUT.part; the base is only read."""
+    """Make one disk image; the base is only read. Until it is whole it is called OUT.part."""
     if not base.is_file():
         raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
     if out.exists():
@@ -139,6 +140,7 @@ def _tell(settings: Settings, site: Site, where: Path) -> None:
 
 
 def run_image(argv: Sequence[str] | None = None) -> None:
+    """Run `edge-flash image`."""
     p = cli.parser(
         "edge-flash image",
         "Make one node's SD card image from NVIDIA's, offline and without root.",
@@ -159,6 +161,7 @@ def run_image(argv: Sequence[str] | None = None) -> None:
 
 
 def run_rootfs(argv: Sequence[str] | None = None) -> None:
+    """Run `edge-flash rootfs`."""
     p = cli.parser(
         "edge-flash rootfs",
         "Write one node into an unpacked root file system, for l4t_initrd_flash.sh and an NVMe disk.",

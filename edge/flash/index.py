@@ -1,4 +1,4 @@
-"""index.json: every certificate that the school's authority signed, and what each is now."""
+"""index.json: every certificate that the school's authority signed, and the state of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ State = Literal["valid", "superseded", "revoked", "ended"]
 
 
 class IndexEntry(Strict):
-    """A certificate that was signed. serial: 16 hex digits."""
+    """A certificate that was signed. serial: 16 hex digits; ends, revoked: moments in UTC."""
 
     serial: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS)]
@@ -31,17 +31,18 @@ class IndexEntry(Strict):
 
 
 class Index(Strict):
-    """authority: sha256 of ca.pem; certificates: oldest first."""
+    """The file's content. authority: sha256 of ca.pem; certificates: oldest first."""
 
     version: Literal[1] = 1
     authority: str
     certificates: tuple[IndexEntry, ...] = ()
 
     def adding(self, entry: IndexEntry) -> Index:
+        """Return the index with one more certificate."""
         return self.model_copy(update={"certificates": (*self.certificates, entry)})
 
     def revoking(self, serials: set[str], moment: datetime) -> Index:
-        """The same, with these revoked; who was revoked before keeps the time."""
+        """Return the index with these revoked; what was revoked before keeps its moment."""
         changed = tuple(
             entry.model_copy(update={"revoked": entry.revoked or moment})
             if entry.serial in serials
@@ -51,11 +52,12 @@ class Index(Strict):
         return self.model_copy(update={"certificates": changed})
 
     def as_json(self) -> bytes:
+        """Return the file's bytes."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
 def read_index(path: Path, authority: str) -> Index:
-    """authority: sha256 of its ca.pem. Raises EdgeError."""
+    """Read index.json. authority: sha256 of its ca.pem. Raises EdgeError."""
     try:
         index = Index.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -71,7 +73,8 @@ def read_index(path: Path, authority: str) -> Index:
 
 
 def states(index: Index, moment: datetime) -> list[tuple[IndexEntry, State]]:
-    """Every certificate, oldest first. superseded: valid still, and its owner has a newer one."""
+    """Return every certificate with its state, oldest first. superseded: still valid, and its owner has
+    a newer one."""
     newer: set[str] = set()
     found: list[tuple[IndexEntry, State]] = []
     for entry in reversed(index.certificates):
@@ -89,7 +92,7 @@ def states(index: Index, moment: datetime) -> list[tuple[IndexEntry, State]]:
 
 
 def node_name(name: str) -> str:
-    """site/room/node as the broker's access list wants it; raises UsageError."""
+    """Check and return site/room/node, as the broker's access list wants it; raises UsageError."""
     if not NODE.fullmatch(name):
         raise UsageError(f"'{name}' is no site/room/node; use a-z, 0-9 and '-' between two '/'")
     if len(name) > MAX_NAME_CHARACTERS:

@@ -1,7 +1,6 @@
-"""How a node finds its network: a fixed address or Wi-Fi, for NetworkManager (JetPack) or
-systemd-networkd.
+"""A node's network: a fixed address or Wi-Fi, for NetworkManager (JetPack) or systemd-networkd.
 
-Without either, the base's own ways hold: NetworkManager asks DHCP on a wire by itself.
+Without either the base is left as it is: NetworkManager uses DHCP on a wire by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ WANTS = "/etc/systemd/system/multi-user.target.wants"
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """address: such as "192.0.2.20/24", None for DHCP; gateway and dns go with it; wifi: name and
+    """address: such as "192.0.2.20/24", None for DHCP; gateway and dns go with it; wifi: SSID and
     passphrase."""
 
     address: str | None = None
@@ -34,12 +33,13 @@ class Network:
     wifi: tuple[str, str] | None = None
 
     @property
-    def plain(self) -> bool:
+    def is_default(self) -> bool:
+        """Tell whether it is DHCP on a wire."""
         return self.address is None and self.wifi is None
 
 
 def read_wifi(path: Path) -> tuple[str, str]:
-    """Name and passphrase, a line each: no secret is ever an argument. Raises UsageError."""
+    """Read SSID and passphrase, a line each: a secret is never an argument. Raises UsageError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +56,7 @@ def read_wifi(path: Path) -> tuple[str, str]:
 def parse_network(
     address: str | None, gateway: str | None, dns: Sequence[str], wifi: Path | None
 ) -> Network:
-    """Checked; raises UsageError naming what cannot be meant."""
+    """Check the options; raises UsageError naming the one that is wrong."""
     if address is None:
         if gateway or dns:
             raise UsageError("a gateway and name servers go with an address, such as 192.0.2.20/24")
@@ -73,8 +73,8 @@ def parse_network(
 
 
 def _parsed(what: str, value: str, kind: Callable[[str], Parsed]) -> Parsed:
-    """What goes into files is written anew from this, never the text itself; a zone (%eth0) could be
-    any text, and has no place here."""
+    """Parse a value: files are written from the result, never from the text. A zone (%eth0) could be
+    any text and is refused."""
     try:
         if "%" in value:
             raise ValueError("without a zone")
@@ -84,7 +84,7 @@ def _parsed(what: str, value: str, kind: Callable[[str], Parsed]) -> Parsed:
 
 
 def _escaped(value: str) -> str:
-    """A string in GLib's key files."""
+    """Escape a string as GLib's key files want it."""
     return value.replace("\\", "\\\\").replace(" ", "\\s")
 
 
@@ -123,13 +123,13 @@ def _networkd(network: Network) -> bytes:
 
 
 def entries(tree: Tree, board: Board, network: Network) -> list[Entry]:
-    """Raises EdgeError where the base has nothing that could do it."""
+    """Return the files that set it up; raises EdgeError where the base has nothing that reads them."""
     if "network-manager" in board.packages:
-        if network.plain:
+        if network.is_default:
             return []
         return [File(f"{KEYFILES}/edge-node.nmconnection", _keyfile(network), 0o600)]
     if tree.kind(f"/usr{NETWORKD}") is None:
-        if network.plain:
+        if network.is_default:
             return []
         raise EdgeError(
             f"{tree.name} has neither NetworkManager nor systemd-networkd; set up its network there"

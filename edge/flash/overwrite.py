@@ -1,7 +1,7 @@
-"""What `write` and `wipe` share: a disk that may be overwritten, opened so that nobody else can use it.
+"""What `write` and `wipe` share: a disk that may be overwritten, opened for this process alone.
 
-Blocks go past the page cache (O_DIRECT): the progress is the card's own pace, not the memory's, and
-what is read back comes from the card.
+O_DIRECT goes past the page cache: progress shows the card's pace, not the memory's, and what is read
+back comes from the card.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ BLOCK = 4 << 20  # bytes at once; a card's own erase blocks are smaller
 
 @dataclass(frozen=True)
 class Target:
+    """A disk that is open for writing."""
+
     disk: Disk
     file: int  # descriptor, exclusive, O_DIRECT
 
 
 def aligned_buffer() -> memoryview:
-    """BLOCK bytes at the start of a page, as O_DIRECT wants them."""
+    """Return BLOCK zero bytes at the start of a page, as O_DIRECT wants them."""
     return memoryview(mmap.mmap(-1, BLOCK))
 
 
 @contextmanager
 def open_exclusive(path: Path, min_bytes: int = 0) -> Iterator[Target]:
-    """The disk, open for this process alone: nothing mounts it until the end of the block.
+    """Open a disk for this process alone: nothing mounts it until the end of the block.
 
-    min_bytes: bytes that have to fit. Raises EdgeError or UsageError where it must not be overwritten.
+    min_bytes: what has to fit. Raises EdgeError or UsageError where it must not be overwritten.
     """
     device = disks.device_number(path)
     disk = disks.examine(device)
@@ -69,7 +71,7 @@ def open_exclusive(path: Path, min_bytes: int = 0) -> Iterator[Target]:
 
 
 def confirm(disk: Disk, yes: bool) -> None:
-    """Shows the disk and, unless `yes`, wants its name typed. Raises EdgeError for another answer."""
+    """Show the disk and, unless `yes`, ask for its name. Raises EdgeError for another answer."""
     print(f"{disk}\neverything on it will be lost", file=sys.stderr, flush=True)
     if yes:
         return
@@ -87,7 +89,10 @@ def confirm(disk: Disk, yes: bool) -> None:
 
 @contextmanager
 def overwriting(disk: Disk, advice: str) -> Iterator[None]:
-    """From here on the old content is gone; whatever ends the block early adds `advice`."""
+    """Add `advice` to whatever ends the block early: the disk's old content is gone by then.
+
+    Raises EdgeError for the target's OSError.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -102,7 +107,7 @@ def overwriting(disk: Disk, advice: str) -> Iterator[None]:
 
 
 def pwrite_all(file: int, data: memoryview, offset: int) -> None:
-    """All of data at offset, in bytes; raises OSError."""
+    """Write all of data at offset (bytes); raises OSError."""
     done = 0
     while done < len(data):
         written = os.pwrite(file, data[done:], offset + done)
@@ -112,7 +117,7 @@ def pwrite_all(file: int, data: memoryview, offset: int) -> None:
 
 
 def pread_all(file: int, into: memoryview, offset: int) -> None:
-    """Fills `into` from offset, in bytes; raises OSError, also where the disk ends before."""
+    """Fill `into` from offset (bytes); raises OSError, also where the disk ends before."""
     done = 0
     while done < len(into):
         count = os.preadv(file, [into[done:]], offset + done)

@@ -1,5 +1,5 @@
-"""The node's Debian package, as `edge-flash` reads it: its fields, and the few files of it that must
-lie in an image before it is installed.
+"""The node's Debian package, as `edge-flash` reads it: its fields, and the two files that an image
+needs before the package is installed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ PROVISION = "/usr/lib/systemd/system/edge-provision.service"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """depends: its field, unparsed; pythons: versions that it has wheels for; bootstrap and provision:
-    the content of these two files."""
+    """What an image needs of a package.
+
+    depends: its field `Depends`; pythons: versions that it has wheels for; bootstrap and provision:
+    the content of these two files.
+    """
 
     path: Path
     version: str
@@ -31,7 +34,7 @@ class Package:
 
 
 def open_package(path: Path) -> Package:
-    """Raises EdgeError where it is no package of a node."""
+    """Read a package; raises EdgeError where it is not a node's."""
     if not path.is_file():
         raise EdgeError(f"{path} is no file; build the package with `make deb`")
     reader = tool_path("dpkg-deb")

@@ -1,4 +1,4 @@
-"""How far a long copy is: a bar on a terminal, a line every 10 % elsewhere."""
+"""The progress of a long copy: a bar on a terminal, a line every 10 % elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEP_PERCENT = 10
 
 
 class Progress:
-    """`with Progress("writing", total) as progress: progress.advance(bytes)`, on stderr."""
+    """Shows progress on stderr: `with Progress("writing", total) as p: p.advance(bytes)`."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Progress:
             self._out.flush()
 
     def advance(self, count: int) -> None:
+        """Count so many more bytes."""
         self.done += count
         if self._terminal:
             if self._clock() - self._drawn >= REDRAW_SECONDS:
@@ -64,7 +65,7 @@ class Progress:
         return 100 * self.done // self._total if self._total else 100
 
     def _facts(self) -> str:
-        """`1234 of 14784 MiB, 23.4 MiB/s, 9 min left`."""
+        """Format `1234 of 14784 MiB, 23.4 MiB/s, 9 min left`."""
         seconds = self._clock() - self._began
         facts = [f"{self.done // MIB} of {self._total // MIB} MiB"]
         if self.done and seconds >= MIN_RATE_SECONDS:
@@ -95,7 +96,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """`45 s`, `9 min`, `1 h 05 min`."""
+    """Format `45 s`, `9 min`, `1 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

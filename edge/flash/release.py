@@ -32,7 +32,7 @@ PEM = serialization.Encoding.PEM
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    """A file that was not there, never readable more widely than it will be."""
+    """Write a file that was not there, never readable more widely than it will be."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as out:
         out.write(data)
@@ -41,7 +41,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 
 def make_key(folder: Path) -> None:
-    """release.key (0600) and release.pub, PEM; raises EdgeError where one of them is there."""
+    """Write release.key (0600) and release.pub, PEM; raises EdgeError where one of them is there."""
     for name in ("release.key", "release.pub"):
         if (folder / name).exists():
             raise EdgeError(
@@ -59,7 +59,7 @@ def make_key(folder: Path) -> None:
 
 
 def read_key(path: Path) -> Ed25519PrivateKey:
-    """Raises EdgeError where it is none, or others may read it."""
+    """Read a private key; raises EdgeError where it is none, or others may read it."""
     try:
         if path.stat().st_mode & 0o077:
             raise EdgeError(f"{path} can be read by others; say `chmod 600 {path}`")
@@ -76,7 +76,7 @@ def read_key(path: Path) -> Ed25519PrivateKey:
 
 
 def pack_bundle(folder: Path) -> tuple[bytes, str]:
-    """A bundle's .tar, the same bytes for the same bundle, and its version. Raises BundleError."""
+    """Pack a bundle as .tar, always the same bytes; also its version. Raises BundleError."""
     bundle = load_bundle(folder)
     entries = [*bundle.description.files.values(), bundle.description.known_answers.inputs]
     names = {"bundle.json", *(entry.name for entry in entries)}
@@ -93,7 +93,7 @@ def pack_bundle(folder: Path) -> tuple[bytes, str]:
 
 
 def package_version(path: Path) -> str:
-    """Of an edge-node package for arm64; raises EdgeError where it is none."""
+    """Return the version of an edge-node package for arm64; raises EdgeError where it is none."""
     command = [
         "dpkg-deb",
         "--show",
@@ -128,7 +128,7 @@ def _file(kind: str, name: str, data: bytes, version: str) -> File:
 def make(
     key: Ed25519PrivateKey, out: Path, bundle: Path | None, package: Path | None, serial: int
 ) -> Release:
-    """Write the folder, signature last. Raises UsageError, BundleError or EdgeError."""
+    """Write a release's folder, signature last. Raises UsageError, BundleError or EdgeError."""
     try:
         before = parse((out / MANIFEST).read_bytes()).serial
     except (FileNotFoundError, Refused):
@@ -162,6 +162,7 @@ def make(
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the command line with its sub-commands."""
     p = cli.parser(
         "edge-flash release",
         "Sign what a school's nodes shall run next; serve the folder over HTTPS (update.url).",

@@ -1,6 +1,6 @@
-"""What is written into a node's root file system, and the two places it is written to: an unpacked
-folder (this file) and the ext4 partition of an image (`ext4.py`). Paths are absolute within it, such
-as "/etc/hostname".
+"""A node's root file system: what is written into it, and the two that are written to, an unpacked
+folder (here) and the ext4 partition of a disk image (`ext4.py`). Paths are absolute within it, such as
+"/etc/hostname".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Kind = Literal["file", "folder", "link", None]
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """content: the bytes, or a file of this machine that is copied. mtime: seconds since 1970."""
+    """A regular file. content: bytes, or a file of this machine to copy; mtime: seconds since 1970."""
 
     path: str
     content: Union[bytes, Path] = field(repr=False)  # it may be a key
@@ -30,12 +30,13 @@ class File:
 
     @property
     def size(self) -> int:
+        """Return its bytes."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Made where it is absent, with its parents; one that is there keeps its owner and mode."""
+    """A folder that is made, with its parents, where it is absent; an existing one stays as it is."""
 
     path: str
     mode: int = 0o755
@@ -45,13 +46,15 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Link:
+    """A symbolic link."""
+
     path: str
     target: str
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A file or link that must not be there."""
+    """A file or link that is removed."""
 
     path: str
 
@@ -64,28 +67,30 @@ class Tree(Protocol):
 
     name: str  # for messages
 
-    def kind(self, path: str) -> Kind: ...
+    def kind(self, path: str) -> Kind:
+        """Return what is at a path; links are not followed."""
 
     def read(self, path: str) -> bytes | None:
-        """Of a regular file; None where there is none."""
+        """Return a regular file's content; None where there is none."""
 
     def names(self, path: str) -> list[str]:
-        """In a folder, sorted; empty where there is none."""
+        """Return the names in a folder, sorted; empty where there is none."""
 
-    def free_bytes(self) -> int: ...
+    def free_bytes(self) -> int:
+        """Return what is left for files."""
 
     def apply(self, entries: Sequence[Entry]) -> None:
-        """Write in order, and prove that it was written. Raises EdgeError."""
+        """Write in order, and verify it. Raises EdgeError."""
 
 
 def parents(path: str) -> list[str]:
-    """Of "/a/b/c": "/a" and "/a/b"."""
+    """Return a path's parents: of "/a/b/c", "/a" and "/a/b"."""
     parts = path.strip("/").split("/")
     return ["/" + "/".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def with_parents(entries: Sequence[Entry], tree: Tree) -> list[Entry]:
-    """The same, with a Folder of root's before whatever lies in one that is not there."""
+    """Return the entries with each missing parent, owned by root, before what lies in it."""
     known: set[str] = set()
     whole: list[Entry] = []
     for entry in entries:
@@ -102,10 +107,10 @@ def with_parents(entries: Sequence[Entry], tree: Tree) -> list[Entry]:
 
 
 class RootFolder:
-    """A folder that holds a root file system, such as Linux_for_Tegra/rootfs."""
+    """A folder that holds a root file system, such as Linux_for_Tegra/rootfs; a `Tree`."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises EdgeError where it is no such folder, or is not this user's to write."""
+        """Open it; raises EdgeError where it is not such a folder, or belongs to another user."""
         self.name, self._root = str(folder), folder
         if not (folder / "etc").is_dir() or not (folder / "var/lib/dpkg").is_dir():
             raise EdgeError(
@@ -117,7 +122,7 @@ class RootFolder:
             raise EdgeError(f"{folder} belongs to another user; run edge-flash with sudo")
 
     def _at(self, path: str) -> Path:
-        """No link is followed on the way: one that is absolute would lead into this machine."""
+        """Follow no link on the way: an absolute one would lead into this machine's own files."""
         place = self._root
         for part in path.strip("/").split("/"):
             if place != self._root and place.is_symlink():
@@ -155,7 +160,7 @@ class RootFolder:
             elif isinstance(entry, Link):
                 place.symlink_to(entry.target)
             elif isinstance(entry, File):
-                # Never for a moment wider than it shall be.
+                # Never readable by more than it will be, not even for a moment.
                 handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with os.fdopen(handle, "wb") as out:
                     if isinstance(entry.content, bytes):

@@ -1,7 +1,7 @@
 """`edge-flash wipe`: no key, no outbox and no log stay on a disk that leaves the school.
 
-All of it is given back to the card first (discard), where the card takes that, then overwritten with
-zeros and read back.
+Every block is discarded first, where the card supports that, then overwritten with zeros and read
+back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ worthless, and destroy the card where nothing at all may stay."""
 
 
 def discard(target: int, size: int, progress: Progress) -> bool:
-    """Whether the disk took it; where not, the zeros have to do. size: in bytes."""
+    """Discard `size` bytes; tell whether the disk supports it."""
     for offset in range(0, size, DISCARD_BLOCK):
         length = min(DISCARD_BLOCK, size - offset)
         try:
@@ -54,7 +54,7 @@ def discard(target: int, size: int, progress: Progress) -> bool:
 
 
 def zero(target: int, size: int, progress: Progress) -> None:
-    """Raises OSError."""
+    """Overwrite `size` bytes with zeros; raises OSError."""
     zeros = aligned_buffer()
     for offset in range(0, size, BLOCK):
         part = zeros[: min(BLOCK, size - offset)]
@@ -64,7 +64,7 @@ def zero(target: int, size: int, progress: Progress) -> None:
 
 
 def verify_zeros(target: int, size: int, progress: Progress) -> None:
-    """Raises EdgeError at the first block that is not zero, OSError."""
+    """Raise EdgeError at the first block that is not zero; raises OSError where one cannot be read."""
     block, zeros = aligned_buffer(), bytes(BLOCK)
     for offset in range(0, size, BLOCK):
         part = block[: min(BLOCK, size - offset)]
@@ -76,6 +76,7 @@ def verify_zeros(target: int, size: int, progress: Progress) -> None:
 
 
 def wipe(disk: Disk, target: int) -> None:
+    """Discard, overwrite and read back a whole disk. target: its descriptor. Raises EdgeError."""
     advice = f"{disk.path} is not wiped, keys may still be on it: wipe it again, or destroy it"
     with overwriting(disk, advice):
         if disk.discards:

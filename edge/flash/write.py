@@ -1,7 +1,7 @@
-"""`edge-flash write`: an image onto a card or disk, read back and compared.
+"""`edge-flash write`: a disk image onto a card or disk, read back and compared.
 
-The first block, with the partition table, goes last, and old tables are cleared first: a disk that was
-stopped on the way holds no table, so that no board can start from half an image.
+Old partition tables are cleared first and the first block, with the new one, is written last: a disk
+that was interrupted holds no table, so that no board can start from half an image.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ GPT_BACKUP_BYTES = 1 << 20  # bytes at a disk's end that may hold the copy of an
 
 @dataclass(frozen=True)
 class DiskImage:
+    """A disk image that is open. stamp: size and times when it was opened."""
+
     path: Path
     file: int  # descriptor
     stamp: tuple[int, int, int]
     size: int  # bytes
 
     def check_unchanged(self) -> None:
+        """Raise EdgeError where somebody wrote to it since it was opened."""
         if _stamp(self.file) != self.stamp:
             raise EdgeError(f"{self.path} changed while it was read")
 
@@ -53,7 +56,7 @@ def _stamp(file: int) -> tuple[int, int, int]:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[DiskImage]:
-    """A disk image with a whole GPT; raises UsageError or EdgeError for anything else."""
+    """Open a disk image with a whole GPT; raises UsageError or EdgeError for anything else."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -69,7 +72,7 @@ def open_image(path: Path) -> Iterator[DiskImage]:
 
 
 def _check_table(image: DiskImage) -> None:
-    """UEFI 2.10, 5.3.2: the header is in the second sector and knows where its copy lies."""
+    """Check the GPT (UEFI 2.10, 5.3.2): the header in the second sector, and the place of its copy."""
     if not image.size:
         raise EdgeError(f"{image.path} is empty; make it again with edge-flash image")
     sector = os.pread(image.file, SECTOR, SECTOR)
@@ -91,9 +94,9 @@ def _check_table(image: DiskImage) -> None:
 
 
 def copy(image: DiskImage, target: int, size: int, progress: Progress) -> list[bytes]:
-    """Writes all of the image. target: a descriptor of `size` bytes.
+    """Write all of the image. target: a descriptor of `size` bytes.
 
-    Returns the sha256 of the image up to and with each block, so that the last is the image's own.
+    Returns the sha256 of the image up to the end of each block, so that the last is the image's own.
     Raises OSError for the target, EdgeError for the image.
     """
     zeros = aligned_buffer()
@@ -126,7 +129,7 @@ def copy(image: DiskImage, target: int, size: int, progress: Progress) -> list[b
 
 
 def verify(target: int, size: int, digests: Sequence[bytes], progress: Progress) -> None:
-    """Raises EdgeError at the first block that is not what was written, OSError."""
+    """Raise EdgeError at the first block that is not what was written; raises OSError as well."""
     whole = hashlib.sha256()
     block = aligned_buffer()
     for offset, wanted in zip(range(0, size, BLOCK), digests, strict=True):
@@ -142,7 +145,7 @@ def verify(target: int, size: int, digests: Sequence[bytes], progress: Progress)
 
 
 def write(image: DiskImage, disk: Disk, target: int) -> str:
-    """The sha256 of what the disk now holds."""
+    """Write the image and read it back; return the sha256 of what the disk now holds."""
     advice = f"{disk.path} is not usable: write it again, or take another card"
     with overwriting(disk, advice):
         with Progress("writing", image.size) as progress:
