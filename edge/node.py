@@ -15,6 +15,7 @@ from edge.base.clock import rfc3339
 from edge.base.errors import BrokerError, EdgeError, OutboxError
 from edge.classify import Classifier
 from edge.delivery.commands import Commands
+from edge.delivery.connection import ConnectionState
 from edge.delivery.messages import counts_message
 from edge.delivery.outbox import Limits, Outbox
 from edge.delivery.publisher import Publisher, open_publisher
@@ -145,7 +146,7 @@ class Node:
             if self._metrics:
                 self._metrics.tell(state=state)
         # What the broker cannot be told, the machine can.
-        connected = self.publisher.state.startswith("connected")
+        connected = self.publisher.state.connected
         heard = (
             f"{state} {reason}" if connected else f"{state} {reason}; broker {self.publisher.state}"
         )
@@ -302,8 +303,8 @@ class Node:
             self._set_status("degraded", "paused by command")
         elif self._closed:
             self._set_status("online", "closed: outside of privacy.hours")
-        elif self.publisher.state.startswith("refused: "):
-            self._set_status("degraded", self.publisher.state)
+        elif self.publisher.state.state is ConnectionState.REFUSED:
+            self._set_status("degraded", str(self.publisher.state))
         elif self._frames:
             self._set_status("online", self._expiry())
         if self._health_at is None:
@@ -347,7 +348,7 @@ class Node:
         live = self.source.live
         wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
         self.stop.set()  # from here on, a signal means: do not wait
-        if not self.publisher.state.startswith("connected") and self.outbox.depth():
+        if not self.publisher.state.connected and self.outbox.depth():
             log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)
         try:
             left = self.publisher.finish(

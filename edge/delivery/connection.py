@@ -5,12 +5,14 @@ The only file that imports paho-mqtt.
 
 from __future__ import annotations
 
+import enum
 import logging
 import socket
 import ssl
 import struct
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +25,42 @@ from edge.settings import Broker, Tls
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
+
+
+class ConnectionState(enum.Enum):
+    """How a connection to the broker stands; the value is the word that people read."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    REFUSED = "refused"
+    AWAY = "away"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """A state with its reason in words, "" for none. As text: "refused: Not authorized"."""
+
+    state: ConnectionState = ConnectionState.CONNECTING
+    detail: str = ""
+
+    @property
+    def connected(self) -> bool:
+        return self.state is ConnectionState.CONNECTED
+
+    def __str__(self) -> str:
+        return f"{self.state.value}: {self.detail}" if self.detail else self.state.value
+
+
+def connected(detail: str) -> ConnectionStatus:
+    return ConnectionStatus(ConnectionState.CONNECTED, detail)
+
+
+def refused(detail: str) -> ConnectionStatus:
+    return ConnectionStatus(ConnectionState.REFUSED, detail)
+
+
+def away(detail: str) -> ConnectionStatus:
+    return ConnectionStatus(ConnectionState.AWAY, detail)
 
 
 class Address:
@@ -141,19 +179,19 @@ def mqtt_library() -> Any:
     return mqtt
 
 
-def why_not(error: OSError) -> str:
-    """A failed connection in words; never "connected", never a traceback."""
+def describe_connect_error(error: OSError) -> ConnectionStatus:
+    """Say why no connection came about: REFUSED for TLS, else AWAY."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"refused: its certificate is not trusted ({error.verify_message})"
+        return refused(f"its certificate is not trusted ({error.verify_message})")
     if isinstance(error, ssl.SSLError):
-        return f"refused: TLS failed ({error.reason or error})"
+        return refused(f"TLS failed ({error.reason or error})")
     if isinstance(error, socket.gaierror):
-        return "away: its name is not known here"
+        return away("its name is not known here")
     if isinstance(error, TimeoutError):
-        return "away: no answer"
+        return away("no answer")
     if isinstance(error, ConnectionRefusedError):
-        return "away: nothing listens there"
-    return f"away: {error.strerror or error}"
+        return away("nothing listens there")
+    return away(f"{error.strerror or error}")
 
 
 def _connected(settings: Broker, client_id: str) -> tuple[Any, str]:
@@ -178,7 +216,7 @@ def _connected(settings: Broker, client_id: str) -> tuple[Any, str]:
                 if not turn(client, 0.1):
                     break
         except (OSError, ssl.SSLError) as error:
-            raise BrokerError(f"broker {settings.url} {why_not(error)}") from error
+            raise BrokerError(f"broker {settings.url} {describe_connect_error(error)}") from error
         if heard and not heard[0].is_failure:
             return client, title
         client.disconnect()

@@ -25,13 +25,17 @@ from edge.base.errors import OutboxError
 from edge.delivery.connection import (
     CONNECT_SECONDS,
     Address,
+    ConnectionStatus,
+    away,
+    connected,
+    describe_connect_error,
     mqtt_library,
     new_client,
     read_password,
+    refused,
     secure,
     tls_context,
     turn,
-    why_not,
 )
 from edge.delivery.messages import PREFIX, Ack, Outgoing, as_sent, dumps
 from edge.delivery.outbox import Outbox
@@ -57,9 +61,9 @@ def pause_after(connected: bool, pause: float, longest: float) -> float:
 
 
 class Publisher(Protocol):
-    """Where messages go. `state` says how that stands, in words."""
+    """Where messages go; `state` says how the connection stands."""
 
-    state: str
+    state: ConnectionStatus
     # Name and content of the commands that came, for the node's own loop to do.
     commands: deque[tuple[str, bytes]]
 
@@ -115,7 +119,7 @@ class Mqtt:
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._last: Outgoing | None = None
         self._deadline = 0.0
-        self.state = "connecting"
+        self.state = ConnectionStatus()
         self._sent: dict[int, _Sent] = {}  # by message id, oldest first
         self._replay = Replay(outbox)
         self.commands: deque[tuple[str, bytes]] = deque(maxlen=COMMANDS)
@@ -152,24 +156,24 @@ class Mqtt:
 
     # The thread.
 
-    def _change(self, state: str) -> None:
+    def _change(self, state: ConnectionStatus) -> None:
         if state != self.state:
             self.state = state
-            level = logging.INFO if state.startswith("connected") else logging.WARNING
+            level = logging.INFO if state.connected else logging.WARNING
             log.log(level, "broker %s address=%s", state, self._settings.url)
 
     def _run(self) -> None:
         pause, longest = FIRST_PAUSE_SECONDS, self._settings.retry_max_seconds
         while not (self._stop.is_set() and time.monotonic() >= self._deadline):
             try:
-                connected = self._connect_once()
+                was_up = self._connect_once()
             except OutboxError as error:
                 log.error("publisher stopped: %s", error)
                 return
-            if connected is None:
+            if was_up is None:
                 return
-            pause = FIRST_PAUSE_SECONDS if connected else min(2 * pause, longest)
-            self._wait(pause_after(connected, pause, longest))
+            pause = FIRST_PAUSE_SECONDS if was_up else min(2 * pause, longest)
+            self._wait(pause_after(was_up, pause, longest))
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -246,18 +250,18 @@ class Mqtt:
         except OutboxError as error:
             log.error("%s; it will be offered again", error)
 
-    def _standing(self) -> str:
+    def _standing(self) -> ConnectionStatus:
         if self._refusals:
             kind, reason = next(iter(sorted(self._refusals.items())))
-            return f"refused: {kind} ({reason})"
-        return f"connected: MQTT {self._version_name()}"
+            return refused(f"{kind} ({reason})")
+        return connected(f"MQTT {self._version_name()}")
 
     def _connect_once(self) -> bool | None:
         """One connection from start to end. True: it was up; False: it never was; None: all done."""
         if self._context is not None and not plausible(time.time()):
             # Every certificate is out of its time then, and a stolen old one would be in it.
             self._change(
-                f"away: the clock says {time.strftime('%Y-%m-%d')}, TLS waits for the time"
+                away(f"the clock says {time.strftime('%Y-%m-%d')}, TLS waits for the time")
             )
             return False
         client = self._client()
@@ -271,7 +275,7 @@ class Mqtt:
                 keepalive=self._settings.keepalive_seconds,
             )
         except (OSError, ssl.SSLError) as error:
-            self._change(why_not(error))
+            self._change(describe_connect_error(error))
             return False
         try:
             result = self._converse(client)
@@ -290,22 +294,24 @@ class Mqtt:
         while self._connack is None:
             if not turn(client, 0.1) and self._connack is None:
                 self._other_version()
-                self._change("away: closed the connection without an answer")
+                self._change(away("closed the connection without an answer"))
                 return False
             if time.monotonic() - began > self._patience:
                 # Some 3.1.1 brokers choke on MQTT 5 without a word (amqtt 0.12 does, on a will);
                 # others are slow: try the other version, and wait longer each time.
                 self._other_version()
                 self._change(
-                    f"away: silent for {self._patience:.0f} s after connecting; "
-                    f"trying MQTT {self._version_name()}"
+                    away(
+                        f"silent for {self._patience:.0f} s after connecting; "
+                        f"trying MQTT {self._version_name()}"
+                    )
                 )
                 self._patience = min(2 * self._patience, LONGEST_ANSWER_SECONDS)
                 return False
         if self._connack:
             if "protocol version" in self._connack.lower():
                 self._other_version()
-            self._change(f"refused: {self._connack}")
+            self._change(refused(self._connack))
             return False
         with self._lock:
             self._queue = deque(
@@ -319,12 +325,12 @@ class Mqtt:
         while True:
             self._offer(client)
             if not turn(client, 0.05):
-                self._change("away: the connection was lost")
+                self._change(away("the connection was lost"))
                 return True
             if self._unanswered():
                 # An acknowledgement that got lost on a link that stands never comes, and some such
                 # would fill every place in flight.
-                self._change("away: it acknowledges nothing any more")
+                self._change(away("it acknowledges nothing any more"))
                 return True
             if self._stop.is_set() and self._end(client):
                 return None

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from edge.delivery.connection import ConnectionStatus, connected
 from edge.delivery.messages import Outgoing, as_sent, dumps
 from edge.delivery.outbox import Outbox
 
@@ -17,7 +18,7 @@ class Lines:
 
     outbox: Outbox
     out: TextIO
-    state: str = "connected: stdout"
+    state: ConnectionStatus = field(default_factory=lambda: connected("stdout"))
     commands: deque[tuple[str, bytes]] = field(default_factory=deque)
 
     def alive(self) -> bool:

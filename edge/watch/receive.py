@@ -18,14 +18,18 @@ from typing import Any
 from edge.base.errors import BrokerError
 from edge.delivery.connection import (
     Address,
+    ConnectionState,
+    ConnectionStatus,
+    away,
+    describe_connect_error,
     kept_session,
     mqtt_library,
     new_client,
     read_password,
+    refused,
     secure,
     tls_context,
     turn,
-    why_not,
 )
 from edge.delivery.messages import PREFIX
 from edge.settings import Broker
@@ -77,7 +81,7 @@ class Receiver:
         self._password = read_password(settings.password_file)
         self._version = self._mqtt.MQTTv5
         self._client: Any = None
-        self.state = "connecting"
+        self.state = ConnectionStatus()
         self._patience = FIRST_ANSWER_SECONDS
         self._flipped = False
 
@@ -124,11 +128,11 @@ class Receiver:
         if self._client is not None:
             self._client.publish(topic, text, qos=1, retain=True)
 
-    def _say(self, state: str) -> None:
+    def _say(self, state: ConnectionStatus) -> None:
         if state != self.state:
             self.state = state
-            good = state.startswith("connected")
-            log.log(logging.INFO if good else logging.WARNING, "broker %s", state)
+            level = logging.INFO if state.connected else logging.WARNING
+            log.log(level, "broker %s", state)
 
     def _other_version(self) -> None:
         """For brokers that know nothing newer: they are silent to MQTT 5, hang up, or say so."""
@@ -165,7 +169,7 @@ class Receiver:
                 **(self._session() if self._keep else {}),
             )
         except (OSError, ssl.SSLError) as error:
-            self._say(why_not(error))
+            self._say(describe_connect_error(error))
             return False
         deadline, stood = time.monotonic() + self._patience, False
         try:
@@ -175,7 +179,7 @@ class Receiver:
                 if stood:
                     idle()
                 if answer and answer[0].is_failure:
-                    self._say(f"refused: {answer[0]}")
+                    self._say(refused(f"{answer[0]}"))
                     if "protocol version" in str(answer[0]).lower():
                         self._other_version()
                     return False
@@ -183,15 +187,15 @@ class Receiver:
                     self._client = client
                     client.subscribe([(topic, 1) for topic in self._topics()])
                 if refusals := [code for code in granted if code.is_failure]:
-                    self._say(f"refused: to hear the nodes ({refusals[0]})")
+                    self._say(refused(f"to hear the nodes ({refusals[0]})"))
                     return False
                 if not stood and granted:
                     stood, self._patience = True, FIRST_ANSWER_SECONDS
-                    self._say(f"connected: {self._settings.url}")
+                    self._say(ConnectionStatus(ConnectionState.CONNECTED, self._settings.url))
                     connected()
                 if not stood and time.monotonic() > deadline:
                     # An older broker says nothing to MQTT 5, a slow one nothing yet.
-                    self._say("away: silent after connecting")
+                    self._say(away("silent after connecting"))
                     self._patience = min(2 * self._patience, LONGEST_ANSWER_SECONDS)
                     self._other_version()
                     return False
@@ -199,7 +203,7 @@ class Receiver:
                 if not answer:
                     self._other_version()
                 lost = "the connection was lost" if stood else "closed the connection"
-                self._say(f"away: {lost}")
+                self._say(away(lost))
             elif stood:
                 ending()
             return stood

@@ -183,7 +183,7 @@ def watch(
         where = place(args.web, password, args.web_certificate, args.web_key)
         if store is not None:
             remember(router.rooms, store)
-        server = Server(router.rooms, lambda: receiver.state, where)
+        server = Server(router.rooms, lambda: str(receiver.state), where)
         server.start()
         print(f"the page is at {where.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     elif not table:
@@ -253,7 +253,8 @@ def show_table(router: MessageRouter, receiver: Receiver) -> None:
         while not router.stop.is_set():
             height = shutil.get_terminal_size().lines
             live.update(
-                render(router.rooms, receiver.state, utc_now(), height, router.note()), refresh=True
+                render(router.rooms, str(receiver.state), utc_now(), height, router.note()),
+                refresh=True,
             )
             time.sleep(TABLE_SECONDS)
 

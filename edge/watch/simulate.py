@@ -30,12 +30,14 @@ from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import BrokerError, UsageError
 from edge.delivery.connection import (
     Address,
+    ConnectionStatus,
+    describe_connect_error,
     mqtt_library,
     new_client,
     read_password,
+    refused,
     secure,
     tls_context,
-    why_not,
 )
 from edge.delivery.messages import (
     PREFIX,
@@ -182,7 +184,7 @@ class Hall:
         self._selector = selectors.DefaultSelector()
         self._began = time.monotonic()
         self.losses = 0
-        self.reason = ""
+        self.reason = ConnectionStatus()
         self._next_look = 0.0
 
     def turn(self) -> None:
@@ -219,7 +221,7 @@ class Hall:
         try:
             client.connect(self._address.host, self._address.port, self._settings.keepalive_seconds)
         except (OSError, ssl.SSLError) as error:
-            self.reason = why_not(error)
+            self.reason = describe_connect_error(error)
             self._later(node, now, stood=False)
             return
         node.client = client
@@ -227,7 +229,7 @@ class Hall:
 
     def _answered(self, node: SimNode, client: Any, reason: Any) -> None:
         if reason.is_failure:
-            self.reason = f"refused: {reason}"
+            self.reason = refused(f"{reason}")
             return
         node.up = True
         node.connected(client)

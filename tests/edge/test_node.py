@@ -16,6 +16,7 @@ import pytest
 
 from edge.base.clock import parse_rfc3339, rfc3339
 from edge.base.errors import OutboxError, SourceError
+from edge.delivery.connection import away, connected
 from edge.delivery.messages import Outgoing
 from edge.node import Node
 from edge.records import Face, Frame, Tick
@@ -45,7 +46,7 @@ class Kept:
     """A publisher that keeps everything."""
 
     def __init__(self) -> None:
-        self.state, self.commands = "connected: a list", deque[tuple[str, bytes]]()
+        self.state, self.commands = connected("a list"), deque[tuple[str, bytes]]()
         self.said: list[Outgoing] = []
 
     def alive(self) -> bool:
@@ -267,10 +268,10 @@ def test_systemd_hears_that_the_broker_is_away(run: Any) -> None:
     heard: list[str] = []
     node.node.systemd.status = heard.append
     node.step(0.5)
-    node.publisher.state = "away: no answer"
+    node.publisher.state = away("no answer")
     node.step(0.5)
     assert heard[-1] == "online ; broker away: no answer"
-    node.publisher.state = "connected: MQTT 5"
+    node.publisher.state = connected("MQTT 5")
     node.step(0.5)
     assert heard[-1] == "online "
 

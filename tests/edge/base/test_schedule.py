@@ -78,9 +78,9 @@ def test_tls_waits_for_a_plausible_clock(tmp_path: Path, monkeypatch: pytest.Mon
     publisher = Mqtt(Broker(url="mqtts://127.0.0.1:1"), "c", will, box)
     monkeypatch.setattr("edge.delivery.publisher.time.time", lambda: 100.0)
     assert publisher._connect_once() is False
-    assert "TLS waits for the time" in publisher.state
+    assert "TLS waits for the time" in publisher.state.detail
     monkeypatch.undo()
     assert plausible(time.time())
     assert publisher._connect_once() is False
-    assert publisher.state == "away: nothing listens there"
+    assert str(publisher.state) == "away: nothing listens there"
     box.close()

@@ -86,10 +86,10 @@ NOT_HURRIED = threading.Event()
 
 def wait_state(publisher: Mqtt, start: str, seconds: float = 20) -> str:
     deadline = time.monotonic() + seconds
-    while not publisher.state.startswith(start):
-        assert time.monotonic() < deadline, publisher.state
+    while not (state := str(publisher.state)).startswith(start):
+        assert time.monotonic() < deadline, state
         time.sleep(0.02)
-    return publisher.state
+    return state
 
 
 def stopped() -> Outgoing:
