@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Before the libraries read it: tiny networks on a busy machine, where a second thread only waits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 
 from edge.base.errors import WeightsError
 from edge.inference.weights import resolve
+from support import layers
 from support.brokers import Mosquitto
-from support.command import Done
-from support.paths import ROOT
+from support.command import Done, call, start
+from support.patience import PATIENCE
 from support.postgres import Postgres
+
+# No limit on one example's time: the machine may do other things.
+hypothesis.settings.register_profile("full", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)
+hypothesis.settings.load_profile("full")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        layers.mark(item)
 
 
 @pytest.fixture(scope="session")
@@ -31,19 +45,22 @@ def detector_file() -> Path:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., Done]:
+    """Call a command's `main(ARGS)` in this process, with a state folder of its own."""
+
+    def run(module: str, *args: object, timeout: float = PATIENCE, **env: str) -> Done:
+        state = str(tmp_path / "state")
+        return call(module, *args, timeout=timeout, env={"XDG_STATE_HOME": state, **env})
+
+    return run
+
+
+@pytest.fixture
+def process_command(tmp_path: Path) -> Callable[..., Done]:
     """Run `python -m MODULE ARGS` as a user would, with a state folder of its own."""
 
-    def run(module: str, *args: object, timeout: float = 120, **env: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", module, *map(str, args)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=ROOT,
-            env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), **env},
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Done(done.returncode, done.stdout, done.stderr)
+    def run(module: str, *args: object, timeout: float = PATIENCE, **env: str) -> Done:
+        state = str(tmp_path / "state")
+        return start(module, *args, timeout=timeout, env={"XDG_STATE_HOME": state, **env})
 
     return run
 

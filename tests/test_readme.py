@@ -87,9 +87,9 @@ def test_options_of_a_command_exist(line: str, command: Callable[..., Done]) -> 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_every_command_has_help_with_an_example_and_refuses_nonsense(
-    script: str, command: Callable[..., Done]
+    script: str, command: Callable[..., Done], process_command: Callable[..., Done]
 ) -> None:
-    shown = command(module(script), "--help")
+    shown = process_command(module(script), "--help")
     assert shown.code == 0
     assert f"example:\n  {script} " in shown.out
     assert all(len(line) <= 110 for line in shown.out.splitlines())

@@ -35,12 +35,6 @@ from support.paths import ROOT
 from support.trained import RECIPE
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny networks on a busy machine: a second thread only waits for the first."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
@@ -241,7 +235,6 @@ def test_two_processes_learn_what_one_does(
                 text=True,
                 env={
                     **os.environ,
-                    "OMP_NUM_THREADS": "1",
                     **({"RANK": str(rank), "WORLD_SIZE": "2"} if processes == 2 else {}),
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": port,

@@ -34,9 +34,10 @@ from edge.sources.open import open_source
 from edge.watch.lines import line
 from edge.watch.messages import Refused, read
 from support.clock import Clock
+from support.examples import examples
 
 fuzzed = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 # Of any shape that JSON and YAML can hold.
 things = st.recursive(

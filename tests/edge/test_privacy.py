@@ -97,12 +97,12 @@ def test_no_cell_of_a_published_window_is_of_one_person(
 
 
 def test_the_log_is_the_same_for_one_person_and_for_nine(
-    command: Callable[..., Done], tmp_path: Path
+    process_command: Callable[..., Done], tmp_path: Path
 ) -> None:
     shutil.copy(PICTURES / "portrait-1.jpg", tmp_path / "one.jpg")
     logs = []
     for source in (tmp_path, CLIP):
-        done = command("edge.run", "--camera", source, "--broker", "-", "--window", 1)
+        done = process_command("edge.run", "--camera", source, "--broker", "-", "--window", 1)
         assert done.code == 0
         logs.append([re.sub(r"\d+", "N", line) for line in done.err.splitlines()])
     assert logs[0] == logs[1]

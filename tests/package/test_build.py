@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import build_package
+import edge
 from build_package import PYTHONS, choose, fits, named, pins, read_lock
 from edge.base.errors import EdgeError, UsageError
 from support.paths import ROOT
@@ -55,7 +56,7 @@ def test_control_says_what_the_scripts_use() -> None:
         assert needed in ours["Depends"].split(", ")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.10"
-    assert (DEBIAN / "changelog").read_text().startswith(f"edge-node ({project['version']}) ")
+    assert (DEBIAN / "changelog").read_text().startswith(f"edge-node ({edge.__version__}) ")
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -34,9 +34,7 @@ def test_a_study_trains_scores_and_is_not_run_twice(
     tiny_ferplus: Path,
     tmp_path: Path,
     command: Callable[..., Done],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     study, out = write(tmp_path), tmp_path / "out"
     options = ["--data", tiny_ferplus, "--layout", "ferplus", "--out", out]
     done = command("distill.evaluation.study", study, *options)

@@ -158,9 +158,7 @@ def test_training_goes_on_from_where_another_ended(
     tiny_ferplus: Path,
     tmp_path: Path,
     command: Callable[..., Done],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     plain, deeper = tmp_path / "tiny.yaml", tmp_path / "deeper.yaml"
     plain.write_text(TINY)
     deeper.write_text(TINY.replace("depths: [1, 1, 1]", "depths: [1, 1, 2]"))

@@ -16,6 +16,7 @@ from edge.base.clock import EARLIEST, LATEST, SNTP_TO_UNIX, offset, plausible
 from edge.base.errors import SettingsError, SourceError
 from edge.base.strict_yaml import validate
 from edge.settings import Settings
+from support.examples import examples
 
 Answer = Callable[[bytes], bytes | None]
 TRUE = 1_900_000_000.0  # what the servers here say: 2030
@@ -99,7 +100,7 @@ def test_a_closed_port_and_an_unknown_name_are_one_line() -> None:
             offset(server, 1, timeout=0.2)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(body=st.binary(min_size=24, max_size=80), tail=st.binary(max_size=40))
 def test_no_bytes_do_more_than_a_number_or_one_line(body: bytes, tail: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:

@@ -21,6 +21,7 @@ from edge.delivery.commands import NAMES, REMEMBERED, Commands
 from edge.inference.bundle import SHIPPED
 from edge.records import Expression, Frame, Tick
 from support.clock import Clock
+from support.examples import examples
 
 NODE = "school/room-1/node-1"
 UTC = 1_800_000_000.0
@@ -151,7 +152,7 @@ def test_what_is_no_command_gets_no_answer(start: Callable[[], Commands]) -> Non
     assert not commands.paused()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     name=st.text(max_size=20), content=st.one_of(st.binary(max_size=300), st.text().map(str.encode))
 )
@@ -211,7 +212,7 @@ def happy(count: int) -> list[Expression]:
     return [Expression(i, np.array([1.0, 0.0], np.float32)) for i in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     people=st.lists(st.integers(5, 9), min_size=30, max_size=30),
     cut=st.integers(1, 28),
@@ -242,7 +243,6 @@ def test_no_pause_carves_a_moment_out_of_a_window(people: list[int], cut: int, b
             assert reading.counts is not None
 
 
-@settings(deadline=None)
 @given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 30))
 def test_windows_keep_their_length_and_never_overlap_when_it_changes(
     before: int, after: int, moment: int

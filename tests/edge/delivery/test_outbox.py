@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edge.base.errors import OutboxError
 from edge.delivery.outbox import Limits, Outbox
 from support.clock import Clock
+from support.examples import examples
 
 
 def test_readings_come_back_in_order_with_log_and_seq_until_acknowledged(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_the_file_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
     assert (box.log, seqs(box), box.append({})) == ("the-log", [2], 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     steps=st.lists(
         st.one_of(

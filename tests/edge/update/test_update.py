@@ -691,10 +691,10 @@ def test_without_a_way_back_or_room_nothing_is_begun(
 
 
 def test_two_do_not_work_at_once_and_the_command_speaks_in_one_line(
-    node: Node, command: Callable[..., Done], capsys: pytest.CaptureFixture[str]
+    node: Node, process_command: Callable[..., Done], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with run.alone(node.machine):
-        done = command("edge.update.run", "--root", node.root)
+        done = process_command("edge.update.run", "--root", node.root)
     assert done.code == 1
     assert done.last == "edge-update: another edge-update is at work; wait for it"
     (node.root / "etc/edge-node/node.yaml").write_text("update: {url: 'http://x', key: k}\n")

@@ -18,6 +18,7 @@ from edge.watch.database import StoreError
 from edge.watch.messages import Message
 from edge.watch.store import Store
 from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
+from support.examples import examples
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
 from support.paths import ROOT
 
@@ -223,9 +224,7 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert not caught.value.refused
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(1, 12), max_size=6), max_size=8), st.integers(1, 4))
 def test_whatever_order_they_come_in(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], first: int
