@@ -112,9 +112,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         check(settings, args.max_seconds or 10.0, stop)
         return
     refuse_unlawful_service(settings)
-    from edge.node import Node
+    from edge.assemble import assemble
 
-    Node(settings, args.max_seconds, stop, force_stop).run()
+    assemble(settings, args.max_seconds, stop, force_stop).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

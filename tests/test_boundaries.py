@@ -160,7 +160,7 @@ def test_nothing_that_edge_run_loads_writes_or_sends_pictures() -> None:
 def test_what_edge_run_imports_is_the_node_alone() -> None:
     """Neither the laboratory's tool that writes crops, nor the server's side, nor a library that sends
     pictures or mail."""
-    script = "import sys, edge.run, edge.node, edge.tools.check; print('\\n'.join(sys.modules))"
+    script = "import sys, edge.run, edge.assemble, edge.tools.check; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "edge.delivery.publisher" in loaded

@@ -33,6 +33,7 @@ from edge.delivery.outbox import Outbox
 from edge.detect import Detector
 from edge.health.certificate import Validity
 from edge.health.probes import memory_mib, power_mode, temperature_celsius
+from edge.health.state import Standing
 from edge.inference.bundle import Bundle
 from edge.inference.loader import Opened
 from edge.inference.weights import locked
@@ -83,7 +84,7 @@ class Reports:
 
     def __init__(self, settings: Settings, bundle: Bundle, student: Opened) -> None:
         self.session, self._n = str(uuid.uuid4()), 0
-        self._settings, self._bundle, self._student = settings, bundle, student
+        self._settings, self.bundle, self._student = settings, bundle, student
         self._path = settings.node.path
         self._started = time.monotonic()
         self.certificate = Validity(settings.broker.tls.certificate)
@@ -101,15 +102,17 @@ class Reports:
 
     def use(self, bundle: Bundle, student: Opened) -> None:
         """Another bundle reads the expressions from now on."""
-        self._bundle, self._student = bundle, student
+        self.bundle, self._student = bundle, student
 
     def will(self) -> Outgoing:
         """What the broker says for a node that vanished; it has neither n nor time."""
         message = Status(node=self._path, session=self.session, state="lost")
         return Outgoing("status", as_dict(message), retain=True)
 
-    def status(self, state: str, reason: str | None = None) -> Outgoing:
-        message = Status.model_validate({**self._stamp(), "state": state, "reason": reason})
+    def status(self, standing: Standing) -> Outgoing:
+        """Say how the node stands; retained."""
+        content = {"state": standing.state.value, "reason": standing.reason or None}
+        message = Status.model_validate({**self._stamp(), **content})
         return Outgoing("status", as_dict(message), retain=True)
 
     def info(self, detector: Detector, opened: Opened, camera: str, window: Window) -> Outgoing:
@@ -120,8 +123,8 @@ class Reports:
             **self._stamp(),
             versions=versions(),
             model=Model(
-                bundle_sha256=self._bundle.sha256,
-                labels=list(self._bundle.labels),
+                bundle_sha256=self.bundle.sha256,
+                labels=list(self.bundle.labels),
                 backend=self._student.backend.name,
                 precision=self._student.precision,
                 engine=self._student.engine,

@@ -14,13 +14,13 @@ from typing import Any
 
 import cv2
 
+from edge.assemble import open_pipeline
 from edge.base import cli
 from edge.base.errors import SourceError, UsageError
 from edge.base.strict_yaml import validate
 from edge.base.timing import Stages
 from edge.health.reports import versions
 from edge.inference.loader import open_detector, open_student
-from edge.node import open_pipeline
 from edge.records import Frame, Tick
 from edge.settings import Settings
 from edge.sources.open import open_source

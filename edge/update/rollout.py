@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.base.errors import EdgeError
+from edge.health.state import parse
 from edge.inference.weights import write_atomically
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ DPKG_SECONDS = 1800.0  # a slow card
 ENGINE_SECONDS = 4500.0  # an hour is edge-engine.service's own limit
 LOCKED_TRIES, LOCKED_SECONDS = 30, 10.0
 RUN, ENGINE = "edge-run.service", "edge-engine.service"
-# What a lesson's end, a cable or a teacher brings about, under any release.
-ELSEWHERE = ("online closed", "degraded camera: ", "degraded paused ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +126,26 @@ def sync(folder: Path) -> None:
 
 
 def look() -> Health:
+    """Ask systemd how edge-run does."""
     shown = call(
         "systemctl", "show", RUN, "-p", "ActiveState", "-p", "StatusText", "-p", "NRestarts"
     )
     facts = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
-    active, text = facts.get("ActiveState", ""), facts.get("StatusText", "")
-    fault, counts = None, text.startswith("online") and "; broker " in text
+    active, line = facts.get("ActiveState", ""), facts.get("StatusText", "")
+    return judge(active, line, facts.get("NRestarts", ""))
+
+
+def judge(active: str, line: str, restarts: str) -> Health:
+    """Make a Health of what systemd says: a unit's state, the line that it gave, and its restarts."""
+    standing = parse(line)
     if active != "active":
-        fault = f"edge-run is {active or 'not known to systemd'}"
-    elif text.startswith("online closed"):
+        return Health(f"edge-run is {active or 'not known to systemd'}", restarts)
+    if standing is None:
+        return Health(f"edge-run says '{line}'", restarts)
+    fault = None if standing.healthy else f"edge-run says '{line}'"
+    if standing.closed:
         fault = "edge-run looks at nothing: outside of privacy.hours"
-    elif not text.startswith("online") or counts:
-        # Without its broker a node counts, and nobody could tell whether the new one still reaches it.
-        fault = f"edge-run says '{text}'"
-    own = active != "active" or not (counts or text.startswith(ELSEWHERE))
-    return Health(fault, facts.get("NRestarts", ""), own)
+    return Health(fault, restarts, own=not standing.external)
 
 
 def watch(machine: Machine) -> Failure | None:

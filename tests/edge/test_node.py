@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.assemble import assemble
 from edge.base.clock import parse_rfc3339, rfc3339
 from edge.base.errors import OutboxError, SourceError
 from edge.delivery.connection import away, connected
 from edge.delivery.messages import Outgoing
-from edge.node import Node
 from edge.records import Face, Frame, Tick
 from edge.settings import Settings
 from support.brokers import certificates
@@ -98,11 +98,11 @@ class Run:
         }
         self.publisher, self.moment = Kept(), 0.0
         self.utc = MONDAY_NOON
-        monkeypatch.setattr("edge.node.open_source", lambda *a: Script(iter([])))
-        monkeypatch.setattr("edge.node.open_publisher", lambda *a: self.publisher)
+        monkeypatch.setattr("edge.assemble.open_source", lambda *a: Script(iter([])))
+        monkeypatch.setattr("edge.assemble.open_publisher", lambda *a: self.publisher)
         monkeypatch.setattr("edge.node.time.time", lambda: self.utc + self.moment)
         stop = threading.Event()
-        self.node = Node(Settings.model_validate(whole), None, stop, stop)
+        self.node = assemble(Settings.model_validate(whole), None, stop, stop)
         self.detector = Looked(self.node.pipeline.detector)
         self.node.pipeline.detector = self.detector  # type: ignore[assignment]
 
@@ -113,7 +113,7 @@ class Run:
             now, utc = self.moment, self.utc + self.moment
             pixels = np.full((40, 120, 3), 200, np.uint8)
             item = Tick(now, utc, camera) if camera else Frame(pixels, now, utc)
-            self.node._step(item)
+            self.node.step(item)
 
     def command(self, name: str, **arguments: float) -> dict[str, Any]:
         count = len(self.publisher.of(f"cmd/{name}/result"))
@@ -266,7 +266,7 @@ def test_a_disk_that_takes_nothing_is_degraded_until_it_does(
 def test_systemd_hears_that_the_broker_is_away(run: Any) -> None:
     node = run()
     heard: list[str] = []
-    node.node.systemd.status = heard.append
+    node.node.monitor.systemd.status = heard.append
     node.step(0.5)
     node.publisher.state = away("no answer")
     node.step(0.5)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.assemble import assemble
 from edge.health.systemd import Systemd
-from edge.node import Node
 from edge.settings import Settings
 from support.paths import ROOT
 
@@ -82,7 +82,7 @@ def test_a_hang_in_the_pipeline_starves_the_watchdog(
         {"camera": {"source": "test"}, "runtime": {"state": str(tmp_path), "backend": "fake"}}
     )
     stop, never = threading.Event(), threading.Event()
-    node = Node(settings, None, stop, threading.Event())
+    node = assemble(settings, None, stop, threading.Event())
     runner = threading.Thread(target=node.run)
     runner.start()
     listener.listen(20, until="WATCHDOG=1")

@@ -1,0 +1,171 @@
+"""Open a node's parts as node.yaml sets them, and join them to a Node.
+
+The order is that in which faults are worth hearing: networks, camera, disk, port, broker. The first one
+is reported, and whatever was open by then is closed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from contextlib import ExitStack
+
+from edge.aggregate import Window
+from edge.base import schedule
+from edge.classify import Classifier
+from edge.delivery.commands import Commands
+from edge.delivery.outbox import Limits, Outbox
+from edge.delivery.publisher import open_publisher
+from edge.detect import Detector
+from edge.health.monitor import Monitor
+from edge.health.prometheus import Metrics
+from edge.health.reports import Reports
+from edge.health.state import Conditions
+from edge.health.systemd import Systemd
+from edge.health.throttle import HALVED, Throttle
+from edge.inference.bundle import Bundle, load_bundle
+from edge.inference.loader import Opened, open_detector, open_student
+from edge.node import Node
+from edge.pipeline import Pipeline
+from edge.settings import Settings
+from edge.sources.open import open_source
+from edge.track import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def open_classifier(settings: Settings, bundle: Bundle, student: Opened) -> Classifier:
+    """Make the classify stage of a bundle and its student."""
+    c = settings.classifier
+    return Classifier(student.backend, bundle, c.min_face_px, c.smooth_seconds)
+
+
+def open_pipeline(
+    settings: Settings,
+    bundle: Bundle,
+    student: Opened,
+    detector: Detector,
+    file_start: float | None,
+) -> Pipeline:
+    """Make all stages. file_start: as of `Window`."""
+    t, w, p = settings.tracker, settings.window, settings.privacy
+    return Pipeline(
+        detector=detector,
+        tracker=Tracker(
+            settings.detector.score, t.confirm_frames, t.hold_seconds, t.forget_seconds
+        ),
+        classifier=open_classifier(settings, bundle, student),
+        window=Window(
+            bundle.labels,
+            w.seconds,
+            p.min_group,
+            p.min_cell,
+            settings.classifier.low_confidence,
+            w.max_gap_seconds,
+            file_start,
+        ),
+        masks=p.masks,
+    )
+
+
+def open_outbox(settings: Settings, live: bool) -> Outbox:
+    """Open a camera's outbox, or one of its own for a file. Raises OutboxError."""
+    o = settings.outbox
+    name = "outbox" if live else f"outbox-file-{uuid.uuid4().hex[:12]}"
+    return Outbox(
+        settings.state_folder / f"{name}.sqlite", Limits(o.max_mib, o.max_days, o.keep_hours)
+    )
+
+
+def close_outbox(settings: Settings, outbox: Outbox, live: bool) -> None:
+    """Close it, and delete a file's when nothing waits in it, or when its lines were for a reader who
+    is no longer there."""
+    if not live and (settings.broker.url == "-" or not outbox.depth()):
+        outbox.remove()
+    else:
+        outbox.close()
+
+
+def assemble(
+    settings: Settings,
+    max_seconds: float | None,
+    stop: threading.Event,
+    force_stop: threading.Event,
+) -> Node:
+    """Open everything that a node runs on. stop: ends the source, then what waits is delivered;
+    force_stop: ends that waiting too. Raises EdgeError, with everything closed again."""
+    with ExitStack() as opened:
+        bundle, student = open_student(settings)
+        opened.callback(student.backend.close)
+        reports = Reports(settings, bundle, student)
+        detector, detector_runtime = open_detector(settings)
+        opened.callback(detector.backend.close)
+        for network, runtime in (("student", student), ("detector", detector_runtime)):
+            if runtime.fallback:
+                log.info("%s on %s: %s", network, runtime.backend.name, runtime.fallback)
+        source = open_source(settings.camera, max_seconds, stop)
+        opened.callback(source.close)
+        file_start = None if source.live else float(int(time.time()))
+        pipeline = open_pipeline(settings, bundle, student, detector, file_start)
+        outbox = open_outbox(settings, source.live)
+        opened.callback(close_outbox, settings, outbox, source.live)
+        port = settings.runtime.prometheus_port
+        metrics = Metrics(port) if port else None
+        if metrics:
+            opened.callback(metrics.close)
+        # A file run while the camera's goes on must not take its connection over.
+        path = settings.node.path
+        own = path if source.live else f"{path}/{reports.session[:8]}"
+        publisher = open_publisher(settings.broker, f"edge/{own}", reports.will(), outbox)
+        seconds = settings.runtime.health_seconds
+        monitor = Monitor(reports, publisher, outbox, Systemd(), metrics, seconds)
+        # A TensorRT engine takes one size; ONNX Runtime's detector any.
+        any_size = detector.backend.name == "onnxruntime"
+        node = Node(
+            settings=settings,
+            reports=reports,
+            source=source,
+            pipeline=pipeline,
+            student=student,
+            detector=detector_runtime,
+            outbox=outbox,
+            publisher=publisher,
+            monitor=monitor,
+            throttle=Throttle(HALVED if any_size else HALVED - 1),
+            hours=[schedule.parse(entry) for entry in settings.privacy.hours],
+            conditions=Conditions(camera="live" if source.live else "file"),
+            stop=stop,
+            force_stop=force_stop,
+            opened=opened,
+        )
+        if source.live:
+            node.commands = Commands(
+                settings.state_folder / "commands.json",
+                path,
+                settings.privacy.min_group,
+                settings.window.seconds,
+                monitor.republish,
+                lambda: reload_bundle(node),
+            )
+            node.apply_overrides(node.commands)
+        node.opened = opened.pop_all()
+    return node
+
+
+def reload_bundle(node: Node) -> str:
+    """Serve what lies in the bundle's folder now, for the command `reload-bundle`; returns what became
+    of it. Raises EdgeError where that bundle is not fit to; the one in use then goes on serving."""
+    settings = node.settings
+    if load_bundle(settings.runtime.bundle).sha256 == node.reports.bundle.sha256:
+        return "the bundle in use is the one in the folder"
+    bundle, student = open_student(settings)
+    node.opened.callback(student.backend.close)
+    node.student.backend.close()
+    node.student = student
+    node.reports.use(bundle, student)
+    node.pipeline.classifier = open_classifier(settings, bundle, student)
+    node.pipeline.window.relabel(bundle.labels)
+    node.publish_info()
+    return f"bundle {bundle.sha256[:12]} serves, on {student.backend.name} {student.precision}"
