@@ -26,7 +26,7 @@ from distill.training.setup import Prepared, prepare
 from distill.training.trainer import Loop
 from edge.base import cli
 from edge.base.errors import UsageError
-from edge.inference.weights import write_atomically
+from edge.base.files import write_atomically
 
 KEEP = 3  # epochs whose averages stay beside the best
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from distill.models.checkpoint import Checkpoint
 from distill.models.predict import logits_of
 from distill.models.student import multiply_adds
 from edge.base.errors import EdgeError
+from edge.base.files import sha256_of
 from edge.crop import CropSpec, crop_faces
 from edge.detect import Detector
 from edge.inference.bundle import SCHEMA
@@ -70,7 +70,7 @@ def _commit() -> str:
 
 
 def _entry(path: Path) -> dict[str, str]:
-    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"name": path.name, "sha256": sha256_of(path)}
 
 
 def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:

@@ -26,9 +26,10 @@ from distill.models.predict import predict_bundle
 from distill.training.batches import predict
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
+from edge.base.files import sha256
 from edge.health.reports import versions
 from edge.inference.bundle import load_bundle
-from edge.inference.weights import locked, sha256
+from edge.inference.weights import locked
 from edge.tools.bench import processor
 from export import card
 from export.agree import torch_equals_onnx

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
-from edge.inference.weights import fetch, locked, original, sha256, sha256_of, write_atomically
+from edge.base.files import sha256, sha256_of, write_atomically
+from edge.inference.weights import fetch, locked, original
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "edge-node"

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from edge.base import cli
 from edge.base.errors import DataError
+from edge.base.files import write_atomically
 from edge.crop import CropSpec, crop_faces, crop_whole
 from edge.detect import Detector
 from edge.inference.backends import open_backend
 from edge.inference.bundle import load_bundle
-from edge.inference.weights import locked, resolve, write_atomically
+from edge.inference.weights import locked, resolve
 from edge.records import Face
 
 LAYOUTS = ("ferplus", "fer2013", "rafdb", "folders")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.crops import fingerprint, list_images, read_image
-from edge.inference.weights import write_atomically
+from edge.base.files import write_atomically
 
 DISTANCE = 4
 BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)

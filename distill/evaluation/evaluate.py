@@ -29,8 +29,8 @@ from distill.evaluation.metrics import PROTOCOLS, Scores, fit_temperature, score
 from distill.models.predict import Model, asked_together, open_model
 from edge.base import cli
 from edge.base.errors import DataError
+from edge.base.files import write_atomically
 from edge.crop import CropSpec
-from edge.inference.weights import write_atomically
 
 
 def count_undetected(

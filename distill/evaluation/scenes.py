@@ -25,8 +25,8 @@ from distill.data.splits import majority
 from distill.data.votes import READERS
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
+from edge.base.files import write_atomically
 from edge.inference.bundle import SHIPPED, load_bundle
-from edge.inference.weights import write_atomically
 
 WIDTH, HEIGHT = 640, 480
 COLUMNS, ROWS = 6, 5

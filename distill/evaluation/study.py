@@ -23,8 +23,8 @@ from distill.evaluation import evaluate
 from distill.recipe import Recipe, load_recipe
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError
+from edge.base.files import write_atomically
 from edge.base.strict_yaml import Strict, read_yaml, validate
-from edge.inference.weights import write_atomically
 
 NAME = r"^[a-z0-9][a-z0-9-]*$"
 

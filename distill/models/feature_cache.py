@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from distill.models.backbones import Dinov2, Lower, to_grid, to_tokens
 from distill.models.precision import autocast
 from edge.base.errors import DataError
-from edge.inference.engine_cache import building
-from edge.inference.weights import write_atomically
+from edge.base.files import file_lock, write_atomically
 
 BATCH = 64
 SAVE_EVERY = 16  # batches
@@ -121,7 +120,7 @@ def cache_features(
     """Open `place`, computing what is not there yet. pixels: (N, C, S, S) uint8.
 
     Raises DataError where the disk is too small or the files are damaged."""
-    with building(place):  # two runs over the same data: the second finds it done
+    with file_lock(place / ".lock"):  # two runs over the same data: the second finds it done
         return _cached(place, Computed(network, pixels, device, bf16), progress)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edge.base.errors import DataError
-from edge.inference.weights import sha256, write_atomically
+from edge.base.files import sha256, write_atomically
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -31,9 +31,8 @@ from distill.models.precision import autocast
 from distill.models.predict import Model, asked_together
 from distill.models.teacher import Teacher, Thoughts
 from edge.base.errors import DataError
+from edge.base.files import file_lock, write_atomically
 from edge.crop import CropSpec
-from edge.inference.engine_cache import building
-from edge.inference.weights import write_atomically
 
 BATCH = 256
 ARRAYS = ("logits", "embedding", "scene", "scene-scale", "face", "face-scale")
@@ -112,7 +111,7 @@ def cache_lessons(
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark = folder / "done"
     if not mark.is_file():
-        with building(folder):  # two runs of one teacher: the second finds it done
+        with file_lock(folder / ".lock"):  # two runs of one teacher: the second finds it done
             if not mark.is_file():
                 progress(f"the teacher thinks about {len(scene)} pictures")
                 _write(folder, think(teacher, scene, lower, bf16), len(scene))

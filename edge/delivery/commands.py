@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from edge.base.clock import parse_rfc3339
 from edge.base.errors import EdgeError
+from edge.base.files import write_atomically
 from edge.delivery.messages import Command
-from edge.inference.weights import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
+from edge.base.files import sha256
 from edge.flash.certificates import (
     PEM,
     alternative_name,
@@ -36,7 +37,6 @@ from edge.flash.certificates import (
     sign,
 )
 from edge.flash.index import Index, IndexEntry, State, node_name, read_index, states, write_file
-from edge.inference.weights import sha256
 
 AUTHORITY_DAYS, MAX_DAYS = 3650, 36_500
 DAYS = 825

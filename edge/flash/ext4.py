@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.base.errors import EdgeError
+from edge.base.files import sha256, sha256_of
 from edge.flash.tree import Absent, Entry, File, Folder, Kind, Link, with_parents
-from edge.inference.weights import sha256, sha256_of
 
 SECTOR = 512
 # Also the folders that only root's PATH has.

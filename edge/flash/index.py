@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, ValidationError
 
 from edge.base.errors import EdgeError, UsageError
+from edge.base.files import sync_folder
 from edge.base.strict_yaml import Strict
 
 NODE = re.compile(r"[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+")
@@ -125,11 +126,7 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
         # Else a power cut may bring the old file back, after the certificate has left.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise EdgeError(
             f"{path} cannot be written ({error.strerror}); make room or take another folder"

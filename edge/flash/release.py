@@ -24,8 +24,8 @@ from pydantic import ValidationError
 from edge.base import cli
 from edge.base.clock import rfc3339
 from edge.base.errors import EdgeError, UsageError
+from edge.base.files import sha256, write_atomically
 from edge.inference.bundle import load_bundle
-from edge.inference.weights import sha256, write_atomically
 from edge.update.release import MANIFEST, SIGNATURE, File, Refused, Release, parse
 
 PEM = serialization.Encoding.PEM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.aggregate import OTHER, UNCLASSIFIED
 from edge.base.errors import BundleError
+from edge.base.files import sha256, sha256_of
 from edge.crop import CropSpec
 from edge.inference.backends import Backend
-from edge.inference.weights import sha256
 
 SCHEMA = "edge.bundle/1"
 SHIPPED = Path(__file__).parents[1] / "models"
@@ -144,7 +143,7 @@ class Bundle:
 def _check_file(folder: Path, entry: FileEntry) -> None:
     path = folder / entry.name
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         raise BundleError(
             f"bundle {folder}: {entry.name} cannot be read ({error.strerror}); copy it again whole"

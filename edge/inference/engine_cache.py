@@ -11,12 +11,11 @@ engine is good for just these.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.base.errors import BackendError
-from edge.inference.weights import sha256, write_atomically
+from edge.base.files import file_lock, sha256, write_atomically
 
 SCHEMA = "edge.engine/1"
 # Counts up when the builder's settings change in a way that makes older engines wrong to use.
@@ -179,18 +178,9 @@ def set_aside(path: Path, reason: str) -> Path:
     return away.with_suffix(".engine")
 
 
-@contextmanager
-def building(folder: Path) -> Iterator[bool]:
-    """One builder at a time on this folder; the others wait. Yields whether this one had to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            waited = False
-        except BlockingIOError:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            waited = True
-        yield waited  # closing the file gives the lock back
+def build_lock(folder: Path) -> AbstractContextManager[bool]:
+    """Hold the folder's one place for a builder; yields whether another one had to be waited for."""
+    return file_lock(folder / ".lock")
 
 
 def choose(engines: Sequence[Engine]) -> Engine:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 import zlib
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.base.backoff import Backoff
 from edge.base.errors import SourceError
 from edge.records import Frame, Tick
 from edge.sources.images import as_bgr
@@ -66,11 +66,15 @@ class _Reader:
     """One thread at one device, until it is told to stop or is left behind in a driver."""
 
     def __init__(
-        self, opener: Callable[[], Capture], capture: Capture | None, limits: Limits, pause: float
+        self,
+        opener: Callable[[], Capture],
+        capture: Capture | None,
+        limits: Limits,
+        backoff: Backoff,
     ) -> None:
-        """pause: seconds before the first attempt, where there is no open capture."""
+        """backoff: of the attempts, the first of which waits too where there is no open capture."""
         self._opener, self._capture, self._limits = opener, capture, limits
-        self._pause = pause
+        self._backoff = backoff
         self.news = threading.Condition()
         self.stop = threading.Event()
         self.slot: _Shot | None = None
@@ -84,17 +88,18 @@ class _Reader:
 
     def _run(self) -> None:
         if self._capture is None:
-            self.stop.wait(self._pause)
-        pause = FIRST_RETRY_SECONDS
+            self.stop.wait(self._backoff.next())
         while not self.stop.is_set():
             pixels = self._read()
+            if self.stop.is_set():
+                break  # another thread counts the attempts by now
             if pixels is None:
                 self.failures += 1
                 # Also after an opening that worked: some devices open and then give nothing.
-                self.stop.wait(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, LAST_RETRY_SECONDS)
+                self.stop.wait(self._backoff.next())
                 continue
-            pause, self.fault, self.failures = FIRST_RETRY_SECONDS, "", 0
+            self._backoff.reset()
+            self.fault, self.failures = "", 0
             with self.news:
                 if self.slot is not None:
                     self._skipped += 1
@@ -198,9 +203,10 @@ class Live:
         self._first: Capture | None = open_in_time(opener, limits.hang)
         self._reader: _Reader | None = None
         self._left_behind = 0
+        self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     def __iter__(self) -> Iterator[Frame | Tick]:
-        reader = self._reader = _Reader(self._opener, self._first, self._limits, 0.0)
+        reader = self._reader = _Reader(self._opener, self._first, self._limits, self._backoff)
         began = last = time.monotonic()
         said = "live"
         while not self._stop.is_set():
@@ -231,8 +237,7 @@ class Live:
         the device back if the driver ever answers, and another one tries."""
         self._left_behind += reader.failures + 1
         reader.stop.set()
-        pause = min(FIRST_RETRY_SECONDS * 2 ** min(self._left_behind, 10), LAST_RETRY_SECONDS)
-        self._reader = _Reader(self._opener, None, self._limits, pause * random.uniform(0.5, 1.0))
+        self._reader = _Reader(self._opener, None, self._limits, self._backoff)
         log.warning("camera left behind in its driver source=%s", self.kind)
         return self._reader
 

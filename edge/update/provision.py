@@ -28,10 +28,10 @@ import edge
 from edge.base import cli
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import EdgeError
+from edge.base.files import write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.delivery.connection import deliver
 from edge.delivery.messages import Outgoing, Status, as_dict
-from edge.inference.weights import write_atomically
 from edge.settings import Settings
 
 SETTINGS = Path("/etc/edge-node/node.yaml")

@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 import edge
 from edge.base.errors import EdgeError
+from edge.base.files import sha256_of
 from edge.delivery.messages import LARGEST, TIME_PATTERN
-from edge.inference.weights import sha256_of
 
 SCHEMA = "edge.release/1"
 MANIFEST, SIGNATURE = "release.json", "release.json.sig"

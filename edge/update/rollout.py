@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.base.errors import EdgeError
+from edge.base.files import sync_folder, write_atomically
 from edge.health.state import parse
-from edge.inference.weights import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +116,6 @@ def call(*words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]
         return subprocess.CompletedProcess(words, 124, "", f"took longer than {seconds:.0f} s")
 
 
-def sync(folder: Path) -> None:
-    """Names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def look() -> Health:
     """Ask systemd how edge-run does."""
     shown = call(
@@ -200,7 +191,7 @@ def point(machine: Machine, target: str) -> None:
     new.unlink(missing_ok=True)
     os.symlink(target, new)
     os.replace(new, machine.link)
-    sync(machine.home)
+    sync_folder(machine.home)
 
 
 def restart(verb: str = "restart") -> None:
@@ -230,9 +221,9 @@ def begin(machine: Machine, transition: Transition) -> None:
                 out.write(text)
                 out.flush()
                 os.fsync(out.fileno())
-    sync(new)
+    sync_folder(new)
     os.rename(new, machine.trial)
-    sync(machine.home)
+    sync_folder(machine.home)
 
 
 def end(machine: Machine) -> None:
@@ -243,7 +234,7 @@ def end(machine: Machine) -> None:
     shutil.rmtree(over, ignore_errors=True)
     os.rename(machine.trial, over)
     with contextlib.suppress(OSError):
-        sync(machine.home)
+        sync_folder(machine.home)
     shutil.rmtree(over, ignore_errors=True)
 
 
@@ -301,7 +292,7 @@ def commit(machine: Machine, transition: Transition) -> None:
         packages = machine.home / "packages"
         packages.mkdir(exist_ok=True)
         os.replace(transition.new_package, packages / transition.new_package.name)
-        sync(packages)
+        sync_folder(packages)
     end(machine)
 
 

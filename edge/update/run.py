@@ -8,7 +8,6 @@ and verify it; ask whether it is new and the node healthy; download, unpack, pro
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -17,17 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import edge
 from edge.base import cli
 from edge.base.clock import plausible, rfc3339
 from edge.base.errors import EdgeError
+from edge.base.files import file_lock, sha256, sync_folder, write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.inference.bundle import load_bundle
 from edge.inference.loader import open_student
-from edge.inference.weights import sha256, write_atomically
 from edge.settings import Runtime, Settings
 from edge.update.release import MIB, File, Refused, Release, Server, unpack
 from edge.update.rollout import (
@@ -39,7 +38,6 @@ from edge.update.rollout import (
     look,
     prune,
     recover,
-    sync,
 )
 
 log = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ def _tried(machine: Machine) -> tuple[int, int]:
 
 def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def record(
@@ -124,10 +122,9 @@ def record_standing(machine: Machine, serial: int, outcome: str, reason: str) ->
 @contextmanager
 def alone(machine: Machine) -> Iterator[None]:
     """Raises EdgeError where another edge-update is at work."""
-    machine.home.mkdir(parents=True, exist_ok=True)
-    with (machine.home / "lock").open("a") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(file_lock(machine.home / "lock", wait=False))
         except BlockingIOError:
             raise EdgeError("another edge-update is at work; wait for it") from None
         yield
@@ -204,13 +201,13 @@ def _stage_bundle(machine: Machine, file: File, archive: Path) -> str:
     loaded = load_bundle(draft)
     if not loaded.sha256.startswith(file.version):
         raise Refused(f"{file.name} holds bundle {loaded.sha256[:12]}, not {file.version}")
-    sync(draft)
+    sync_folder(draft)
     folder = machine.home / "bundles" / file.version
     folder.parent.mkdir(exist_ok=True)
     if folder.exists():  # of a trial that went back
         shutil.rmtree(folder)
     os.rename(draft, folder)
-    sync(folder.parent)
+    sync_folder(folder.parent)
     return f"bundles/{file.version}"
 
 

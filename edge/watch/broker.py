@@ -13,8 +13,8 @@ from pathlib import Path
 
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
+from edge.base.files import write_atomically
 from edge.delivery.messages import PREFIX
-from edge.inference.weights import write_atomically
 
 NODE_WRITES = ("status", "info", "counts", "health", "cmd/+/result")
 NODE_READS = ("ack", "cmd/+")

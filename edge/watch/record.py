@@ -8,11 +8,11 @@ sends again what it was not told, and what a broker lost, the node offers again.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from edge.base.backoff import Backoff
 from edge.base.clock import utc_now
 from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
 from edge.watch.database import StoreError
@@ -46,7 +46,7 @@ class Recorder:
         self._clock = clock
         self._waiting: list[tuple[Message | None, Token]] = []
         self._oldest = self._next_try = self._next_retention = 0.0
-        self._pause = FIRST_PAUSE_SECONDS
+        self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
         self.new = self.known = self.refused = 0
         self.fault = ""  # why nothing is stored at present
@@ -88,12 +88,12 @@ class Recorder:
                 log.error("%s; trying again, nothing is acknowledged meanwhile", error)
             self.fault = str(error)
             # Recorders that share a database do not all come back to it in one moment.
-            self._next_try = self._clock() + self._pause * random.uniform(0.5, 1.0)
-            self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
+            self._next_try = self._clock() + self._backoff.next()
             return
         if self.fault:
             log.info("the database takes readings again")
-        self.fault, self._pause = "", FIRST_PAUSE_SECONDS
+        self.fault = ""
+        self._backoff.reset()
 
     def _store_waiting(self) -> None:
         batch = self._waiting

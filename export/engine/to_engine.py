@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge.base import cli
 from edge.base.errors import BackendError, EdgeError
+from edge.base.files import sha256, write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.detect import Detector
 from edge.inference.backends import Backend, open_backend
@@ -27,7 +28,7 @@ from edge.inference.engine_cache import (
     Latency,
     Profile,
     Sidecar,
-    building,
+    build_lock,
     choose,
     engine_file,
     facts_of,
@@ -36,7 +37,7 @@ from edge.inference.engine_cache import (
     set_aside,
 )
 from edge.inference.loader import detector_profile, engines_folder, student_profile
-from edge.inference.weights import resolve, sha256, write_atomically
+from edge.inference.weights import resolve
 from edge.settings import Settings
 from edge.sources.synthetic import portrait
 from export.engine.attention import Attention, fusion_report
@@ -221,7 +222,7 @@ def export(
     wanted: a precision, or `auto`; typed: this TensorRT is strongly typed.
     """
     folder = engines_folder(settings)
-    with building(folder) as waited:
+    with build_lock(folder) as waited:
         if waited:
             say("waited for another export-engine on this folder")
         networks = student_networks(bundle, wanted, say)

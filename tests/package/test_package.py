@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name
 
 import build_package
 from build_package import PYTHONS, named
-from edge.inference.weights import sha256_of
+from edge.base.files import sha256_of
 from support.paths import ROOT
 
 pytestmark = pytest.mark.package

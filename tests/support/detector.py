@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge.inference.weights import locked, sha256
+from edge.base.files import sha256
+from edge.inference.weights import locked
 
 
 def original(detector_file: Path) -> bytes:

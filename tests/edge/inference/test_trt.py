@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge.base.errors import BackendError, BundleError
+from edge.base.files import sha256
 from edge.inference.backends import trt as trt_module
 from edge.inference.backends.cuda import open_cuda
 from edge.inference.backends.trt import TensorRT
@@ -26,7 +27,6 @@ from edge.inference.engine_cache import (
     l4t_release,
 )
 from edge.inference.loader import open_detector, open_student, student_profile
-from edge.inference.weights import sha256
 from edge.settings import Settings
 from fakes.cuda import FakeCuda, fake_tensorrt, plan
 from support.command import Done

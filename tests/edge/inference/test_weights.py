@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from edge.base.errors import WeightsError
-from edge.inference.weights import locked, resolve, write_atomically
+from edge.base.files import write_atomically
+from edge.inference.weights import locked, resolve
 from support.detector import original
 
 

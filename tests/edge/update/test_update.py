@@ -805,7 +805,7 @@ def test_what_fails_after_a_trial_s_end_takes_nothing_back(
 
     rollout.begin(node.machine, rollout.Transition(8))
     with monkeypatch.context() as broken:
-        broken.setattr(rollout, "sync", full)
+        broken.setattr(rollout, "sync_folder", full)
         rollout.end(node.machine)
     assert not node.machine.trial.exists()
     with pytest.raises(FileNotFoundError):

@@ -16,7 +16,7 @@ from edge.base.errors import BackendError
 from edge.inference import engine_cache as cache
 from edge.inference.backends import open_backend
 from edge.inference.bundle import ANSWER_TOLERANCE, SHIPPED, load_bundle
-from edge.inference.engine_cache import Engine, Facts, Latency, Sidecar, building, choose, find
+from edge.inference.engine_cache import Engine, Facts, Latency, Sidecar, build_lock, choose, find
 from edge.settings import Settings
 from export.engine.attention import Attention, fusion_report
 from export.engine.builder import workspace_mib
@@ -172,7 +172,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing_half_written(
 
 
 def hold(folder: Path, seconds: float) -> None:
-    with building(folder):
+    with build_lock(folder):
         (folder / "held").touch()
         time.sleep(seconds)
 
@@ -182,10 +182,10 @@ def test_two_processes_build_one_after_the_other(tmp_path: Path) -> None:
     other.start()
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    with building(tmp_path) as waited:
+    with build_lock(tmp_path) as waited:
         assert waited
         assert not other.is_alive() or other.join(5) is None
-    with building(tmp_path) as waited:
+    with build_lock(tmp_path) as waited:
         assert not waited
 
 
