@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+import edge
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
 from edge.base.files import sha256, sha256_of, write_atomically
@@ -272,12 +273,6 @@ def entry(version: str, changelog: str, epoch: int) -> str:
     )
 
 
-def own_version() -> str:
-    found = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert found is not None
-    return found[1]
-
-
 def build(version: str, pythons: Sequence[str], lock: bool, out: Path) -> Path:
     """Build the package; its path. Raises EdgeError where a file, a tool or an index is missing."""
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _run(["git", "log", "-1", "--format=%ct"]))
@@ -313,7 +308,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         "Build the node's Debian package for arm64, with all that it needs offline.",
         "build_package --python 3.10",
     )
-    p.add_argument("--version", default=own_version(), help="of the package; default: the tree's")
+    p.add_argument(
+        "--version", default=edge.__version__, help="of the package; default: the tree's"
+    )
     p.add_argument(
         "--python", nargs="+", choices=PYTHONS, default=PYTHONS, help="of the systems it serves"
     )

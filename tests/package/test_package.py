@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import build_package
+import edge
 from build_package import PYTHONS, named
 from edge.base.files import sha256_of
 from support.paths import ROOT
@@ -134,8 +135,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     if reason := needs():
         pytest.skip(reason)
     out = tmp_path_factory.mktemp("packages")
-    first = build_package.build(build_package.own_version(), PYTHONS, False, out)
-    yield first, build_package.build(build_package.own_version() + "+next", ["3.11"], False, out)
+    first = build_package.build(edge.__version__, PYTHONS, False, out)
+    yield first, build_package.build(edge.__version__ + "+next", ["3.11"], False, out)
     shutil.rmtree(out)
 
 
@@ -147,7 +148,7 @@ def unpacked(packages: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_two_builds_are_the_same_bytes(packages: tuple[Path, Path], tmp_path: Path) -> None:
-    again = build_package.build(build_package.own_version(), PYTHONS, False, tmp_path)
+    again = build_package.build(edge.__version__, PYTHONS, False, tmp_path)
     assert sha256_of(again) == sha256_of(packages[0])
 
 
@@ -231,7 +232,7 @@ def test_power_is_cut_while_it_installs(node: Node, packages: tuple[Path, Path])
     process = subprocess.Popen(
         node.words("dpkg", "--install", "/tmp/node.deb"), stdout=subprocess.DEVNULL
     )
-    version = build_package.own_version()
+    version = edge.__version__
     deadline = time.monotonic() + 600
     while not list(node.path(OPT).glob(f"{version}/lib/python3*/site-packages/numpy")):
         assert process.poll() is None, "it ended before it could be cut short"
@@ -338,7 +339,7 @@ def test_a_downgrade_takes_the_version_that_is_there(
     out = node.install(packages[0])
     assert "1/3 making" not in out
     assert node.versions == {node.current, after}
-    assert node.current == build_package.own_version()
+    assert node.current == edge.__version__
     assert os.readlink(node.path(OPT, "previous")) == after
     node.run("edge-run", "--version")
 
@@ -419,7 +420,7 @@ def test_a_purge_leaves_nothing(node: Node) -> None:
 
 def test_it_installs_again_after_a_purge(node: Node, packages: tuple[Path, Path]) -> None:
     node.install(packages[0])
-    assert node.versions == {build_package.own_version()}
+    assert node.versions == {edge.__version__}
     node.run("edge-run", "--version")
     node.run("dpkg", "--purge", "edge-node")
     assert not node.path("opt/edge-node").exists()
