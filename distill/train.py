@@ -106,8 +106,8 @@ def _append(path: Path, row: dict[str, Any], epoch: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "distill-train",
-        "Train a student or a teacher by a recipe. Twins of validation and test pictures leave the\n"
-        "training set. On many GPUs or processes: torchrun --nproc-per-node N -m distill.train ...",
+        "Train a student or a teacher by a recipe. Near-duplicates of validation and test images are\n"
+        "left out. On many GPUs or processes: torchrun --nproc-per-node N -m distill.train ...",
         "distill-train distill/recipes/student.yaml --data ferplus --out runs/student\n"
         "  distill-train distill/recipes/teacher.yaml --data ferplus --out runs/teacher \\\n"
         "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx\n"

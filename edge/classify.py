@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,14 @@ from edge.inference.backends import Backend
 from edge.inference.bundle import Bundle
 from edge.records import Expression, Track
 
+F = TypeVar("F", np.float32, np.float64)
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, K) -> (N, K). The graph has divided by its temperature already."""
+
+def softmax(logits: NDArray[F]) -> NDArray[F]:
+    """Turn logits (N, K) into probabilities, in their own precision. The node's graph has divided by
+    its temperature already."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=logits.dtype)
 
 
 class Classifier:

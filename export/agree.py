@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.evaluation.metrics import softmax
 from distill.models.predict import logits_of
 from distill.models.student import Student
 from edge.base.errors import EdgeError
+from edge.classify import softmax
 
 TORCH_TOLERANCE = 1e-4
 ACCURACY_TOLERANCE = 0.005
@@ -75,7 +75,7 @@ def torch_equals_onnx(student: Student, model: Path, crops: NDArray[np.uint8]) -
 
 def divergence(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> tuple[float, float]:
     """Return the mean KL divergence in nats and the share of changed decisions, of logits (N, K)."""
-    p, q = softmax(exact), softmax(rounded)
+    p, q = softmax(exact.astype(np.float64)), softmax(rounded.astype(np.float64))
     kl = (p * (np.log(p + 1e-12) - np.log(q + 1e-12))).sum(axis=1).mean()
     return float(kl), float((exact.argmax(axis=1) != rounded.argmax(axis=1)).mean())
 

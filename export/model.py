@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.crops import LAYOUTS, crop_detector
-from distill.data.duplicates import find_near_duplicates, names_of
+from distill.data.duplicates import NearDuplicate, find_near_duplicates, names_of
 from distill.data.sampling import choosable
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
 from distill.evaluation.evaluate import evaluate, without_near_duplicates
@@ -54,11 +54,13 @@ def export(args: argparse.Namespace) -> None:
     )
     refuse_other_folders(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    twins = find_near_duplicates(args.data, args.layout, crops_folder(args.data, spec), cli.say)
+    duplicates = find_near_duplicates(
+        args.data, args.layout, crops_folder(args.data, spec), cli.say
+    )
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"
         folder.mkdir()
-        _fill(folder, checkpoint, train, valid, twins, args, cli.say)
+        _fill(folder, checkpoint, train, valid, duplicates, args, cli.say)
         _report(folder, crops, args)
         put_in_place(folder, args.out)
     print(f"bundle written to {args.out}")
@@ -99,13 +101,13 @@ def _fill(
     checkpoint: Checkpoint,
     train: Split,
     valid: Split,
-    twins: dict[str, list[tuple[str, str, str]]],
+    duplicates: dict[str, list[NearDuplicate]],
     args: argparse.Namespace,
     say: Callable[[str], None],
 ) -> None:
     classes = len(checkpoint.labels)
-    # Nothing is fitted or judged on pictures that have a twin in the test split.
-    unchosen = names_of(twins["valid"])
+    # Nothing is fitted or judged on pictures that the test split has too.
+    unchosen = names_of(duplicates["valid"])
     voted = valid.targets.sum(axis=1) > 0
     voted &= np.array([name not in unchosen for name in valid.crops.names])
     temperature = fit_temperature(
@@ -122,7 +124,7 @@ def _fill(
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
     labels = majority(train.votes, classes)
-    labels[[name in names_of(twins["train"]) for name in train.crops.names]] = -1
+    labels[[name in names_of(duplicates["train"]) for name in train.crops.names]] = -1
     places = balanced(labels, classes, CALIBRATION_CROPS)
     quantiser = Quantiser(folder / FILES["fp32"], train.crops.pixels[places], folder.parent)
     sensitivity = write_all(quantiser, folder, train.crops.pixels[places[::2]], say)
@@ -143,7 +145,7 @@ def _fill(
         "agreement": {role: found.as_dict() for role, found in agreement.items()},
         "detector_sha256": locked()["yunet"]["sha256"],
         "checkpoint_sha256": sha256(args.checkpoint.read_bytes()),
-        "twins_left_out": {split: len(rows) for split, rows in twins.items()},
+        "twins_left_out": {split: len(rows) for split, rows in duplicates.items()},
         "measured_with": {"processor": processor(), **versions()},
     }
     description = describe(folder, checkpoint, args.layout, temperature, facts)

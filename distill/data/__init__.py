@@ -1,1 +1,1 @@
-"""Data sets: crops, labels, votes, splits, and what is done to a batch of pictures."""
+"""Data sets: crops, labels, votes, splits, and what is done to a batch of images."""

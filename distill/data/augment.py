@@ -1,4 +1,4 @@
-"""Random changes that a classroom makes to a face, on a whole batch at once.
+"""Augmentation: random changes that a classroom makes to a face, on a whole batch at once.
 
 Everything is drawn from one torch.Generator on the CPU, so a training run repeats. Input and output
 are (B, C, S, S) float32, 0..255.
@@ -24,8 +24,8 @@ def _chosen(generator: torch.Generator, size: int, share: float) -> Tensor:
 
 
 def random_affine(batch: int, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """(B, 2, 3): mirror, rotation, scale and shift, from a place in the result to one in the
-    picture, both -1..1: what the detector's landmarks are off by, and more."""
+    """Draw mirror, rotation, scale and shift, somewhat more than the detector's landmarks are off by:
+    (B, 2, 3), from coordinates in the result to those in the image, both -1..1."""
     angle = _uniform(generator, batch, -config.rotate_degrees, config.rotate_degrees)
     angle = angle * (math.pi / 180)
     scale = torch.exp(_uniform(generator, batch, -1, 1) * math.log(config.scale))
@@ -38,16 +38,17 @@ def random_affine(batch: int, config: Augmentation, generator: torch.Generator) 
     return torch.cat([matrix, shift[:, :, None]], dim=2)
 
 
-def warp(grid: Tensor, places: Tensor, side: int | None = None) -> Tensor:
-    """A picture or a grid of features (B, C, S, S) moved by `places`, (B, C, side, side)."""
-    batch, channels, own, _ = grid.shape
-    side = side or own
-    field = functional.affine_grid(places, [batch, channels, side, side], align_corners=False)
+def warp(grid: Tensor, matrices: Tensor, side: int | None = None) -> Tensor:
+    """Resample images or grids of features (B, C, S, S) by `matrices` (B, 2, 3), see
+    `random_affine`, to (B, C, side, side); borders are repeated."""
+    batch, channels, own_side, _ = grid.shape
+    side = side or own_side
+    field = functional.affine_grid(matrices, [batch, channels, side, side], align_corners=False)
     return functional.grid_sample(grid, field, padding_mode="border", align_corners=False)
 
 
 def photometric(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and gamma of a dark room or a bright window."""
+    """Change brightness, contrast and gamma, as a dark room or a bright window does."""
     batch = len(faces)
     shape = (batch, 1, 1, 1)
     gain = torch.exp(_uniform(generator, batch, -1, 1) * math.log(config.contrast)).reshape(shape)
@@ -59,7 +60,8 @@ def photometric(faces: Tensor, config: Augmentation, generator: torch.Generator)
 
 
 def shrink(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """Far faces: down to a few pixels a side and up again. One side a call, for part of the batch."""
+    """Make far faces: down to a few pixels a side and up again, one side a call, for part of the
+    batch."""
     if config.shrink_share == 0:
         return faces
     side = int(torch.randint(config.shrink_to, faces.shape[-1], (1,), generator=generator))
@@ -72,7 +74,7 @@ def shrink(faces: Tensor, config: Augmentation, generator: torch.Generator) -> T
 
 
 def random_blur(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """A lens out of focus: Gaussian blur, one deviation a call, for part of the batch."""
+    """Blur as a lens out of focus does: Gaussian, one deviation a call, for part of the batch."""
     if config.blur_share == 0:
         return faces
     deviation = float(_uniform(generator, 1, 0.1, max(config.blur, 0.1)))
@@ -85,7 +87,7 @@ def random_blur(faces: Tensor, config: Augmentation, generator: torch.Generator)
 
 
 def gaussian_blur(faces: Tensor, deviation: float) -> Tensor:
-    """(B, C, S, S) -> the same shape; deviation in pixels, borders repeated."""
+    """Blur (B, C, S, S); deviation in pixels, borders repeated."""
     reach = max(1, math.ceil(3 * deviation))
     place = torch.arange(-reach, reach + 1, dtype=faces.dtype, device=faces.device)
     kernel = torch.exp(-0.5 * (place / deviation) ** 2)
@@ -96,7 +98,7 @@ def gaussian_blur(faces: Tensor, deviation: float) -> Tensor:
 
 
 def compress(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """A camera's JPEG, one quality a call, for part of the batch."""
+    """Compress as a camera's JPEG does, one quality a call, for part of the batch."""
     if config.jpeg_share == 0:
         return faces
     quality = int(torch.randint(config.jpeg_quality, 96, (1,), generator=generator))
@@ -109,7 +111,7 @@ def compress(faces: Tensor, config: Augmentation, generator: torch.Generator) ->
 
 
 def jpeg(faces: Tensor, quality: int) -> Tensor:
-    """(B, C, S, S) of 0..255 through JPEG's own loss: the DCT of 8x8 blocks, divided by the
+    """Pass (B, C, S, S) of 0..255 through JPEG's own loss: the DCT of 8x8 blocks, divided by the
     standard luminance table at that quality, rounded, and back (ITU-T T.81, annex K.1)."""
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
     table = torch.tensor(_LUMINANCE, dtype=torch.float32, device=faces.device).reshape(8, 8)
@@ -135,7 +137,7 @@ _LUMINANCE = (
 
 
 def noise_and_erase(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """Sensor noise, and a hand or a neighbour's head in front (random erasing, Zhong et al. 2020)."""
+    """Add sensor noise, and a hand or a head in front (random erasing, Zhong et al. 2020)."""
     batch, side = len(faces), faces.shape[-1]
     strength = _uniform(generator, batch, 0, config.noise).reshape(-1, 1, 1, 1)
     faces = faces + strength * torch.randn(faces.shape, generator=generator)
@@ -155,8 +157,8 @@ def noise_and_erase(faces: Tensor, config: Augmentation, generator: torch.Genera
 
 
 def corrupt(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
-    """Light, distance, focus, noise, occlusion and compression, in the order in which they happen;
-    places stay."""
+    """Change light, distance, focus, noise, occlusion and compression, in the order in which a camera
+    does; nothing moves."""
     faces = random_blur(photometric(faces, config, generator), config, generator)
     return compress(
         noise_and_erase(shrink(faces, config, generator), config, generator), config, generator

@@ -1,8 +1,8 @@
-"""`edge-crops`, a laboratory tool: a data set of single faces > crops, as the node would make them.
+"""`edge-crops`, a laboratory tool: a data set of single faces -> crops, as the node would make them.
 
 For each split two files are written: `SPLIT.npy`, (N, C, S, S) uint8, readable by memory map, and
-`SPLIT.csv` with a row a crop: the picture's name and whether a face was found. Where none was
-found the whole picture stands in; nothing is ever dropped.
+`SPLIT.csv` with a row a crop: the image's name and whether a face was found. Where none was
+found the whole image is used; nothing is ever dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,13 @@ from edge.inference.backends import open_backend
 from edge.inference.bundle import load_bundle
 from edge.inference.weights import locked, resolve
 from edge.records import Face
+from edge.sources.images import read_picture
+from edge.sources.recorded import PICTURES
 
 LAYOUTS = ("ferplus", "fer2013", "rafdb", "folders")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-# Data sets hold faces that fill the picture; YuNet wants some room around one. On the first 600
-# training pictures of FER2013 (score 0.5 or more): 97.3 % found at 160+48 px, 98.7 % at 224+80.
+# Data sets hold faces that fill the image; YuNet wants some room around one. On the first 600
+# training images of FER2013 (score 0.5 or more): 97.3 % found at 160+48 px, 98.7 % at 224+80.
 FACE_SIDE = 224
 MARGIN = 80
 DETECT_SIDE = FACE_SIDE + 2 * MARGIN
@@ -52,16 +53,16 @@ class Crops:
 
 
 def list_images(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
-    """Pictures by split ("train", "valid", "test"), each a name and a path, sorted by name.
+    """List the images by split ("train", "valid", "test"), each a name and a path, sorted by name.
 
     ferplus, fer2013: FER2013Train|Valid|Test/*.png. rafdb: a tenth of train kept apart as valid,
     Image/aligned/{train,test}_NNNNN_aligned.jpg.
     folders: train|valid|test/CLASS/*, named CLASS/file. Raises DataError where the layout is not met.
     """
     if not data.is_dir():
-        raise DataError(f"{data} is no folder; give the root of the data set")
+        raise DataError(f"{data} is not a folder; give the root of the data set")
     splits: dict[str, list[tuple[str, Path]]] = {}
-    if layout in ("ferplus", "fer2013"):  # the same pictures under other labels
+    if layout in ("ferplus", "fer2013"):  # the same images under other labels
         for split in ("train", "valid", "test"):
             folder = data / f"FER2013{split.capitalize()}"
             splits[split] = [(p.name, p) for p in sorted(folder.glob("*.png"))]
@@ -74,58 +75,47 @@ def list_images(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
             splits[split] = [
                 (f"{p.parent.name}/{p.name}", p)
                 for p in sorted((data / split).glob("*/*"))
-                if p.suffix.lower() in SUFFIXES
+                if p.suffix.lower() in PICTURES
             ]
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
-        raise DataError(f"{data} holds no pictures in the layout '{layout}'; see --help for it")
+        raise DataError(f"{data} holds no images in the layout '{layout}'; see --help for it")
     return splits
 
 
 def rafdb_split(name: str) -> str:
-    """RAF-DB has no validation split: a tenth of its training pictures, by the hash of their names,
-    is kept apart to choose on, so that nothing is ever chosen on the test split."""
+    """Name the split of an image of RAF-DB, which has none for validation: a tenth of its training
+    images, by the hash of their names, is kept apart to choose on, never the test split."""
     if name.startswith("test"):
         return "test"
     return "valid" if hashlib.sha256(name.encode()).digest()[0] < 26 else "train"
 
 
-def fingerprint(pictures: list[tuple[str, Path]]) -> str:
-    """Changes when a picture is added, removed, renamed or written anew."""
+def fingerprint(images: list[tuple[str, Path]]) -> str:
+    """Hash what changes when an image is added, removed, renamed or overwritten."""
     digest = hashlib.sha256()
-    for name, path in pictures:
-        facts = path.stat()
-        digest.update(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    for name, path in images:
+        status = path.stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR; raises DataError naming the file."""
-    try:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise DataError(f"{path} cannot be read as a picture: {error.err}") from error
-    if picture is None:
-        raise DataError(f"{path} is missing or is no picture")
-    return np.asarray(picture, dtype=np.uint8)
-
-
 def crop_detector(weights: Path | None = None, threads: int = 1) -> Detector:
-    """The deployed detector at the size that crops are made with; `weights` as in `resolve`."""
+    """Open the deployed detector at the size that crops are made with; `weights` as in `resolve`."""
     backend = open_backend("ort", resolve("yunet", weights), threads)
     return Detector(backend, DETECT_SIDE, DETECT_SIDE, DETECT_SCORE)
 
 
 def crop_single(
-    picture: NDArray[np.uint8], detector: Detector, spec: CropSpec
+    image: NDArray[np.uint8], detector: Detector, spec: CropSpec
 ) -> tuple[NDArray[np.uint8], bool]:
-    """The crop of a picture of one face: (C, S, S) uint8, and whether the face was found."""
-    height, width = picture.shape[:2]
+    """Crop an (H, W, 3) image of one face to (C, S, S) uint8; also, whether the face was found."""
+    height, width = image.shape[:2]
     scale = FACE_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     room = cv2.copyMakeBorder(
-        cv2.resize(picture, size, interpolation=method),
+        cv2.resize(image, size, interpolation=method),
         MARGIN,
         MARGIN,
         MARGIN,
@@ -134,18 +124,18 @@ def crop_single(
     )
     faces = detector.find(np.asarray(room, dtype=np.uint8))
     if not faces:
-        return crop_whole(picture, spec)[0], False
+        return crop_whole(image, spec)[0], False
     face = max(faces, key=lambda found: found.size)
     # Back to the original's pixels, whose centres resize keeps at (x + 0.5) * scale - 0.5.
     landmarks = ((face.landmarks - MARGIN + 0.5) / scale - 0.5).astype(np.float32)
     original = Face(box=face.box, landmarks=landmarks, score=face.score)
-    return crop_faces(picture, [original], spec)[0], True
+    return crop_faces(image, [original], spec)[0], True
 
 
 def crops_key(spec: CropSpec, detector_sha256: str) -> str:
-    """Names everything that changes a crop."""
-    facts = [spec.as_dict(), detector_sha256, FACE_SIDE, MARGIN, DETECT_SCORE, "v1"]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    """Hash everything that changes a crop, twelve digits."""
+    parts = [spec.as_dict(), detector_sha256, FACE_SIDE, MARGIN, DETECT_SCORE, "v1"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def make_crops(
@@ -159,59 +149,64 @@ def make_crops(
 ) -> dict[str, Crops]:
     """Crop every split of `data` into `out`; a split that is complete there is kept.
 
-    detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises DataError for a bad picture.
+    detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises DataError for a bad image.
     """
     made = {}
-    for split, pictures in list_images(data, layout).items():
-        key = f"{crops_key(spec, locked()['yunet']['sha256'])} {fingerprint(pictures)}"
+    for split, images in list_images(data, layout).items():
+        key = f"{crops_key(spec, locked()['yunet']['sha256'])} {fingerprint(images)}"
         key_file = out / f"{split}.key"
-        if key_file.is_file() and key_file.read_text() == key:
+        existing = load_crops(out, split) if _holds(key_file, key) else None
+        if existing is None or existing.names != [name for name, _ in images]:
+            out.mkdir(parents=True, exist_ok=True)
+            key_file.unlink(missing_ok=True)
+            _crop_split(out, split, images, detector, spec, progress, workers)
+            write_atomically(key_file, key.encode())  # last: without it the rest does not count
             existing = load_crops(out, split)
-            if existing is not None and existing.names == [name for name, _ in pictures]:
-                made[split] = existing
-                continue
-        out.mkdir(parents=True, exist_ok=True)
-        key_file.unlink(missing_ok=True)
-        partial = out / f".{split}.{os.getpid()}.npy"
-        pixels = np.lib.format.open_memmap(
-            partial,
-            mode="w+",
-            dtype=np.uint8,
-            shape=(len(pictures), spec.channels, spec.size, spec.size),
-        )
-        found: list[bool] = []
-
-        def one(item: tuple[str, Path]) -> tuple[NDArray[np.uint8], bool]:
-            return crop_single(read_image(item[1]), detector, spec)
-
-        with ThreadPoolExecutor(workers) as pool:
-            for index, (crop, was_found) in enumerate(pool.map(one, pictures)):
-                pixels[index] = crop
-                found.append(was_found)
-                if (index + 1) % 1000 == 0 or index + 1 == len(pictures):
-                    progress(f"{split}: {index + 1}/{len(pictures)} crops")
-        pixels.flush()
-        rows = out / f".{split}.{os.getpid()}.csv"
-        _write_index(rows, zip((n for n, _ in pictures), found, strict=True))
-        os.replace(partial, out / f"{split}.npy")
-        os.replace(rows, out / f"{split}.csv")
-        write_atomically(key_file, key.encode())  # last: without it the rest does not count
-        loaded = load_crops(out, split)
-        if loaded is None:
+        if existing is None:
             raise DataError(f"the crops of '{split}' in {out} cannot be read back; check the disk")
-        made[split] = loaded
+        made[split] = existing
     return made
 
 
-def _write_index(path: Path, rows: Iterable[tuple[str, bool]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
+def _holds(file: Path, text: str) -> bool:
+    return file.is_file() and file.read_text() == text
+
+
+def _crop_split(
+    out: Path,
+    split: str,
+    images: list[tuple[str, Path]],
+    detector: Detector,
+    spec: CropSpec,
+    progress: Callable[[str], None],
+    workers: int,
+) -> None:
+    """Write SPLIT.npy and SPLIT.csv, each whole or not at all."""
+    pixels_file, index_file = (out / f".{split}.{os.getpid()}.{end}" for end in ("npy", "csv"))
+    shape = (len(images), spec.channels, spec.size, spec.size)
+    pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
+    found: list[bool] = []
+
+    def crop(item: tuple[str, Path]) -> tuple[NDArray[np.uint8], bool]:
+        return crop_single(read_picture(item[1]), detector, spec)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for index, (cropped, was_found) in enumerate(pool.map(crop, images)):
+            pixels[index] = cropped
+            found.append(was_found)
+            if (index + 1) % 1000 == 0 or index + 1 == len(images):
+                progress(f"{split}: {index + 1}/{len(images)} crops")
+    pixels.flush()
+    with index_file.open("w", newline="", encoding="utf-8") as rows:
+        writer = csv.writer(rows)
         writer.writerow(["name", "found"])
-        writer.writerows((name, int(found)) for name, found in rows)
+        writer.writerows((n, int(f)) for (n, _), f in zip(images, found, strict=True))
+    os.replace(pixels_file, out / f"{split}.npy")
+    os.replace(index_file, out / f"{split}.csv")
 
 
 def load_crops(folder: Path, split: str) -> Crops | None:
-    """What make_crops left for a split, or None where that is missing or damaged."""
+    """Open what make_crops wrote for a split; None where that is missing or damaged."""
     try:
         with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as rows:
             table = list(csv.DictReader(rows))

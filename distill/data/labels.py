@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# What a layout's data is called in scores and model cards.
+# A layout's data in scores and model cards.
 DATA_NAMES = {
     "ferplus": "FER+",
     "fer2013": "FER2013",
@@ -42,6 +42,6 @@ SAME = {
 
 
 def canonical(name: str) -> str:
-    """A class folder's name in our words."""
+    """Translate a class folder's name into our words."""
     lower = name.strip().lower()
     return SAME.get(lower, lower)

@@ -1,4 +1,4 @@
-"""Which pictures are learned from and chosen on, and in what order they come."""
+"""Choose the images to learn from and to validate on, and the order in which they come."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill.data.splits import Split, majority
 @dataclass(frozen=True, slots=True)
 class Examples:
     """faces: (N, C, S, S) uint8 (a memory map, read a batch at a time); targets: (N, K) float32;
-    rows: the places in both that are learned from; digest: names what they are."""
+    rows: the indices of both that are learned from; digest: a hash of their names and targets."""
 
     faces: NDArray[np.uint8]
     targets: NDArray[np.float32]
@@ -28,12 +28,12 @@ class Examples:
         return len(self.rows)
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Faces (B, C, S, S) float32 of 0..255 and targets (B, K)."""
+        """Read faces (B, C, S, S) float32 of 0..255 and targets (B, K)."""
         return torch.from_numpy(self.faces[rows]).float(), torch.from_numpy(self.targets[rows])
 
 
 def learnable(split: Split, leave_out: set[str]) -> Examples:
-    """Pictures to learn from: some vote for a class, not voted no-face most, and no twin."""
+    """Select images to learn from: some vote for a class, not mostly voted no face, not left out."""
     classes = len(split.labels)
     inside = split.votes[:, :classes]
     extra = split.votes[:, classes:]
@@ -48,15 +48,15 @@ def learnable(split: Split, leave_out: set[str]) -> Examples:
 
 
 def choosable(valid: Split, leave_out: frozenset[str] | set[str]) -> NDArray[np.int64]:
-    """(N,) labels to choose a model on: the majority's, -1 for none and for those left out."""
+    """Label the images to choose a model on (N,): by majority, -1 for none and for those left out."""
     truth = majority(valid.votes, len(valid.labels))
     truth[[name in leave_out for name in valid.crops.names]] = -1
     return truth
 
 
-def shares(examples: Examples, balance: float) -> NDArray[np.float64]:
-    """(N,) how often each example is drawn: evenly at balance 0, evenly by class at 1; between them
-    by (1 / pictures of its class) ** balance (Mahajan et al., ECCV 2018, for the exponent)."""
+def sampling_weights(examples: Examples, balance: float) -> NDArray[np.float64]:
+    """Weigh how often each example is drawn, (N,) that sum to 1: evenly at balance 0, evenly by class
+    at 1, else by (1 / images of its class) ** balance (Mahajan et al., ECCV 2018, the exponent)."""
     classes = examples.targets[examples.rows].argmax(axis=1)
     share = (1.0 / np.bincount(classes)[classes].astype(np.float64)) ** balance
     return np.asarray(share / share.sum())
@@ -71,15 +71,15 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[NDArray[np.int64]]:
-    """Rows of `examples.faces`, a batch at a time, sorted so that a disk reads forwards.
+    """Yield rows of `examples.faces`, a batch at a time, sorted so that a disk reads forwards.
 
     The order depends on seed and epoch alone. Of each batch a process takes its own part, so that
-    `world` processes see together what one sees; a part is never a single picture, which would break
+    `world` processes see together what one sees; a part is never a single image, which would break
     batch statistics.
     """
     rng = np.random.default_rng([seed, epoch])
     if balance > 0:
-        order = rng.choice(len(examples), len(examples), p=shares(examples, balance))
+        order = rng.choice(len(examples), len(examples), p=sampling_weights(examples, balance))
     else:
         order = rng.permutation(len(examples))
     for start in range(0, len(order), size):

@@ -1,4 +1,4 @@
-"""Data sets > votes and targets beside their crops."""
+"""Data sets -> one split's crops, votes and targets, row by row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edge.inference.weights import locked
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One split. votes: (N, K + extra) int, extra columns are votes for none of the K labels."""
+    """crops: N of them; votes: (N, K + extra) int, extra columns are votes for none of the K labels."""
 
     crops: Crops
     votes: NDArray[np.int64]
@@ -26,13 +26,13 @@ class Split:
 
     @property
     def targets(self) -> NDArray[np.float32]:
-        """(N, K) float32: the votes for the K labels divided by their sum; zeros where none."""
+        """The votes for the K labels divided by their sum, (N, K) float32; zeros where none."""
         votes = self.votes[:, : len(self.labels)].astype(np.float32)
         total = votes.sum(axis=1, keepdims=True)
         return np.asarray(votes / np.maximum(total, 1), dtype=np.float32)
 
     def without(self, names: Collection[str]) -> Split:
-        """The other pictures alone; itself where none of these is in it."""
+        """Leave these images out; returns itself where none of them is in it."""
         if not set(names) & set(self.crops.names):
             return self
         rows = np.flatnonzero([name not in names for name in self.crops.names])
@@ -41,7 +41,7 @@ class Split:
         return Split(kept, self.votes[rows], self.labels)
 
     def ordered(self, labels: tuple[str, ...], whose: str) -> Split:
-        """The votes in the order of a model's labels; raises DataError where those are others."""
+        """Put the votes into the order of a model's labels; raises DataError where those are others."""
         if sorted(labels) != sorted(self.labels):
             raise DataError(
                 f"the data has the classes {', '.join(self.labels)}, {whose} {', '.join(labels)}; "
@@ -53,7 +53,7 @@ class Split:
 
 
 def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Protocol majority-8: the class whose vote is the largest of all columns and alone so, else -1."""
+    """Label (N,) by protocol majority-8: the class with more votes than any other column, else -1."""
     top = votes.max(axis=1)
     unique = (votes == top[:, None]).sum(axis=1) == 1
     label = votes.argmax(axis=1)
@@ -61,15 +61,15 @@ def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 
 
 def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Protocol argmax-8: the first of the largest among the classes; -1 only where an extra column
-    (unknown, not a face) has strictly more votes than every class."""
+    """Label (N,) by protocol argmax-8: the first of the largest among the classes; -1 only where an
+    extra column (unknown, not a face) has strictly more votes than every class."""
     inside = votes[:, :classes]
     extra = votes[:, classes:].max(axis=1) if votes.shape[1] > classes else np.zeros(len(votes))
     return np.where(extra > inside.max(axis=1), -1, inside.argmax(axis=1))
 
 
 def crops_folder(data: Path, spec: CropSpec) -> Path:
-    """Where a raw data set's crops are cached: beside it, by everything that changes a crop."""
+    """Name the folder of a raw data set's crops, `DATA.crops/KEY` beside it."""
     data = data.resolve()
     return data.with_name(data.name + ".crops") / crops_key(spec, locked()["yunet"]["sha256"])
 
@@ -81,7 +81,8 @@ def open_crops(
     weights: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Crops]:
-    """Crops of a raw data set, made on first use and cached in `DATA.crops/KEY` beside it."""
+    """Open the crops of a raw data set, made on first use and cached in `crops_folder`. Raises
+    DataError where they cannot be made or kept."""
     out = crops_folder(data, spec)
     detector = crop_detector(weights)
     try:
@@ -93,8 +94,8 @@ def open_crops(
 
 
 def join(data: Path, layout: str, split: str, made: dict[str, Crops]) -> Split:
-    """Votes beside crops; raises DataError for a split that is not there, a picture without a row
-    or a row without a picture."""
+    """Join votes to crops by name; raises DataError for a split that is not there, an image without a
+    row or a row without an image."""
     if split not in made:
         raise DataError(f"{data} has no split '{split}', only {', '.join(made)}; add its folder")
     crops = made[split]
@@ -102,13 +103,13 @@ def join(data: Path, layout: str, split: str, made: dict[str, Crops]) -> Split:
     have = set(crops.names)
     if missing := [name for name in voted if name not in have]:
         raise DataError(
-            f"{voted[missing[0]].where} names a missing picture of '{split}', {missing[0]} "
+            f"{voted[missing[0]].where} names a missing image of '{split}', {missing[0]} "
             f"({len(missing)} such rows); bring it back or take the row out"
         )
     if nameless := [name for name in crops.names if name not in voted]:
         raise DataError(
             f"{label_file(data, layout, split)} has no row for {nameless[0]} of '{split}' "
-            f"({len(nameless)} such pictures)"
+            f"({len(nameless)} such images)"
         )
     table = np.array([voted[name].votes for name in crops.names], dtype=np.int64)
     return Split(crops=crops, votes=table, labels=labels)

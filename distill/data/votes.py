@@ -1,8 +1,7 @@
-"""Label files > how the annotators voted on each picture, and in which line that stands.
+"""Label files -> how the annotators voted on each image, and in which line they did.
 
-Every reader gives, for one split, votes over the label names by the picture's name; a hard label is
-one vote. A malformed row, an unknown class or a name that stands twice is a DataError naming file and
-line.
+Every reader gives, for one split, votes over the label names by the image's name; a hard label is
+one vote. A malformed row, an unknown class or a repeated name is a DataError naming file and line.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SPLITS = ("train", "valid", "test")
 @dataclass(frozen=True, slots=True)
 class Voted:
     """votes: one count a label name, then one for each of the extra columns; where: "FILE line N",
-    or the picture itself where its folder is the label."""
+    or the image itself where its folder is the label."""
 
     votes: list[int]
     where: str
@@ -34,12 +33,12 @@ Table = dict[str, Voted]
 
 def _add(table: Table, name: str, votes: list[int], where: str) -> None:
     if name in table:
-        raise DataError(f"{where}: '{name}' stands twice")
+        raise DataError(f"{where}: '{name}' is repeated")
     table[name] = Voted(votes, where)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """ "FILE line N" and the row, blank ones left out."""
+    """Yield "FILE line N" and the row, blank ones left out."""
     try:
         with path.open(newline="", encoding="utf-8") as lines:
             for number, row in enumerate(csv.reader(lines), 1):
@@ -48,7 +47,7 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
+        raise DataError(f"{path} is not CSV in UTF-8: {error}") from error
 
 
 def _whole(cell: str) -> bool:
@@ -57,7 +56,7 @@ def _whole(cell: str) -> bool:
 
 
 def label_file(data: Path, layout: str, split: str) -> Path:
-    """Where a layout's labels stand; the split's folder where folders are the labels."""
+    """Find the file of a layout's labels; the split's folder where folders are the labels."""
     if layout == "ferplus":
         return data / f"FER2013{split.capitalize()}" / "label.csv"
     if layout == "fer2013":
@@ -72,6 +71,7 @@ def label_file(data: Path, layout: str, split: str) -> Path:
 
 
 def read_ferplus(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    """Read FER+'s ten votes an image (Barsoum et al. 2016)."""
     columns = len(FERPLUS) + len(FERPLUS_EXTRA)
     table: Table = {}
     for where, row in _rows(label_file(data, "ferplus", split)):
@@ -82,6 +82,7 @@ def read_ferplus(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
 
 
 def read_fer2013(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    """Read the challenge's own labels of the same images (Goodfellow et al. 2013)."""
     table: Table = {}
     for where, row in _rows(label_file(data, "fer2013", split)):
         if row == ["name", "split", "label"]:
@@ -97,6 +98,7 @@ def read_fer2013(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
 
 
 def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    """Read RAF-DB's seven basic classes (Li, Deng and Du 2017)."""
     path = label_file(data, "rafdb", split)
     table: Table = {}
     try:
@@ -104,7 +106,7 @@ def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8") from error
+        raise DataError(f"{path} is not text in UTF-8") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -117,6 +119,7 @@ def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
 
 
 def read_folders(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
+    """Read the labels from the folders' names; train's are the classes."""
     classes = sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
     labels = tuple(canonical(name) for name in classes)
     if reserved := RESERVED & set(labels):

@@ -1,9 +1,8 @@
 """`distill-eval`: a bundle or a checkpoint against a labelled split.
 
-The headline counts every picture: where the detector finds no face the whole picture is read, and
-the share of those is printed; a second row counts each of them as an error. Predictions are made
-before labels are opened for scoring, and do not depend on them. Of the validation split the pictures
-with a twin in the test split are predicted, and not scored: what is chosen there must not have seen it.
+Predictions are made before labels are opened for scoring, and do not depend on them. Of the
+validation split the images with a near-duplicate in the test split are predicted, and not scored:
+what is chosen there must not have seen it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from edge.crop import CropSpec
 def count_undetected(
     scores_of: Split, probabilities: NDArray[np.float64], protocol: str
 ) -> tuple[float, float]:
-    """Of the pictures that the protocol scores: the share without a detected face, and the accuracy
+    """Of the images that the protocol scores: the share without a detected face, and the accuracy
     when each of those is wrong, whatever was predicted."""
     truth = truth_of(scores_of.votes, len(scores_of.labels), protocol)
     kept = truth >= 0
@@ -50,7 +49,7 @@ def table(scores: Scores, undetected: float, strict: float) -> str:
     mlow, mhigh = scores.mean_class_accuracy_interval
     lines = [
         f"{scores.protocol}  n={scores.n} excluded={scores.excluded} "
-        f"whole-picture fallback {100 * undetected:.2f} %",
+        f"whole-image fallback {100 * undetected:.2f} %",
         f"  accuracy             {100 * scores.accuracy:.2f} %  [{100 * low:.2f}, {100 * high:.2f}]",
         f"  undetected as errors {100 * strict:.2f} %",
         f"  mean class accuracy  {100 * scores.mean_class_accuracy:.2f} %  "
@@ -112,7 +111,7 @@ def evaluate(
 ) -> tuple[str, list[dict[str, Any]]]:
     """The printed table and the entries, both protocols where the data set has votes."""
     if not (majority(split.votes, len(split.labels)) >= 0).any():
-        raise DataError(f"no picture of '{name}' has a label to score against; check its votes")
+        raise DataError(f"no image of '{name}' has a label to score against; check its votes")
     texts, entries = [], []
     for protocol in PROTOCOLS if layout == "ferplus" else PROTOCOLS[:1]:
         scores = score(probabilities, split.votes, split.labels, protocol)
@@ -169,11 +168,11 @@ def open_asked(args: argparse.Namespace) -> Model:
 def without_near_duplicates(
     data: Path, layout: str, name: str, spec: CropSpec, split: Split
 ) -> Split:
-    """The validation split without the pictures that have a twin in the test split; others whole."""
+    """The validation split without the images that have a twin in the test split; others whole."""
     if name != "valid":
         return split
     twins = names_of(find_near_duplicates(data, layout, crops_folder(data, spec), cli.say)["valid"])
-    cli.say(f"left out: {len(twins)} pictures of valid with a twin in the test split")
+    cli.say(f"left out: {len(twins)} images of valid with a near-duplicate in the test split")
     return split.without(twins)
 
 
@@ -192,14 +191,14 @@ def calibrated(
         known = model.predict(valid.crops.pixels)
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
-        return "calibrated: not, since no picture of valid has a label", {"calibrated": None}
+        return "calibrated: not, since no image of valid has a label", {"calibrated": None}
     logits = np.log(np.maximum(known[voted], 1e-12)).astype(np.float32)
     temperature = fit_temperature(logits, valid.targets[voted])
     at = tempered(probabilities, temperature)
     scores = score(at, split.votes, split.labels, PROTOCOLS[0], rounds=0)
     entry = {"temperature": round(temperature, 5), "ece": scores.ece, "nll": scores.nll}
     line = (
-        f"calibrated: temperature {temperature:.3f}, fitted on {int(voted.sum())} pictures of valid: "
+        f"calibrated: temperature {temperature:.3f}, fitted on {int(voted.sum())} images of valid: "
         f"ECE(15) {scores.ece:.4f}, NLL {scores.nll:.4f}"
     )
     return line, {"calibrated": entry}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.splits import argmax, majority
+from edge.classify import softmax
 
 PROTOCOLS = ("majority-8", "argmax-8")
 ECE_BINS = 15
@@ -102,12 +103,6 @@ def score(
     )
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N, K) -> (N, K)."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
 def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """softmax(logits / T) from the probabilities at T = 1, (N, K) both."""
     powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
@@ -119,7 +114,7 @@ def fit_temperature(logits: NDArray[np.float32], targets: NDArray[np.float32]) -
     2017); golden-section search over log T in [-2, 2], where the loss is convex in 1 / T."""
 
     def loss(log_t: float) -> float:
-        p = softmax((logits / np.exp(log_t)).astype(np.float32))
+        p = softmax(logits.astype(np.float64) / np.exp(log_t))
         return float(-(targets * np.log(np.maximum(p, 1e-12))).sum(axis=1).mean())
 
     ratio = (5**0.5 - 1) / 2

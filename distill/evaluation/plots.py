@@ -1,4 +1,4 @@
-"""Scores as pictures: confusion matrix, reliability diagram, robustness curves, training curves."""
+"""Scores as images: confusion matrix, reliability diagram, robustness curves, training curves."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def reliability(
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
     accuracy = [hit[place == b].mean() for b in bins]
     axes.bar(middle, accuracy, width=1 / ECE_BINS, edgecolor="white", label="accuracy")
-    axes.plot(middle, share, color="tab:orange", marker=".", label="share of pictures")
+    axes.plot(middle, share, color="tab:orange", marker=".", label="share of images")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=title)
     axes.legend(loc="upper left")
     figure.savefig(path)
 
 
 def robustness(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """A curve a change, over its strengths as steps, the plain picture at 0."""
+    """A curve a change, over its strengths as steps, the plain image at 0."""
     figure, axes = _canvas(7.6)
     for change in CHANGES:
         own = [row for row in rows if row["change"] == change.name]

@@ -1,4 +1,4 @@
-"""How accuracy falls as a picture gets worse: one change at a time, at stated strengths.
+"""How accuracy falls as an image gets worse: one change at a time, at stated strengths.
 
 Changes are made to the aligned crop, so that the detector is not measured with them; sides and pixels
 are the crop's.
@@ -41,7 +41,7 @@ def _dark(faces: Tensor, gain: float) -> Tensor:
 
 
 def _turned(faces: Tensor, degrees: float) -> Tensor:
-    """Half of the pictures to each side."""
+    """Half of the images to each side."""
     signs = 1 - 2 * (torch.arange(len(faces)) % 2).float()
     angle = signs * math.radians(degrees)
     zero = torch.zeros_like(angle)
@@ -53,7 +53,7 @@ def _turned(faces: Tensor, degrees: float) -> Tensor:
 
 
 def _covered(faces: Tensor, share: float) -> Tensor:
-    """A grey square over `share` of the picture's area, at a random place wholly inside."""
+    """A grey square over `share` of the image's area, at a random place wholly inside."""
     size = faces.shape[-1]
     side = round(size * share**0.5)
     corners = torch.randint(
@@ -100,7 +100,7 @@ def measure(
     predict: Callable[[Pixels], NDArray[np.float64]],
     progress: Callable[[str], None],
 ) -> list[dict[str, object]]:
-    """Accuracy by the majority's label for every change and strength, the plain pictures first.
+    """Accuracy by the majority's label for every change and strength, the plain images first.
 
     predict: crops (N, C, S, S) uint8 to probabilities (N, K)."""
     truth = majority(split.votes, len(split.labels))

@@ -1,8 +1,8 @@
 """`distill-scenes`: thirty faces at once through the whole node, at several face sizes.
 
-Each scene is a 640x480 picture of test faces on grey, in rows and columns, held still for one window;
+Each scene is a 640x480 image of test faces on grey, in rows and columns, held still for one window;
 `edge-run` reads it as it would a camera and its published counts are compared with the labels. The
-pictures live in a temporary folder and go with it.
+images live in a temporary folder and go with it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import LAYOUTS, list_images, read_image
+from distill.data.crops import LAYOUTS, list_images
 from distill.data.splits import majority
 from distill.data.votes import READERS
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
 from edge.base.files import write_atomically
 from edge.inference.bundle import SHIPPED, load_bundle
+from edge.sources.images import read_picture
 
 WIDTH, HEIGHT = 640, 480
 COLUMNS, ROWS = 6, 5
@@ -72,7 +73,7 @@ def node_counts(
     """The node's published counts of one window, `faces` among them; side: of the detector's input,
     to which it scales the scene. Raises EdgeError where the node fails."""
     with tempfile.TemporaryDirectory(prefix="scenes-") as place:
-        folder = Path(place) / "pictures"
+        folder = Path(place) / "images"
         folder.mkdir()
         coded = cv2.imencode(".png", scene)[1].tobytes()
         for index in range(FRAMES):
@@ -99,13 +100,13 @@ def node_counts(
         message = json.loads(line)
         if message["topic"].endswith("/counts"):
             payload = message["payload"]
-            faces = payload["faces"]  # null where the window saw no picture in time
+            faces = payload["faces"]  # null where the window saw no image in time
             return {**(payload["counts"] or {}), "faces": faces["max"] if faces else 0}
     raise EdgeError("edge-run published no counts; see its log")
 
 
 def measure(
-    pictures: list[NDArray[np.uint8]],
+    images: list[NDArray[np.uint8]],
     truth: list[str],
     bundle: Path,
     weights: Path | None,
@@ -116,12 +117,12 @@ def measure(
     """scenes: how many of thirty faces for every size, the same faces for all."""
     each = COLUMNS * ROWS
     rng = np.random.default_rng(0)
-    drawn = [rng.choice(len(pictures), each, replace=False) for _ in range(scenes)]
+    drawn = [rng.choice(len(images), each, replace=False) for _ in range(scenes)]
     rows = []
     for size in sizes:
         found, counted = [], []
         for places in drawn:
-            scene = compose([pictures[i] for i in places], size)
+            scene = compose([images[i] for i in places], size)
             counts = node_counts(scene, bundle, weights, side)
             found.append(min(counts["faces"], each) / each)
             right = [truth[i] for i in places]
@@ -169,9 +170,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     truth = majority(table, len(labels)) if labelled else np.empty(0, dtype=np.int64)
     kept = [(path, labels[k]) for (_, path), k in zip(labelled, truth, strict=True) if k >= 0]
     if len(kept) < COLUMNS * ROWS:
-        raise DataError(f"{args.data}: fewer than {COLUMNS * ROWS} labelled pictures")
+        raise DataError(f"{args.data}: fewer than {COLUMNS * ROWS} labelled images")
     rows = measure(
-        [read_image(path) for path, _ in kept],
+        [read_picture(path) for path, _ in kept],
         [name for _, name in kept],
         args.bundle,
         args.weights,

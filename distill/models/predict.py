@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.evaluation.metrics import softmax
 from edge.base.errors import DataError
+from edge.classify import softmax
 from edge.crop import CropSpec
 from edge.inference.backends import open_backend
 from edge.inference.bundle import Bundle, load_bundle
@@ -43,7 +43,7 @@ def predict_bundle(
     bundle: Bundle, precision: str, pixels: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
     """Probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file."""
-    return softmax(logits_of(bundle.model(precision), pixels))
+    return softmax(logits_of(bundle.model(precision), pixels).astype(np.float64))
 
 
 def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp32") -> Model:
@@ -66,14 +66,14 @@ def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp3
         return Model(
             trained.labels,
             trained.recipe.crop.spec(),
-            lambda pixels: softmax(predict(trained.student, pixels)),
+            lambda pixels: softmax(predict(trained.student, pixels).astype(np.float64)),
             "fp32",
         )
     teacher, frozen, recipe, labels = load_teacher(path, dinov2, face)
     return Model(
         labels,
         recipe.crop.spec(),
-        lambda pixels: softmax(predict_faces(teacher, frozen, pixels)),
+        lambda pixels: softmax(predict_faces(teacher, frozen, pixels).astype(np.float64)),
         "fp32",
     )
 

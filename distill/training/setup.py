@@ -1,4 +1,4 @@
-"""Command line and recipe > everything a run needs: crops without twins, networks, caches."""
+"""Command line and recipe > everything a run needs: crops without near-duplicates, networks, caches."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     spec = recipe.crop.spec()
     crops = open_crops(args.data, args.layout, spec, args.weights, say)
     folder = crops_folder(args.data, spec)
-    twins = find_near_duplicates(args.data, args.layout, folder, say)
+    duplicates = find_near_duplicates(args.data, args.layout, folder, say)
     split = join(args.data, args.layout, "train", crops)
     valid = join(args.data, args.layout, "valid", crops)
-    left_out, unchosen = names_of(twins["train"]), names_of(twins["valid"])
+    left_out, unchosen = names_of(duplicates["train"]), names_of(duplicates["valid"])
     say(
-        f"left out: {len(left_out)} twins of validation and test pictures from training, "
-        f"{len(unchosen)} twins of test pictures from choosing"
+        f"left out: {len(left_out)} near-duplicates of validation and test images from training, "
+        f"{len(unchosen)} near-duplicates of test images from choosing"
     )
     examples = learnable(split, left_out)
     torch.manual_seed(recipe.training.seed)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.data.augment import warp
-from distill.evaluation.metrics import softmax
 from distill.models.feature_cache import (
     Computed,
     Features,
@@ -32,6 +31,7 @@ from distill.models.predict import Model, asked_together
 from distill.models.teacher import Teacher, Thoughts
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
+from edge.classify import softmax
 from edge.crop import CropSpec
 
 BATCH = 256
@@ -137,7 +137,7 @@ def with_opinions(
 
     labels, crop: of the lessons; pixels: (N, C, S, S) uint8, the pictures they are about. Raises
     DataError where another network knows other classes or reads other crops."""
-    own = softmax(np.asarray(lessons.arrays["logits"], dtype=np.float32))
+    own = softmax(np.asarray(lessons.arrays["logits"], dtype=np.float64))
     teacher = Model(labels, crop, lambda _: own, "fp32")
     answers = asked_together([teacher, *others]).predict(pixels)
     return Lessons({**lessons.arrays, "logits": np.log(answers).astype(np.float32)})

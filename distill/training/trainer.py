@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.data.sampling import batches
-from distill.evaluation.metrics import softmax
 from distill.models import checkpoint, store
 from distill.models.precision import autocast, use_bf16
 from distill.recipe import Recipe
@@ -23,6 +22,7 @@ from distill.training.distributed import Process, own_module
 from distill.training.optimizer import adamw, follow, learning_rate, set_rate, sharp_gradients
 from distill.training.setup import Prepared
 from edge.base.errors import DataError, UsageError
+from edge.classify import softmax
 
 CLIP = 2.0  # of the gradients' norm
 SAY_EVERY = 50  # steps, where no terminal watches each
@@ -182,7 +182,7 @@ class Loop:
     def validate(self) -> tuple[float, float]:
         """Of the average: accuracy, and cross-entropy against the votes."""
         kept = self.ready.truth >= 0
-        p = softmax(self.ready.course.validate(self.average))[kept]
+        p = softmax(self.ready.course.validate(self.average).astype(np.float64))[kept]
         accuracy = float((p.argmax(axis=1) == self.ready.truth[kept]).mean())
         return accuracy, float(-(self.ready.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
 

@@ -297,7 +297,7 @@ def test_data_that_is_not_there_is_one_line(
 ) -> None:
     done = command("distill.train", *arguments(recipe, tmp_path / "absent", tmp_path / "out"))
     assert done.code == 1
-    assert "is no folder" in done.last
+    assert "is not a folder" in done.last
 
 
 def augment(faces: torch.Tensor, config: Augmentation, drawn: torch.Generator) -> torch.Tensor:

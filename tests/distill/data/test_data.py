@@ -33,7 +33,7 @@ def write_label(root: Path, text: str) -> Path:
         ('a.png,"(0, 0, 48, 48)",0,0,0,0,x,0,0,0,0,0', "line 2: expected"),
         ('a.png,"(0, 0, 48, 48)",-1,0,0,0,0,0,0,0,0,0', "line 2: expected"),
         ('a.png,"(0, 0, 48, 48)",²,0,0,0,0,0,0,0,0,0', "line 2: expected"),
-        ('ok.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1', "line 2: 'ok.png' stands twice"),
+        ('ok.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1', "line 2: 'ok.png' is repeated"),
     ],
 )
 def test_a_malformed_ferplus_row_names_file_and_line(tmp_path: Path, row: str, words: str) -> None:
@@ -42,20 +42,20 @@ def test_a_malformed_ferplus_row_names_file_and_line(tmp_path: Path, row: str, w
         read_ferplus(write_label(tmp_path, good + row + "\n"), "train")
 
 
-def test_missing_files_rows_and_pictures_are_named(tmp_path: Path) -> None:
+def test_missing_files_rows_and_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"label\.csv cannot be read"):
         read_ferplus(tmp_path, "train")
     row = 'a.png,"(0, 0, 48, 48)",9,0,0,0,0,0,0,0,0,1\n'
     write_label(tmp_path, row)
     with pytest.raises(
-        DataError, match=r"label\.csv line 1 names a missing picture of 'train', a\.png"
+        DataError, match=r"label\.csv line 1 names a missing image of 'train', a\.png"
     ):
         join(tmp_path, "ferplus", "train", {"train": crops([])})
     with pytest.raises(DataError, match=r"label\.csv has no row for b\.png of 'train'"):
         join(tmp_path, "ferplus", "train", {"train": crops(["a.png", "b.png"])})
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         list_images(tmp_path / "absent", "ferplus")
-    with pytest.raises(DataError, match="holds no pictures in the layout 'rafdb'"):
+    with pytest.raises(DataError, match="holds no images in the layout 'rafdb'"):
         list_images(tmp_path, "rafdb")
 
 
@@ -72,12 +72,12 @@ def test_rafdb_is_read_in_its_holders_layout(tmp_path: Path) -> None:
         cv2.imwrite(str(folder / f"{name}_aligned.jpg"), np.zeros((100, 100, 3), np.uint8))
     labels = tmp_path / "list_patition_label.txt"
     labels.write_text("train_00001.jpg 5\ntrain_00002.jpg 7\ntest_0001.jpg 4\n")
-    pictures = list_images(tmp_path, "rafdb")
-    assert [name for name, _ in pictures["test"]] == ["test_0001.jpg"]
+    images = list_images(tmp_path, "rafdb")
+    assert [name for name, _ in images["test"]] == ["test_0001.jpg"]
     votes: dict[str, list[int]] = {}
-    for split in pictures:
+    for split in images:
         rows, names = read_rafdb(tmp_path, split)
-        assert sorted(rows) == [name for name, _ in pictures[split]]
+        assert sorted(rows) == [name for name, _ in images[split]]
         votes |= {name: row.votes for name, row in rows.items()}
     assert names[votes["train_00001.jpg"].index(1)] == "sadness"
     assert names[votes["train_00002.jpg"].index(1)] == "neutral"
@@ -87,7 +87,7 @@ def test_rafdb_is_read_in_its_holders_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: expected"):
         read_rafdb(tmp_path, "train")
     labels.write_text("test_0001.jpg 5\n\ntest_0001.jpg 7\n")
-    with pytest.raises(DataError, match=r"line 3: 'test_0001\.jpg' stands twice"):
+    with pytest.raises(DataError, match=r"line 3: 'test_0001\.jpg' is repeated"):
         read_rafdb(tmp_path, "test")
 
 
@@ -97,14 +97,14 @@ def test_a_malformed_row_of_the_challenges_own_labels_names_file_and_line(tmp_pa
         ("a.png,test,puzzled", "line 2: expected"),
         ("a.png,exam,fear", "line 2: expected a name, one of train, valid, test"),
         ("a.png,test", "line 2: expected"),
-        ("a.png,test,fear\na.png,test,anger", "line 3: 'a.png' stands twice"),
+        ("a.png,test,fear\na.png,test,anger", "line 3: 'a.png' is repeated"),
     ):
         labels.write_text(f"name,split,label\n{row}\n")
         with pytest.raises(DataError, match=f"labels.csv {words}"):
             read_fer2013(tmp_path, "test")
 
 
-def test_a_split_follows_a_models_order_and_leaves_twins_out() -> None:
+def test_a_split_follows_a_models_order_and_leaves_images_out() -> None:
     votes = np.array([[7, 2, 1, 0], [0, 6, 1, 3]])
     split = Split(crops(["a", "b"]), votes, ("anger", "fear", "happiness"))
     other = split.ordered(("happiness", "anger", "fear"), "the model")
@@ -134,7 +134,7 @@ def test_class_folders_use_our_words_and_refuse_a_class_nobody_knows(tmp_path: P
         read_folders(tmp_path, "train")
 
 
-def test_twins_leave_train_for_valid_and_test_and_valid_for_test(
+def test_near_duplicates_leave_train_for_valid_and_test_and_valid_for_test(
     tiny_ferplus: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(tiny_ferplus, tmp_path / "d"))
@@ -160,7 +160,7 @@ def test_twins_leave_train_for_valid_and_test_and_valid_for_test(
     assert len(find_near_duplicates(root, "ferplus", tmp_path)["train"]) == len(found["train"]) + 8
 
 
-def test_perceptual_hash_ignores_brightness_and_tells_pictures_apart() -> None:
+def test_perceptual_hash_ignores_brightness_and_tells_images_apart() -> None:
     rng = np.random.default_rng(1)
     one, two = (cv2.resize(rng.integers(0, 200, (6, 6)).astype(np.uint8), (48, 48)) for _ in "ab")
     assert bin(perceptual_hash(one) ^ perceptual_hash(one + 20)).count("1") <= 2

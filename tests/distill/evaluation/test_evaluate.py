@@ -30,8 +30,8 @@ def two_shades(count: int = 60) -> Split:
     """Bright upper halves are class 0, bright lower ones class 1."""
     label = np.arange(count) % 2
     pixels = np.full((count, 1, 64, 64), 60, np.uint8)
-    for picture, k in zip(pixels, label, strict=True):
-        picture[:, 32 * k : 32 * k + 32] = 200
+    for image, k in zip(pixels, label, strict=True):
+        image[:, 32 * k : 32 * k + 32] = 200
     votes = np.eye(2, dtype=np.int64)[label] * 10
     names = [f"{i}.png" for i in range(count)]
     return Split(Crops(pixels, names, np.ones(count, dtype=bool)), votes, ("up", "down"))
@@ -79,16 +79,16 @@ def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> Non
     assert (covered == 128).mean(axis=(1, 2, 3)) == pytest.approx(np.full(8, 0.2), abs=0.01)
     line = np.zeros((2, 1, 64, 64), np.uint8)
     line[:, :, 31:33] = 255
-    for picture, sign in zip(
+    for image, sign in zip(
         robustness.corrupted(line, by_name["rotation"], 20), (1, -1), strict=True
     ):
-        y, x = np.nonzero(picture[0] > 128)
+        y, x = np.nonzero(image[0] > 128)
         slope = np.polyfit(x, y, 1)[0]
         assert abs(np.degrees(np.arctan(slope))) == pytest.approx(20, abs=1)
         assert np.sign(slope) in (sign, -sign)
 
 
-def test_plots_are_pictures(tmp_path: Path) -> None:
+def test_plots_are_images(tmp_path: Path) -> None:
     split = two_shades()
     p = halves(split.crops.pixels)
     rows = robustness.measure(split, halves, lambda line: None)
@@ -99,9 +99,9 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("epoch,loss,valid_accuracy\n0,1.5,0.5\n1,1.0,0.7\n")
     plots.training(tmp_path / "t.png", tmp_path / "log.csv")
     for name in "crbt":
-        picture = cv2.imread(str(tmp_path / f"{name}.png"))
-        assert picture.shape[0] > 400
-        assert picture.std() > 5, "not an empty sheet"
+        image = cv2.imread(str(tmp_path / f"{name}.png"))
+        assert image.shape[0] > 400
+        assert image.std() > 5, "not an empty sheet"
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no log of distill-train"):
         plots.training(tmp_path / "t.png", tmp_path / "log.csv")
@@ -112,7 +112,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def eight_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """FER+'s layout with noise for pictures: enough for a shipped bundle to be scored on."""
+    """FER+'s layout with noise for images: enough for a shipped bundle to be scored on."""
     root = tmp_path_factory.mktemp("eight") / "ferplus"
     rng = np.random.default_rng(0)
     original = ["name,split,label"]
@@ -174,7 +174,7 @@ def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
     assert sum(float(v) for k, v in rows[0].items() if k != "name") == pytest.approx(1, abs=1e-6)
 
 
-def test_the_validation_split_is_scored_without_twins_of_the_test_split(
+def test_the_validation_split_is_scored_without_near_duplicates_of_the_test_split(
     detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:
     root = Path(shutil.copytree(eight_classes, tmp_path / "ferplus"))
@@ -184,14 +184,14 @@ def test_the_validation_split_is_scored_without_twins_of_the_test_split(
         *("--split", "valid", "--json", tmp_path / "s.json", "--predictions", tmp_path / "p.csv"),
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert "left out: 1 pictures of valid with a twin" in done.err
+    assert "left out: 1 images of valid with a near-duplicate" in done.err
     entries = json.loads((tmp_path / "s.json").read_text())
     assert [entry["n"] for entry in entries[:2]] == [7, 7]
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 8, "all are predicted"
     assert "calibrated: temperature" in done.out
-    assert "fitted on 7 pictures of valid" in done.out
+    assert "fitted on 7 images of valid" in done.out
     kept = entries[-1]["calibrated"]
-    assert kept["nll"] < entries[0]["nll"], "fitted on these very pictures"
+    assert kept["nll"] < entries[0]["nll"], "fitted on these very images"
 
 
 SCORER = ROOT.parent / "shared" / "tools" / "score_ferplus.py"
@@ -222,7 +222,7 @@ def test_another_scorer_gives_the_same_figures(
         assert own["recall"] == pytest.approx({k: v[0] for k, v in other["recall"].items()})
 
 
-def test_the_same_pictures_under_the_challenges_labels(
+def test_the_same_images_under_the_challenges_labels(
     detector_file: Path, eight_classes: Path, command: Callable[..., Done]
 ) -> None:
     from distill.data.splits import join, open_crops
