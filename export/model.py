@@ -15,11 +15,16 @@ from typing import Any
 import numpy as np
 
 from distill.data.crops import LAYOUTS, crop_detector
-from distill.data.duplicates import NearDuplicate, find_near_duplicates, names_of
+from distill.data.duplicates import (
+    NearDuplicate,
+    find_near_duplicates,
+    names_of,
+    without_near_duplicates,
+)
 from distill.data.sampling import choosable
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
-from distill.evaluation.evaluate import evaluate, without_near_duplicates
 from distill.evaluation.metrics import fit_temperature
+from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
 from distill.models.checkpoint import Checkpoint, load_checkpoint
 from distill.models.predict import predict_bundle
@@ -162,10 +167,10 @@ def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
         if name not in crops:
             raise DataError(f"{args.data} has no test split; leave --test out")
         split = join(args.data, args.layout, name, crops).ordered(bundle.labels, "the bundle")
-        split = without_near_duplicates(args.data, args.layout, name, bundle.crop, split)
+        split = without_near_duplicates(split, name, args.data, args.layout, bundle.crop, cli.say)
         for precision in ("int8", "fp32"):
             probabilities = predict_bundle(bundle, precision, split.crops.pixels)
-            text, more = evaluate(split, probabilities, args.layout, name, precision)
+            text, more = report(split, probabilities, args.layout, name, precision)
             entries += more
             print(f"{name} {precision}\n{text}")
     path = folder / "bundle.json"

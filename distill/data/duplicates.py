@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.crops import fingerprint, list_images
+from distill.data.splits import Split, crops_folder
 from edge.base.files import write_atomically
+from edge.crop import CropSpec
 from edge.sources.images import read_picture
 
 DISTANCE = 4
@@ -93,6 +95,23 @@ def find_near_duplicates(
 
 def names_of(duplicates: Iterable[NearDuplicate]) -> set[str]:
     return {duplicate.name for duplicate in duplicates}
+
+
+def without_near_duplicates(
+    split: Split,
+    name: str,
+    data: Path,
+    layout: str,
+    spec: CropSpec,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Split:
+    """Leave the validation split's near-duplicates of test images out; other splits stay whole. name:
+    of the split; spec: of its crops, with which the list is kept."""
+    if name != "valid":
+        return split
+    found = find_near_duplicates(data, layout, crops_folder(data, spec), progress)["valid"]
+    progress(f"left out: {len(found)} images of valid with a near-duplicate in the test split")
+    return split.without(names_of(found))
 
 
 def _read(path: Path) -> list[NearDuplicate]:

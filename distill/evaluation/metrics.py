@@ -16,7 +16,7 @@ ECE_BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One protocol's scores. Shares are 0..1; intervals are 95 % bootstrap percentiles."""
+    """One protocol's scores of n images. Shares are 0..1; intervals are 95 % bootstrap percentiles."""
 
     protocol: str
     n: int
@@ -38,17 +38,18 @@ def _class_mean(truth: NDArray[np.int64], hit: NDArray[np.bool_], classes: int) 
 
 
 def confidence_bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(N,) the bin of each, 0 to ECE_BINS - 1."""
+    """Sort into bins of equal width: (N,), 0 to ECE_BINS - 1."""
     return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
 
 
 def truth_of(votes: NDArray[np.int64], classes: int, protocol: str) -> NDArray[np.int64]:
-    """(N,) labels by a protocol, -1 for what it leaves out."""
+    """Label (N,) by a protocol, -1 for what it leaves out."""
     return (majority if protocol == PROTOCOLS[0] else argmax)(votes, classes)
 
 
 def expected_calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> float:
-    """Guo et al. 2017: |accuracy - confidence| over ECE_BINS equal bins, weighted by their share."""
+    """Average |accuracy - confidence| over ECE_BINS equal bins, weighted by their share (Guo et al.
+    2017)."""
     place = confidence_bin(confidence)
     parts = [
         abs(hit[place == b].mean() - confidence[place == b].mean()) * (place == b).mean()
@@ -66,7 +67,8 @@ def score(
     rounds: int = 2000,
     seed: int = 0,
 ) -> Scores:
-    """probabilities: (N, K), rows sum to 1; votes: (N, K + extra). rounds: of the bootstrap."""
+    """Score probabilities (N, K), whose rows sum to 1, against votes (N, K + extra). rounds: of the
+    bootstrap."""
     classes = len(labels)
     truth = truth_of(votes, classes, protocol)
     kept = truth >= 0
@@ -104,14 +106,14 @@ def score(
 
 
 def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """softmax(logits / T) from the probabilities at T = 1, (N, K) both."""
+    """Compute softmax(logits / T) from the probabilities at T = 1, (N, K) both."""
     powers = np.maximum(probabilities, 1e-12) ** (1 / temperature)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def fit_temperature(logits: NDArray[np.float32], targets: NDArray[np.float32]) -> float:
-    """The T that minimises the cross-entropy of softmax(logits / T) against targets (Guo et al.
-    2017); golden-section search over log T in [-2, 2], where the loss is convex in 1 / T."""
+    """Find the T that minimises the cross-entropy of softmax(logits / T) against targets, (N, K) both
+    (Guo et al. 2017); golden-section search over log T in [-2, 2]: the loss is convex in 1 / T."""
 
     def loss(log_t: float) -> float:
         p = softmax(logits.astype(np.float64) / np.exp(log_t))

@@ -1,4 +1,4 @@
-"""Scores as images: confusion matrix, reliability diagram, robustness curves, training curves."""
+"""Plots of scores: confusion matrix, reliability diagram, robustness curves, training curves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.evaluation.metrics import ECE_BINS, confidence_bin
+from distill.data.splits import Split, majority
+from distill.evaluation.metrics import ECE_BINS, Scores, confidence_bin
 from distill.evaluation.robustness import CHANGES
 from edge.base.errors import DataError
 
 SIZE, DPI = (6.4, 5.4), 110
 
 
+def write_all(
+    folder: Path,
+    title: str,
+    split: Split,
+    probabilities: NDArray[np.float64],
+    scores: Scores,
+    rows: list[dict[str, Any]],
+    log: Path | None,
+) -> None:
+    """Write PNGs by the majority's labels. rows: of `robustness.measure`, or none; log: of
+    distill-train, for the training curves."""
+    truth = majority(split.votes, len(split.labels))
+    kept = truth >= 0
+    hit = (probabilities.argmax(axis=1) == truth)[kept]
+    folder.mkdir(parents=True, exist_ok=True)
+    confusion(folder / "confusion.png", scores.confusion, split.labels, title)
+    reliability(folder / "reliability.png", probabilities.max(axis=1)[kept], hit, title)
+    if rows:
+        robustness(folder / "robustness.png", rows, title)
+    if log and log.is_file():
+        training(folder / "training.png", log)
+
+
 def _canvas(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Any, Any]:
-    """A figure that needs no screen; raises DataError without matplotlib."""
+    """Make a figure that needs no screen; raises DataError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -29,7 +53,7 @@ def _canvas(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Any, Any]:
 
 
 def confusion(path: Path, matrix: list[list[int]], labels: tuple[str, ...], title: str) -> None:
-    """Rows are the truth, in shares of it; the counts stand in the cells."""
+    """Draw rows of the truth, in shares of it, with the counts in the cells."""
     figure, axes = _canvas()
     counts = np.array(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -46,7 +70,7 @@ def confusion(path: Path, matrix: list[list[int]], labels: tuple[str, ...], titl
 def reliability(
     path: Path, confidence: NDArray[np.float64], hit: NDArray[np.bool_], title: str
 ) -> None:
-    """Accuracy by confidence; a calibrated network lies on the diagonal (Guo et al. 2017)."""
+    """Draw accuracy by confidence; a calibrated network lies on the diagonal (Guo et al. 2017)."""
     figure, axes = _canvas()
     place = confidence_bin(confidence)
     bins = [b for b in range(ECE_BINS) if (place == b).any()]
@@ -62,7 +86,7 @@ def reliability(
 
 
 def robustness(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """A curve a change, over its strengths as steps, the plain image at 0."""
+    """Draw a curve a change, over its strengths as steps, the plain image at 0."""
     figure, axes = _canvas(7.6)
     for change in CHANGES:
         own = [row for row in rows if row["change"] == change.name]
@@ -77,7 +101,8 @@ def robustness(path: Path, rows: list[dict[str, Any]], title: str) -> None:
 
 
 def training(path: Path, log: Path) -> None:
-    """Loss and validation accuracy by epoch, from distill-train's log.csv."""
+    """Draw loss and validation accuracy by epoch, from distill-train's log.csv. Raises DataError where
+    it is not one."""
     try:
         with log.open(newline="", encoding="utf-8") as text:
             rows = list(csv.DictReader(text))
@@ -85,7 +110,7 @@ def training(path: Path, log: Path) -> None:
         losses = [float(row["loss"]) for row in rows]
         accuracies = [100 * float(row["valid_accuracy"]) for row in rows]
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{log} is no log of distill-train ({error})") from error
+        raise DataError(f"{log} is not a log of distill-train ({error})") from error
     figure, axes = _canvas()
     axes.plot(epochs, losses, color="tab:blue")
     axes.set(xlabel="epoch", ylabel="training loss", title=log.parent.name)

@@ -1,4 +1,4 @@
-"""How accuracy falls as an image gets worse: one change at a time, at stated strengths.
+"""How accuracy falls as an image gets worse, by one change at a time, at stated strengths.
 
 Changes are made to the aligned crop, so that the detector is not measured with them; sides and pixels
 are the crop's.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ BATCH = 512
 
 
 def _resized(faces: Tensor, side: float) -> Tensor:
-    """Down with a filter as wide as the ratio, up again as the node's warp does."""
+    """Shrink with a filter as wide as the ratio, and enlarge as the node's warp does."""
     size = (int(side), int(side))
     small = functional.interpolate(faces, size=size, mode="bilinear", antialias=True)
     return functional.interpolate(small, size=faces.shape[-2:], mode="bilinear")
@@ -36,12 +37,12 @@ def _noisy(faces: Tensor, deviation: float) -> Tensor:
 
 
 def _dark(faces: Tensor, gain: float) -> Tensor:
-    """Less light, and a sensor's read noise of two grey levels, which stays."""
+    """Dim the light; a sensor's read noise of two grey levels stays."""
     return _noisy(faces * gain, 2.0)
 
 
 def _turned(faces: Tensor, degrees: float) -> Tensor:
-    """Half of the images to each side."""
+    """Rotate half of the images to each side."""
     signs = 1 - 2 * (torch.arange(len(faces)) % 2).float()
     angle = signs * math.radians(degrees)
     zero = torch.zeros_like(angle)
@@ -53,7 +54,7 @@ def _turned(faces: Tensor, degrees: float) -> Tensor:
 
 
 def _covered(faces: Tensor, share: float) -> Tensor:
-    """A grey square over `share` of the image's area, at a random place wholly inside."""
+    """Lay a grey square over `share` of the image's area, at a random place wholly inside."""
     size = faces.shape[-1]
     side = round(size * share**0.5)
     corners = torch.randint(
@@ -86,7 +87,7 @@ CHANGES = (
 
 
 def corrupted(pixels: Pixels, change: Change, strength: float) -> Pixels:
-    """(N, C, S, S) uint8, changed."""
+    """Change (N, C, S, S) uint8."""
     parts = []
     for start in range(0, len(pixels), BATCH):
         faces = torch.from_numpy(np.array(pixels[start : start + BATCH])).float()
@@ -99,8 +100,8 @@ def measure(
     split: Split,
     predict: Callable[[Pixels], NDArray[np.float64]],
     progress: Callable[[str], None],
-) -> list[dict[str, object]]:
-    """Accuracy by the majority's label for every change and strength, the plain images first.
+) -> list[dict[str, Any]]:
+    """Measure accuracy by the majority's label for every change and strength, the plain images first.
 
     predict: crops (N, C, S, S) uint8 to probabilities (N, K)."""
     truth = majority(split.votes, len(split.labels))
@@ -109,7 +110,7 @@ def measure(
     def accuracy(pixels: Pixels) -> float:
         return round(float((predict(pixels).argmax(axis=1) == truth)[kept].mean()), 5)
 
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {"change": "none", "strength": None, "unit": "", "accuracy": accuracy(split.crops.pixels)}
     ]
     for change in CHANGES:
@@ -126,11 +127,11 @@ def measure(
     return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """A line a change, for a terminal of 80 columns."""
-    lines = [f"robustness, majority-8   plain {100 * float(str(rows[0]['accuracy'])):.2f} %"]
+def table(rows: list[dict[str, Any]]) -> str:
+    """Format a line a change, for a terminal of 80 columns."""
+    lines = [f"robustness, majority-8   plain {100 * rows[0]['accuracy']:.2f} %"]
     for change in CHANGES:
         own = [row for row in rows if row["change"] == change.name]
-        cells = [f"{row['strength']:g}: {100 * float(str(row['accuracy'])):.1f}" for row in own]
+        cells = [f"{row['strength']:g}: {100 * row['accuracy']:.1f}" for row in own]
         lines.append(f"  {change.name:10} {change.unit:22} " + "  ".join(cells))
     return "\n".join(lines)

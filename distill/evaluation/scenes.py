@@ -44,8 +44,8 @@ runtime: {{state: {state}}}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One size. found: mean of faces in view / 30; counted: share of the truth's counts that the
+class SceneScore:
+    """One face size. found: mean of faces in view / 30; counted: share of the labels' counts that the
     node's counts cover, label by label (1 - total variation, unclassified and missed are wrong)."""
 
     face_px: int
@@ -55,7 +55,7 @@ class Seen:
 
 
 def compose(faces: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
-    """(480, 640, 3) uint8: up to thirty square faces of `size` pixels a side."""
+    """Lay up to thirty square faces of `size` pixels a side on grey: (480, 640, 3) uint8."""
     scene = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     for index, face in enumerate(faces):
         row, column = divmod(index, COLUMNS)
@@ -70,8 +70,8 @@ def compose(faces: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
 def node_counts(
     scene: NDArray[np.uint8], bundle: Path, weights: Path | None, side: tuple[int, int]
 ) -> dict[str, int]:
-    """The node's published counts of one window, `faces` among them; side: of the detector's input,
-    to which it scales the scene. Raises EdgeError where the node fails."""
+    """Run the node for one window and return its published counts, `faces` among them; side: of the
+    detector's input, to which it scales the scene. Raises EdgeError where the node fails."""
     with tempfile.TemporaryDirectory(prefix="scenes-") as place:
         folder = Path(place) / "images"
         folder.mkdir()
@@ -113,8 +113,9 @@ def measure(
     scenes: int,
     side: tuple[int, int] = (WIDTH, HEIGHT),
     sizes: Sequence[int] = SIZES,
-) -> list[Seen]:
-    """scenes: how many of thirty faces for every size, the same faces for all."""
+) -> list[SceneScore]:
+    """Count scenes of thirty faces for every size, the same faces for all; side: (width, height) of
+    the detector's input."""
     each = COLUMNS * ROWS
     rng = np.random.default_rng(0)
     drawn = [rng.choice(len(images), each, replace=False) for _ in range(scenes)]
@@ -128,7 +129,7 @@ def measure(
             right = [truth[i] for i in places]
             both = sum(min(counts.get(k, 0), right.count(k)) for k in set(right))
             counted.append(both / each)
-        rows.append(Seen(size, scenes, float(np.mean(found)), float(np.mean(counted))))
+        rows.append(SceneScore(size, scenes, float(np.mean(found)), float(np.mean(counted))))
         print(
             f"{size:3d} px: {100 * rows[-1].found:5.1f} % of 30 faces found, "
             f"{100 * rows[-1].counted:5.1f} % counted as labelled ({scenes} scenes)",

@@ -50,13 +50,15 @@ class Study(Strict):
             if run.name in seen:
                 raise ValueError(f"two runs are called '{run.name}'")
             if run.teacher and run.teacher not in seen:
-                raise ValueError(f"run '{run.name}': its teacher '{run.teacher}' is no earlier run")
+                raise ValueError(
+                    f"run '{run.name}': its teacher '{run.teacher}' is not an earlier run"
+                )
             seen.add(run.name)
         return self
 
 
 def overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of base with changes laid over it, mappings merged, all else replaced."""
+    """Copy base with changes laid over it, mappings merged, all else replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -65,7 +67,7 @@ def overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_study(path: Path) -> tuple[Study, dict[str, Recipe]]:
-    """The study and each run's recipe. Raises SettingsError in one line, before anything runs."""
+    """Read the study and each run's recipe. Raises SettingsError in one line, before anything runs."""
     study = validate(Study, read_yaml(path), str(path))
     recipes = {}
     for run in study.runs:
@@ -80,7 +82,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def finished(folder: Path, recipe: Recipe) -> bool:
-    """All epochs of this very recipe; one that was changed since is trained again, elsewhere."""
+    """Tell whether all epochs of this very recipe are done; a changed one is trained elsewhere."""
     log, own = folder / "log.csv", folder / "recipe.yaml"
     if not (log.is_file() and own.is_file() and own.read_text() == recipe_text(recipe)):
         return False
@@ -90,7 +92,7 @@ def finished(folder: Path, recipe: Recipe) -> bool:
 def train_one(
     folder: Path, recipe: Recipe, seed: int, teacher: Path | None, options: Sequence[str]
 ) -> None:
-    """distill-train in a process of its own, so that a seed's result does not depend on what ran
+    """Run distill-train in a process of its own, so that a seed's result does not depend on what ran
     before. Raises EdgeError where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "recipe.yaml"
@@ -108,7 +110,7 @@ def train_one(
 
 
 def score_one(folder: Path, split: str, options: Sequence[str]) -> dict[str, Any]:
-    """distill-eval's first entry for the chosen checkpoint, kept beside it."""
+    """Return distill-eval's first entry for the chosen checkpoint, kept in its folder."""
     kept = folder / f"{split}-scores.json"
     checkpoint = folder / "best.pt"
     if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
@@ -117,8 +119,8 @@ def score_one(folder: Path, split: str, options: Sequence[str]) -> dict[str, Any
     return dict(json.loads(kept.read_text())[0])
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean in per cent, with the seeds' standard deviation where there are several."""
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Format the mean in per cent, with the seeds' standard deviation where there are several."""
     mean = 100 * float(np.mean(values))
     if len(values) == 1:
         return f"{mean:.2f}"
@@ -126,15 +128,15 @@ def spread(values: Sequence[float]) -> str:
 
 
 def row(run: Run, recipe: Recipe, out: Path, options: Sequence[str]) -> str:
-    """One line of the Markdown table."""
+    """Format one line of the Markdown table."""
     cells = [run.name, str(recipe.training.epochs), str(len(run.seeds))]
     for split in ("valid", "test"):
         if split == "test" and not run.report:
             cells += ["", ""]
             continue
         entries = [score_one(out / run.name / str(seed), split, options) for seed in run.seeds]
-        cells.append(spread([entry["accuracy"] for entry in entries]))
-        cells.append(spread([entry["mean_class_accuracy"] for entry in entries]))
+        cells.append(mean_and_deviation([entry["accuracy"] for entry in entries]))
+        cells.append(mean_and_deviation([entry["mean_class_accuracy"] for entry in entries]))
     return "| " + " | ".join(cells) + " |"
 
 
@@ -147,7 +149,7 @@ HEAD = (
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "distill-study",
-        "Train and score every run of a study; go on where an earlier call stopped.",
+        "Train and score every run of a study; resume where an earlier call stopped.",
         "distill-study distill/studies/ferplus.yaml --data ferplus --out runs \\\n"
         "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx",
     )
@@ -169,21 +171,20 @@ def run(argv: Sequence[str] | None = None) -> None:
     if unknown := set(args.only or ()) - set(recipes):
         raise DataError(f"{args.study} has no run '{sorted(unknown)[0]}'")
     chosen = [run for run in study.runs if not args.only or run.name in args.only]
+    compiled = ["--compile"] if args.compile else []
+    first_seed = {run.name: run.seeds[0] for run in study.runs}
     for one in chosen:
         teacher = None
         if one.teacher:
-            first = next(run for run in study.runs if run.name == one.teacher).seeds[0]
-            teacher = args.out / one.teacher / str(first) / "best.pt"
+            teacher = args.out / one.teacher / str(first_seed[one.teacher]) / "best.pt"
         for seed in one.seeds:
             folder = args.out / one.name / str(seed)
-            if not finished(folder, recipes[one.name]):
-                print(f"== {one.name}, seed {seed}", flush=True)
-                if teacher and not finished(teacher.parent, recipes[str(one.teacher)]):
-                    raise DataError(
-                        f"run '{one.name}': its teacher {teacher.parent} is not finished"
-                    )
-                compiled = ["--compile"] if args.compile else []
-                train_one(folder, recipes[one.name], seed, teacher, [*options, *compiled])
+            if finished(folder, recipes[one.name]):
+                continue
+            print(f"== {one.name}, seed {seed}", flush=True)
+            if teacher and not finished(teacher.parent, recipes[str(one.teacher)]):
+                raise DataError(f"run '{one.name}': its teacher {teacher.parent} is not finished")
+            train_one(folder, recipes[one.name], seed, teacher, [*options, *compiled])
     rows = [row(one, recipes[one.name], args.out, options) for one in chosen]
     print("\n".join([HEAD, *rows]))
 

@@ -21,7 +21,7 @@ from distill.data.augment import corrupt, gaussian_blur, jpeg, random_affine, wa
 from distill.data.crops import Crops
 from distill.data.sampling import batches, choosable, learnable, shares
 from distill.data.splits import Split
-from distill.evaluation.evaluate import count_undetected
+from distill.evaluation.report import count_undetected
 from distill.models.backbones import SFace
 from distill.models.build import build_student
 from distill.models.precision import use_bf16

@@ -18,8 +18,8 @@ import torch
 from distill.data.crops import Crops
 from distill.data.splits import Split
 from distill.evaluation import plots, robustness
-from distill.evaluation.evaluate import confusion_table
 from distill.evaluation.metrics import score
+from distill.evaluation.report import format_confusion
 from edge.base.errors import DataError
 from edge.inference.bundle import SHIPPED
 from support.command import Done
@@ -103,9 +103,9 @@ def test_plots_are_images(tmp_path: Path) -> None:
         assert image.shape[0] > 400
         assert image.std() > 5, "not an empty sheet"
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="no log of distill-train"):
+    with pytest.raises(DataError, match="not a log of distill-train"):
         plots.training(tmp_path / "t.png", tmp_path / "log.csv")
-    text = confusion_table(scores, split.labels)
+    text = format_confusion(scores, split.labels)
     assert text.splitlines()[1].split() == ["up", "30", "0"]
     assert max(map(len, text.splitlines())) <= 80
 

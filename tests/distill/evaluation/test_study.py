@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.evaluation.study import load_study, overlay, spread
+from distill.evaluation.study import load_study, mean_and_deviation, overlay
 from edge.base.errors import SettingsError
 from support.command import Done
 from support.paths import ROOT
@@ -60,7 +60,7 @@ def test_a_study_is_read_whole_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="two runs are called 'short'"):
         load_study(write(tmp_path, STUDY.replace("other", "short")))
     late = STUDY.replace("name: short,", "name: short, teacher: other,")
-    with pytest.raises(SettingsError, match="its teacher 'other' is no earlier run"):
+    with pytest.raises(SettingsError, match="its teacher 'other' is not an earlier run"):
         load_study(write(tmp_path, late))
 
 
@@ -74,9 +74,9 @@ def test_the_shipped_studies_load() -> None:
     assert {run.name for run in study.runs if len(run.seeds) >= 3} >= {"distilled", "alone"}
 
 
-def test_overlay_and_spread() -> None:
+def test_overlay_and_mean_with_deviation() -> None:
     base = {"a": {"b": 1, "c": [1]}, "d": 2}
     assert overlay(base, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}, "d": 2}
     assert base["a"]["c"] == [1]  # type: ignore[index]
-    assert spread([0.5]) == "50.00"
-    assert spread([0.5, 0.6]) == "55.00 ± 7.07"
+    assert mean_and_deviation([0.5]) == "50.00"
+    assert mean_and_deviation([0.5, 0.6]) == "55.00 ± 7.07"
