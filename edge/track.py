@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
+from edge.base.assignment import assign
 from edge.records import Face, Track
 
 # Alpha-beta gains: how far a new sight moves the position, and the velocity. Boxes of YuNet shake
@@ -134,10 +134,10 @@ class Tracker:
         # Near and alike in size; of two people at one place, the one seen last.
         cost = np.where(allowed, distance + ratio + 0.1 * unseen[:, None], IMPOSSIBLE)
         left_people, left_faces = set(range(len(people))), set(range(len(faces)))
-        for i, j in zip(*linear_sum_assignment(cost), strict=True):
+        for i, j in assign(cost):
             if cost[i, j] < IMPOSSIBLE:
                 people[i].see(faces[j], time)
                 people[i].confirmed |= people[i].hits >= self.confirm_frames
-                left_people.discard(int(i))
-                left_faces.discard(int(j))
+                left_people.discard(i)
+                left_faces.discard(j)
         return [people[i] for i in sorted(left_people)], [faces[j] for j in sorted(left_faces)]

@@ -61,7 +61,7 @@ def test_each_library_of_the_node_has_its_files() -> None:
     )
     assert {path for path in users("edge", *server) if not path.startswith("edge/watch/")} == set()
     assert users("edge", "prometheus_client") == {"edge/health/prometheus.py"}
-    assert users("edge", "scipy") == {"edge/track.py"}
+    assert users("edge", "scipy") == set()
     # The technician's side alone makes keys; a node verifies with openssl's program.
     assert users("edge", "cryptography") == {
         "edge/flash/authority.py",
