@@ -189,7 +189,7 @@ class Node:
         live = self.source.live
         wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
         self.stop.set()  # from here on, a signal means: do not wait
-        if not self.publisher.state.connected and self.outbox.depth():
+        if not self.publisher.state.connected and self.outbox.pending_count():
             log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)
         last = Standing(State.STOPPED, Cause.OTHER if reason else None, reason)
         with self.opened:

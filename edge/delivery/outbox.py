@@ -4,7 +4,7 @@ One SQLite file (WAL, synchronous FULL). Its `log` is a UUID made with the file,
 one and is never used twice, so a receiver that deduplicates on (node, log, seq) counts each once.
 
     append > waiting > acknowledge (broker) > kept for hours > gone
-                ^------------- offer_again (a recorder never got it)
+                ^------------- requeue_unconfirmed (a recorder never got it)
 
 Ages are in running time, which this file accumulates over starts: a clock that jumps expires nothing.
 """
@@ -91,7 +91,7 @@ class Outbox:
         self._db.execute("COMMIT")
         if (verdict := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"{verdict}")
-        self.log: str = row[0]
+        self.log_id: str = row[0]
         self._before, self._opened = float(row[1]), self._clock()
         self.dropped, self.stored = int(row[2]), row[3]
         self._bytes = int(
@@ -239,7 +239,7 @@ class Outbox:
     def _read(self, seq: int, text: str, crc: int | None) -> dict[str, Any] | None:
         """The payload; a row that is not what was written any more is dropped, and counted."""
         if crc in (None, _crc(text)):
-            return {**json.loads(text), "log": self.log, "seq": seq}
+            return {**json.loads(text), "log": self.log_id, "seq": seq}
         log.error("outbox %s: reading %d is damaged and was dropped", self.path, seq)
         self._db.execute("DELETE FROM readings WHERE seq = ?", (seq,))
         self._db.execute("UPDATE meta SET dropped = dropped + 1")
@@ -253,24 +253,24 @@ class Outbox:
         again."""
 
         def work() -> None:
-            if log_id in (None, self.log):
+            if log_id in (None, self.log_id):
                 self._db.execute(
                     "UPDATE readings SET acknowledged = ? WHERE seq = ?", (self._running(), seq)
                 )
 
         self._do("keeps no acknowledgement", work)
 
-    def recorder_has(self, seq: int, log_id: str) -> None:
+    def on_recorder_ack(self, seq: int, log_id: str) -> None:
         """A recorder stored everything up to seq of this log, without a gap."""
 
         def work() -> None:
-            if log_id == self.log:
+            if log_id == self.log_id:
                 self._db.execute("UPDATE meta SET stored = ?", (seq,))
                 self.stored = seq
 
         self._do("keeps no acknowledgement", work)
 
-    def offer_again(self, after_seconds: float) -> int:
+    def requeue_unconfirmed(self, after_seconds: float) -> int:
         """Readings that the broker acknowledged so long ago and the recorder still does not have wait
         again: a broker can lose what it acknowledged. Returns how many; none without a recorder."""
 
@@ -286,7 +286,7 @@ class Outbox:
 
         return self._do("offers nothing again", work)
 
-    def depth(self) -> int:
+    def pending_count(self) -> int:
         """Readings that wait for an acknowledgement."""
 
         def work() -> int:
@@ -295,7 +295,7 @@ class Outbox:
 
         return self._do("cannot be counted", work)
 
-    def span(self) -> tuple[int, int]:
+    def seq_range(self) -> tuple[int, int]:
         """The first seq that is still here (or the next one to come), and the last that was given."""
 
         def work() -> tuple[int, int]:

@@ -39,8 +39,8 @@ from edge.delivery.connection import (
 )
 from edge.delivery.messages import PREFIX, Ack, Outgoing, as_sent, dumps
 from edge.delivery.outbox import Outbox
-from edge.delivery.scheduler import Replay
-from edge.delivery.stdout import Lines
+from edge.delivery.scheduler import SendScheduler
+from edge.delivery.stdout import StdoutPublisher
 from edge.settings import Broker
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class _Sent:
     time: float
 
 
-class Mqtt:
+class MqttPublisher:
     """One thread owns the connection. MQTT 5, and 3.1.1 where the broker knows nothing newer."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Mqtt:
         self._deadline = 0.0
         self.state = ConnectionStatus()
         self._sent: dict[int, _Sent] = {}  # by message id, oldest first
-        self._replay = Replay(outbox)
+        self._scheduler = SendScheduler(outbox)
         self.commands: deque[tuple[str, bytes]] = deque(maxlen=COMMANDS)
         self._strange_acks = 0
         self._connack: str | None = None
@@ -152,7 +152,7 @@ class Mqtt:
                 self._deadline = time.monotonic()
                 self._thread.join(2.0)
                 break
-        return self._outbox.depth()
+        return self._outbox.pending_count()
 
     # The thread.
 
@@ -206,11 +206,11 @@ class Mqtt:
             # The broker took the connection but not the topic: stay, say so, offer again later.
             self._refusals[kind] = str(reason)
             if seq:
-                self._replay.refused(seq, log_id)
+                self._scheduler.refused(seq, log_id)
         else:
             self._refusals.pop(kind, None)
             if seq:
-                self._note(lambda: self._replay.acknowledged(seq, log_id))
+                self._note(lambda: self._scheduler.acknowledged(seq, log_id))
         if mid == self._last_mid:
             self._last, self._last_mid = None, None
         self._change(self._standing())
@@ -241,7 +241,7 @@ class Mqtt:
             if self._strange_acks == 1:
                 log.warning("an ack that is none of ours, or malformed, was ignored")
             return
-        self._note(lambda: self._replay.recorder_has(ack.seq, ack.log))
+        self._note(lambda: self._scheduler.on_recorder_ack(ack.seq, ack.log))
 
     @staticmethod
     def _note(mark: Callable[[], None]) -> None:
@@ -267,7 +267,7 @@ class Mqtt:
         client = self._client()
         self._sent, self._connack = {}, None
         self._refusals, self._last_mid = {}, None
-        self._replay.connected()
+        self._scheduler.connected()
         try:
             client.connect(
                 self._address.host,
@@ -347,7 +347,7 @@ class Mqtt:
             self._queue.clear()
         for message in messages:
             self._publish(client, message)
-        for seq, payload in self._replay.next():
+        for seq, payload in self._scheduler.next():
             self._publish(client, as_sent(payload), seq, payload["log"])
 
     def _publish(self, client: Any, message: Outgoing, seq: int = 0, log_id: str = "") -> int:
@@ -358,7 +358,7 @@ class Mqtt:
     def _end(self, client: Any) -> bool:
         """Whether all is said; the last status goes out when the outbox is empty or time is up."""
         late = time.monotonic() >= self._deadline
-        if self._outbox.depth() and not late:
+        if self._outbox.pending_count() and not late:
             return False
         if self._last is None:
             return True  # said, and acknowledged
@@ -379,5 +379,5 @@ class Mqtt:
 def open_publisher(settings: Broker, client_id: str, will: Outgoing, outbox: Outbox) -> Publisher:
     """The publisher that `settings.url` names."""
     if settings.url == "-":
-        return Lines(outbox, sys.stdout)
-    return Mqtt(settings, client_id, will, outbox)
+        return StdoutPublisher(outbox, sys.stdout)
+    return MqttPublisher(settings, client_id, will, outbox)

@@ -28,7 +28,7 @@ LONGEST_RECORDER_SECONDS = 3600.0
 Waiting = list[tuple[int, dict[str, Any]]]
 
 
-class Replay:
+class SendScheduler:
     """For one thread, the publisher's."""
 
     def __init__(self, outbox: Outbox, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +40,7 @@ class Replay:
 
     def connected(self) -> None:
         """A new connection, or a new log: nothing is in flight, all that waits is the backlog."""
-        self._log = self._outbox.log
+        self._log_id = self._outbox.log_id
         self._in_flight.clear()
         self._refused = False
         self._paused_until = 0.0
@@ -49,15 +49,15 @@ class Replay:
         self._credit, self._counted = 0.0, self._clock()
 
     def _start_over(self) -> None:
-        self._backlog, self._backlog_to = 0, self._outbox.span()[1]
+        self._backlog, self._backlog_to = 0, self._outbox.seq_range()[1]
 
     def next(self) -> Waiting:
         """What to send now; each is in flight until `acknowledged` or `refused`."""
         now = self._clock()
-        if self._outbox.log != self._log:
+        if self._outbox.log_id != self._log_id:
             self.connected()  # the file was damaged and set aside: seq starts again
         if now >= self._again_at:
-            self._offer_again()
+            self._requeue_unconfirmed()
             self._again_at = now + self._pause
             self._pause = min(2 * self._pause, LONGEST_RECORDER_SECONDS)
         free = IN_FLIGHT - len(self._in_flight)
@@ -70,9 +70,9 @@ class Replay:
         self._in_flight |= {(payload["log"], seq) for seq, payload in found}
         return found
 
-    def _offer_again(self) -> None:
+    def _requeue_unconfirmed(self) -> None:
         try:
-            if self._outbox.offer_again(RECORDER_SECONDS):
+            if self._outbox.requeue_unconfirmed(RECORDER_SECONDS):
                 self._start_over()
         except OutboxError as error:
             log.error("%s; it will be tried again", error)  # a full disk: the rest goes on
@@ -96,26 +96,26 @@ class Replay:
         self._credit -= len(rows)
         return rows
 
-    def acknowledged(self, seq: int, log: str) -> None:
+    def acknowledged(self, seq: int, log_id: str) -> None:
         """By the broker. Raises OutboxError where the disk does not take the mark; then it is sent once
         more, later."""
         try:
-            self._outbox.acknowledge(seq, log)
+            self._outbox.acknowledge(seq, log_id)
         except OutboxError:
-            self.refused(seq, log)
+            self.refused(seq, log_id)
             raise
-        self._in_flight.discard((log, seq))
+        self._in_flight.discard((log_id, seq))
 
-    def refused(self, seq: int, log: str) -> None:
+    def refused(self, seq: int, log_id: str) -> None:
         """By the broker, on a connection that stands: later again, and the others first."""
-        self._in_flight.discard((log, seq))
+        self._in_flight.discard((log_id, seq))
         self._refused = True
         self._backlog_to = max(self._backlog_to, seq)
         self._paused_until = self._clock() + REFUSED_PAUSE_SECONDS
 
-    def recorder_has(self, seq: int, log: str) -> None:
+    def on_recorder_ack(self, seq: int, log_id: str) -> None:
         """Everything up to seq is stored where it was wanted."""
-        if log == self._outbox.log and seq != self._outbox.stored:
+        if log_id == self._outbox.log_id and seq != self._outbox.stored:
             self._pause = RECORDER_SECONDS
             self._again_at = min(self._again_at, self._clock() + RECORDER_SECONDS)
-        self._outbox.recorder_has(seq, log)
+        self._outbox.on_recorder_ack(seq, log_id)

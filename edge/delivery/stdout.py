@@ -13,7 +13,7 @@ from edge.delivery.outbox import Outbox
 
 
 @dataclass(slots=True)
-class Lines:
+class StdoutPublisher:
     """One JSON object a line: topic, qos, retain, payload."""
 
     outbox: Outbox
@@ -50,4 +50,4 @@ class Lines:
     def finish(self, last: Outgoing, timeout: float, force_stop: threading.Event) -> int:
         self.readings()
         self._write(last)
-        return self.outbox.depth()
+        return self.outbox.pending_count()

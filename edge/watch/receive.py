@@ -44,7 +44,7 @@ UNACKNOWLEDGED = 1000  # messages the broker may send before the first of them i
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class SessionOptions:
     """client_id: stable and of one receiver alone; group: of receivers that share the load, "" for
     none."""
 
@@ -69,7 +69,7 @@ class Receiver:
         self,
         settings: Broker,
         take: Callable[[str, bytes, Token], None],
-        keep: Keep | None = None,
+        keep: SessionOptions | None = None,
         patient: bool = False,
     ) -> None:
         """take: gets topic, payload and token of each message. patient: also a first connection that

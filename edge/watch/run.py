@@ -28,7 +28,7 @@ from edge.settings import Broker
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import Message, Refused, read
 from edge.watch.options import broker_options, broker_settings
-from edge.watch.receive import Keep, Receiver, Token
+from edge.watch.receive import Receiver, SessionOptions, Token
 from edge.watch.rooms import KEEP_MINUTES, Rooms
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class MessageRouter:
         return r.fault or f"{r.new} readings stored, {r.known} already known"
 
 
-def open_store(args: argparse.Namespace) -> tuple[Keep, Store]:
+def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
     """The store, and how the broker keeps messages for it."""
     from edge.watch.retention import MOST_DAYS
     from edge.watch.store import Store
@@ -132,7 +132,7 @@ def open_store(args: argparse.Namespace) -> tuple[Keep, Store]:
         raise UsageError(f"--keep-days must be above 0 and at most {MOST_DAYS}")
     place = hashlib.sha256(store.name.encode()).hexdigest()[:8]
     own = f"edge-watch-{socket.gethostname()}-{place}"
-    return Keep(args.client_id or own, args.group), store
+    return SessionOptions(args.client_id or own, args.group), store
 
 
 def run(argv: Sequence[str] | None = None) -> None:

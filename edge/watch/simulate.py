@@ -51,7 +51,7 @@ from edge.delivery.messages import (
 )
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import FIRST_PAUSE_SECONDS, pause_after
-from edge.delivery.scheduler import Replay
+from edge.delivery.scheduler import SendScheduler
 from edge.inference.bundle import load_bundle
 from edge.records import Expression, Frame, Reading, Tick
 from edge.settings import Broker
@@ -67,7 +67,7 @@ TURN_SECONDS = 0.02
 LOOK_SECONDS = 1.0  # how often each connection's keepalive and each node's outbox are looked after
 
 
-class Class:
+class Classroom:
     """A room full of people whose number and mood drift."""
 
     def __init__(self, labels: Sequence[str], rng: random.Random) -> None:
@@ -101,10 +101,10 @@ class SimNode:
     def __init__(self, number: int, labels: Sequence[str], window: float, seed: int) -> None:
         self.path = f"sim/room-{number:04}/node-1"
         rng = random.Random(seed * 1_000_003 + number)
-        self._class = Class(labels, rng)
+        self._classroom = Classroom(labels, rng)
         self._window = Window(labels, window, MIN_GROUP, MIN_CELL, max_gap_seconds=window)
         self.outbox = Outbox(Path(":memory:"))
-        self._replay = Replay(self.outbox)
+        self._scheduler = SendScheduler(self.outbox)
         self._session, self._n = str(uuid.uuid4()), 0
         self._sent: dict[int, tuple[int, str]] = {}
         self.client: Any = None
@@ -118,7 +118,7 @@ class SimNode:
         if now < self._next_look:
             return
         self._next_look = now + self._step
-        closed = self._window.add(Frame(PIXELS, now, time.time()), self._class.look())
+        closed = self._window.add(Frame(PIXELS, now, time.time()), self._classroom.look())
         for reading in closed:
             self._keep(reading)
 
@@ -136,12 +136,12 @@ class SimNode:
         if state != "lost":
             self._n += 1
             stamp = {"n": self._n, "time": rfc3339(time.time()), "clock_synced": clock_synced()}
-        whole = {"node": self.path, "session": self._session, "state": state, **stamp}
-        return Outgoing("status", as_dict(Status.model_validate(whole)), retain=True)
+        content = {"node": self.path, "session": self._session, "state": state, **stamp}
+        return Outgoing("status", as_dict(Status.model_validate(content)), retain=True)
 
     def connected(self, client: Any) -> None:
         self._sent.clear()
-        self._replay.connected()
+        self._scheduler.connected()
         client.subscribe(f"{PREFIX}/{self.path}/ack", qos=1)
         self.say(self.status("online"))
 
@@ -150,21 +150,21 @@ class SimNode:
 
     def offer(self) -> None:
         self.fresh = False
-        for seq, payload in self._replay.next():
+        for seq, payload in self._scheduler.next():
             message = as_sent(payload)
             info = self.client.publish(message.topic, dumps(message.payload), qos=1)
             self._sent[info.mid] = (seq, payload["log"])
 
     def published(self, mid: int) -> None:
         if mid in self._sent:
-            self._replay.acknowledged(*self._sent.pop(mid))
+            self._scheduler.acknowledged(*self._sent.pop(mid))
 
     def heard(self, payload: bytes) -> None:
         try:
             ack = Ack.model_validate_json(payload)
         except ValidationError:
             return
-        self._replay.recorder_has(ack.seq, ack.log)
+        self._scheduler.on_recorder_ack(ack.seq, ack.log)
 
     @property
     def stored(self) -> int:
@@ -172,7 +172,7 @@ class SimNode:
         return min(self.outbox.stored or 0, self.made)
 
 
-class Hall:
+class SimulatedFleet:
     """All connections in one loop."""
 
     def __init__(self, settings: Broker, nodes: Sequence[SimNode]) -> None:
@@ -268,12 +268,12 @@ class Hall:
         self._selector.close()
 
 
-def tell(hall: Hall, seconds: float, wanted_recorder: bool) -> str:
-    nodes = hall.nodes
-    made, waiting = sum(n.made for n in nodes), sum(n.outbox.depth() for n in nodes)
+def tell(fleet: SimulatedFleet, seconds: float, wanted_recorder: bool) -> str:
+    nodes = fleet.nodes
+    made, waiting = sum(n.made for n in nodes), sum(n.outbox.pending_count() for n in nodes)
     text = (
         f"{sum(n.up for n in nodes)} of {len(nodes)} nodes up, {made} readings, {waiting} waiting for "
-        f"the broker, {hall.losses} connections lost"
+        f"the broker, {fleet.losses} connections lost"
     )
     if wanted_recorder:
         text += f", {made - sum(n.stored for n in nodes)} not stored by a recorder"
@@ -308,33 +308,33 @@ def run(argv: Sequence[str] | None = None) -> None:
     settings = broker_settings(args)
     labels = load_bundle().labels
     nodes = [SimNode(i, labels, args.window, args.seed) for i in range(args.nodes)]
-    hall, stop = Hall(settings, nodes), threading.Event()
+    fleet, stop = SimulatedFleet(settings, nodes), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     began = last = time.monotonic()
     while not stop.is_set() and (now := time.monotonic()) - began < args.seconds:
         for node in nodes:
             node.live(now)
-        hall.turn()
+        fleet.turn()
         if now - last >= 10:
             last = now
-            print(tell(hall, now - began, not args.no_recorder), flush=True)
-        if now - began > 15 and not any(n.up for n in nodes) and not hall.losses:
-            raise BrokerError(f"broker {settings.url} {hall.reason}; check address and user")
+            print(tell(fleet, now - began, not args.no_recorder), flush=True)
+        if now - began > 15 and not any(n.up for n in nodes) and not fleet.losses:
+            raise BrokerError(f"broker {settings.url} {fleet.reason}; check address and user")
     for node in nodes:
         node.end(time.monotonic())
     deadline = time.monotonic() + args.wait
 
     def missing() -> int:
         if args.no_recorder:
-            return sum(n.outbox.depth() for n in nodes)
+            return sum(n.outbox.pending_count() for n in nodes)
         return sum(n.made - n.stored for n in nodes)
 
     while missing() and time.monotonic() < deadline:
-        hall.turn()
+        fleet.turn()
     left = missing()
-    print(tell(hall, time.monotonic() - began, not args.no_recorder))
-    hall.close()
+    print(tell(fleet, time.monotonic() - began, not args.no_recorder))
+    fleet.close()
     if left:
         whom = "the broker" if args.no_recorder else "a recorder"
         raise BrokerError(f"{left} readings are not acknowledged by {whom}")

@@ -26,7 +26,7 @@ from edge.base.errors import BundleError, EdgeError, SettingsError, SourceError
 from edge.base.strict_yaml import read_yaml, validate
 from edge.delivery.messages import Outgoing
 from edge.delivery.outbox import Outbox
-from edge.delivery.publisher import Mqtt
+from edge.delivery.publisher import MqttPublisher
 from edge.inference.bundle import SHIPPED, load_bundle
 from edge.records import Frame
 from edge.settings import Broker, Camera, Settings
@@ -129,7 +129,7 @@ def test_no_message_from_the_broker_stops_the_publisher(
     tmp_path: Path, kind: str, content: bytes
 ) -> None:
     box = Outbox(tmp_path / "box.sqlite", clock=Clock())
-    node = Mqtt(
+    node = MqttPublisher(
         Broker(url="mqtt://127.0.0.1:1"), "c", Outgoing("status", {"node": "a/b/c"}, True), box
     )
     node._on_message(None, None, Message(f"edge/v1/a/b/c/{kind}", content))
@@ -174,7 +174,9 @@ def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
 ) -> None:
     monkeypatch.setattr("edge.delivery.publisher.pause_after", lambda *a: 0.0)
     broker, box = Babbler(), Outbox(tmp_path / "box.sqlite")
-    node = Mqtt(Broker(url=broker.url), "c", Outgoing("status", {"node": "a/b/c"}, True), box)
+    node = MqttPublisher(
+        Broker(url=broker.url), "c", Outgoing("status", {"node": "a/b/c"}, True), box
+    )
     node.start()
     deadline = time.monotonic() + 60
     while broker.connections < 150 and time.monotonic() < deadline:

@@ -14,7 +14,7 @@ from edge.base.schedule import open_now, parse
 from edge.base.strict_yaml import validate
 from edge.delivery.messages import Outgoing
 from edge.delivery.outbox import Outbox
-from edge.delivery.publisher import Mqtt
+from edge.delivery.publisher import MqttPublisher
 from edge.pipeline import cover
 from edge.settings import Broker, Settings
 from support.clock import Clock
@@ -75,7 +75,7 @@ def test_tls_waits_for_a_plausible_clock(tmp_path: Path, monkeypatch: pytest.Mon
 
     box = Outbox(tmp_path / "box.sqlite", clock=Clock())
     will = Outgoing("status", {"node": "a/b/c"}, retain=True)
-    publisher = Mqtt(Broker(url="mqtts://127.0.0.1:1"), "c", will, box)
+    publisher = MqttPublisher(Broker(url="mqtts://127.0.0.1:1"), "c", will, box)
     monkeypatch.setattr("edge.delivery.publisher.time.time", lambda: 100.0)
     assert publisher._connect_once() is False
     assert "TLS waits for the time" in publisher.state.detail

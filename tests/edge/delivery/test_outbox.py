@@ -21,21 +21,21 @@ def test_readings_come_back_in_order_with_log_and_seq_until_acknowledged(tmp_pat
     box = Outbox(tmp_path / "box.sqlite")
     assert [box.append({"value": i}) for i in range(3)] == [1, 2, 3]
     assert [p["value"] for _, p in box.pending()] == [0, 1, 2]
-    assert box.pending()[0][1] == {"value": 0, "log": box.log, "seq": 1}
+    assert box.pending()[0][1] == {"value": 0, "log": box.log_id, "seq": 1}
     assert [seq for seq, _ in box.pending(above=1, limit=1)] == [2]
     box.acknowledge(2)
     assert [seq for seq, _ in box.pending()] == [1, 3]
-    assert box.depth() == 2
+    assert box.pending_count() == 2
 
 
 def test_log_and_seq_survive_a_restart_and_no_seq_is_used_twice(tmp_path: Path) -> None:
     box = Outbox(tmp_path / "box.sqlite")
-    log = box.log
+    log = box.log_id
     box.append({})
     box.acknowledge(1)
     box.close()
     box = Outbox(tmp_path / "box.sqlite")
-    assert box.log == log
+    assert box.log_id == log
     assert box.append({}) == 2
 
 
@@ -97,7 +97,7 @@ def test_damage_that_shows_while_running_costs_no_later_reading(tmp_path: Path) 
     box = Outbox(path)
     for i in range(2000):
         box.append({"value": i, "padding": "x" * 200})
-    old = box.log
+    old = box.log_id
     box.close()
     data = bytearray(path.read_bytes())
     data[len(data) // 3 : len(data) // 3 + 40_000] = b"\xff" * 40_000
@@ -105,11 +105,11 @@ def test_damage_that_shows_while_running_costs_no_later_reading(tmp_path: Path) 
     box = Outbox(path)  # found by the check at the start, or by the first call that meets it
     assert seqs(box) == []
     assert box.append({"value": 1}) == 1
-    assert box.log != old
+    assert box.log_id != old
     assert box.set_aside is not None
     # What the broker says of the old log changes nothing in the new one.
     box.acknowledge(1, old)
-    box.recorder_has(1, old)
+    box.on_recorder_ack(1, old)
     assert seqs(box) == [1]
     assert box.stored is None
 
@@ -152,11 +152,11 @@ def test_age_is_running_time_so_that_a_year_in_a_cupboard_expires_nothing(tmp_pa
     clock.now += 3 * 3600
     box.append({})
     assert seqs(box) == [1, 3, 4]
-    assert box.span() == (1, 4), "2 was kept for its hour and went"
+    assert box.seq_range() == (1, 4), "2 was kept for its hour and went"
     clock.now += 2 * 3600
     box.append({})
     assert seqs(box) == [3, 4, 5]
-    assert (box.dropped, box.span()) == (1, (3, 5))
+    assert (box.dropped, box.seq_range()) == (1, (3, 5))
 
 
 def test_what_a_recorder_never_got_is_offered_again(tmp_path: Path) -> None:
@@ -166,17 +166,17 @@ def test_what_a_recorder_never_got_is_offered_again(tmp_path: Path) -> None:
         box.append({})
         box.acknowledge(seq)
     clock.now += 100
-    assert box.offer_again(60) == 0, "no recorder ever spoke"
-    box.recorder_has(2, box.log)
-    assert box.offer_again(200) == 0, "too early"
-    assert box.offer_again(60) == 2
+    assert box.requeue_unconfirmed(60) == 0, "no recorder ever spoke"
+    box.on_recorder_ack(2, box.log_id)
+    assert box.requeue_unconfirmed(200) == 0, "too early"
+    assert box.requeue_unconfirmed(60) == 2
     assert seqs(box) == [3, 4]
     box.acknowledge(3)
-    assert box.offer_again(60) == 0, "each waits its turn"
+    assert box.requeue_unconfirmed(60) == 0, "each waits its turn"
     # A recorder that was restored from an old copy asks again for what is still here.
-    box.recorder_has(0, box.log)
+    box.on_recorder_ack(0, box.log_id)
     clock.now += 100
-    assert box.offer_again(60) == 3
+    assert box.requeue_unconfirmed(60) == 3
     assert seqs(box) == [1, 2, 3, 4]
 
 
@@ -193,7 +193,7 @@ def test_the_file_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
     db.commit()
     db.close()
     box = Outbox(path)
-    assert (box.log, seqs(box), box.append({})) == ("the-log", [2], 3)
+    assert (box.log_id, seqs(box), box.append({})) == ("the-log", [2], 3)
 
 
 @settings(max_examples=examples(60))
@@ -225,9 +225,9 @@ def test_whatever_happens_nothing_is_lost_uncounted_or_out_of_order(
             acknowledged |= {value} & set(range(1, given + 1))
             box.acknowledge(value)
         elif step == "recorder":
-            box.recorder_has(value, box.log)
+            box.on_recorder_ack(value, box.log_id)
         elif step == "again":
-            box.offer_again(60)
+            box.requeue_unconfirmed(60)
         elif step == "pass":
             clock.now += value
         else:
@@ -239,7 +239,7 @@ def test_whatever_happens_nothing_is_lost_uncounted_or_out_of_order(
         # Each reading that no broker ever had waits still, or was counted as dropped.
         assert len(never - set(waiting)) <= box.dropped
         assert box.dropped <= len(set(range(1, given + 1)) - set(waiting))
-        assert box.depth() == len(waiting)
+        assert box.pending_count() == len(waiting)
     box.close()
 
 
@@ -254,7 +254,12 @@ def test_a_disk_that_fails_later_is_an_error_of_ours(tmp_path: Path) -> None:
     box = Outbox(tmp_path / "box.sqlite")
     box.append({})
     box.close()
-    for call in (lambda: box.acknowledge(1), box.pending, box.depth, lambda: box.append({})):
+    for call in (
+        lambda: box.acknowledge(1),
+        box.pending,
+        box.pending_count,
+        lambda: box.append({}),
+    ):
         with pytest.raises(OutboxError, match="outbox"):
             call()
 
@@ -272,6 +277,6 @@ def test_a_reading_whose_bytes_changed_on_the_disk_is_dropped_and_counted(tmp_pa
     box = Outbox(tmp_path / "box.sqlite")
     assert [payload["people"] for _, payload in box.pending()] == [70, 73]
     assert box.dropped == 2
-    assert box.depth() == 2
+    assert box.pending_count() == 2
     box.close()
     assert Outbox(tmp_path / "box.sqlite").dropped == 2

@@ -22,7 +22,7 @@ from edge.base.errors import BrokerError, SettingsError
 from edge.delivery.connection import probe
 from edge.delivery.messages import Outgoing
 from edge.delivery.outbox import Outbox
-from edge.delivery.publisher import Mqtt, pause_after
+from edge.delivery.publisher import MqttPublisher, pause_after
 from edge.settings import Broker, Tls
 from support.brokers import Mosquitto, certificates, free_port
 from support.command import Done
@@ -77,14 +77,14 @@ def will() -> Outgoing:
     return Outgoing("status", {"node": NODE, "state": "lost"}, retain=True)
 
 
-def publisher(url: str, box: Outbox, **broker: Any) -> Mqtt:
-    return Mqtt(Broker(url=url, **broker), f"edge/{NODE}", will(), box)
+def publisher(url: str, box: Outbox, **broker: Any) -> MqttPublisher:
+    return MqttPublisher(Broker(url=url, **broker), f"edge/{NODE}", will(), box)
 
 
 NOT_HURRIED = threading.Event()
 
 
-def wait_state(publisher: Mqtt, start: str, seconds: float = 20) -> str:
+def wait_state(publisher: MqttPublisher, start: str, seconds: float = 20) -> str:
     deadline = time.monotonic() + seconds
     while not (state := str(publisher.state)).startswith(start):
         assert time.monotonic() < deadline, state
@@ -172,7 +172,7 @@ def test_readings_wait_for_a_broker_that_is_away_and_arrive_once_in_order(tmp_pa
     out = publisher(broker.url, box, retry_max_seconds=1.0)
     out.start()
     wait_state(out, "away: nothing listens there")
-    assert box.depth() == 50
+    assert box.pending_count() == 50
     broker.start()
     subscriber = Subscriber(broker.port)
     assert out.finish(stopped(), 20, NOT_HURRIED) == 0
@@ -297,7 +297,7 @@ def test_a_file_whose_broker_stays_away_exits_1_and_names_the_outbox(
     assert done.code == 1
     assert "2 readings were not acknowledged (broker away: nothing listens there)" in done.last
     path = Path(done.last.rsplit(" ", 1)[1])
-    assert Outbox(path).depth() == 2
+    assert Outbox(path).pending_count() == 2
 
 
 def test_an_unknown_host_and_a_silent_port_are_told_apart(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_recorder_that_lacks_readings_gets_them_again(
     recorder.loop_start()
 
     def ack(**content: Any) -> None:
-        message = {"schema": "edge.ack/1", "node": NODE, "log": box.log, "seq": 2, **content}
+        message = {"schema": "edge.ack/1", "node": NODE, "log": box.log_id, "seq": 2, **content}
         topic = f"edge/v1/{NODE}/ack"
         recorder.publish(topic, json.dumps(message), qos=1, retain=True).wait_for_publish(10)
 
