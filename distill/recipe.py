@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from edge.base.strict_yaml import Strict, read_yaml, validate
-from edge.crop import CropSpec
+from edge.inference.bundle import CropSpec
 
 Positive = Annotated[int, Field(ge=1)]
 

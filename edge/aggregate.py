@@ -11,9 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edge.records import Expression, Frame, Reading, Tick
-
-UNCLASSIFIED, OTHER = "unclassified", "other"
+from edge.records import OTHER, UNCLASSIFIED, Expression, Frame, Reading, Tick
 
 
 def round_half_up(value: float) -> int:

@@ -18,7 +18,7 @@ from edge.classify import Classifier
 from edge.delivery.commands import Commands
 from edge.delivery.outbox import Limits, Outbox
 from edge.delivery.publisher import open_publisher
-from edge.detect import Detector
+from edge.detect import Detector, open_detector
 from edge.health.monitor import Monitor
 from edge.health.prometheus import Metrics
 from edge.health.reports import Reports
@@ -26,7 +26,7 @@ from edge.health.state import Conditions
 from edge.health.systemd import Systemd
 from edge.health.throttle import HALVED, Throttle
 from edge.inference.bundle import Bundle, load_bundle
-from edge.inference.loader import Opened, open_detector, open_student
+from edge.inference.loader import Opened, open_student
 from edge.node import Node
 from edge.pipeline import Pipeline
 from edge.settings import Settings

@@ -7,29 +7,13 @@ function; the template and the size come from the bundle.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.inference.bundle import CropSpec
 from edge.records import Face
-
-
-@dataclass(frozen=True, slots=True)
-class CropSpec:
-    """Where the five landmarks land, in pixels of a size x size picture; channels 1 is grey, 3 BGR."""
-
-    size: int
-    channels: int
-    template: tuple[tuple[float, float], ...]
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "size": self.size,
-            "channels": self.channels,
-            "template": [list(point) for point in self.template],
-        }
 
 
 def similarity(points: NDArray[np.float32], template: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,9 +11,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.base.errors import UsageError
+from edge.base.errors import BackendError, UsageError
 from edge.inference.backends import Backend
+from edge.inference.loader import (
+    Opened,
+    detector_profile,
+    engines_folder,
+    open_backend,
+    open_engine,
+)
+from edge.inference.weights import resolve
 from edge.records import Face
+from edge.settings import Settings
 
 STRIDES = (8, 16, 32)
 
@@ -109,3 +118,29 @@ class Detector:
             Face(box=row[:4], landmarks=row[4:14].reshape(5, 2), score=float(row[14]))
             for row in found
         ]
+
+
+def open_detector(settings: Settings) -> tuple[Detector, Opened]:
+    """The detector; the fake backend has none: people without the hardware still want faces found.
+
+    Raises WeightsError or BackendError."""
+    d, choice = settings.detector, settings.runtime.backend
+    model = resolve("yunet", d.weights)
+    opened, fallback = None, None
+    if choice in ("auto", "trt"):
+        models = {"fp16": model, "fp32": model}
+        try:
+            opened = open_engine(
+                models,
+                detector_profile(d.width, d.height),
+                engines_folder(settings),
+                lambda backend, precision: None,  # proven when it was built, on the portrait
+            )
+        except BackendError as error:
+            if choice == "trt":
+                raise
+            fallback = str(error)
+    if opened is None:
+        backend = open_backend("ort", model, settings.runtime.threads)
+        opened = Opened(backend, "fp32", fallback=fallback)
+    return Detector(opened.backend, d.width, d.height, d.weak_score, d.overlap), opened

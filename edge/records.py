@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# Keys of Reading.counts that are no class: faces too small to read, and classes of few merged.
+UNCLASSIFIED, OTHER = "unclassified", "other"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:

@@ -22,10 +22,10 @@ from edge.base import cli
 from edge.base.errors import BackendError, UsageError
 from edge.base.strict_yaml import validate
 from edge.health.reports import versions
-from edge.inference.backends import Backend, open_backend
+from edge.inference.backends import Backend
 from edge.inference.bundle import ROLES, TENSORRT_ROLES, Bundle, load_bundle
 from edge.inference.engine_cache import facts_of, find
-from edge.inference.loader import engines_folder, student_profile
+from edge.inference.loader import engines_folder, open_backend, student_profile
 from edge.settings import Settings
 from edge.tools.bench import power_mode, processor
 

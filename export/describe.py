@@ -16,9 +16,9 @@ from distill.models.predict import logits_of
 from distill.models.student import multiply_adds
 from edge.base.errors import EdgeError
 from edge.base.files import sha256_of
-from edge.crop import CropSpec, crop_faces
+from edge.crop import crop_faces
 from edge.detect import Detector
-from edge.inference.bundle import SCHEMA
+from edge.inference.bundle import SCHEMA, CropSpec
 from edge.sources.synthetic import portrait
 from export.to_onnx import INPUT, deployed
 

@@ -20,8 +20,8 @@ import pytest
 
 from edge.crop import crop_faces
 from edge.detect import Detector
-from edge.inference.backends import open_backend
 from edge.inference.bundle import load_bundle
+from edge.inference.loader import open_backend
 from edge.inference.weights import resolve
 from support.brokers import Mosquitto
 from support.paths import ROOT

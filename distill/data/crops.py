@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
-from edge.crop import CropSpec, crop_faces, crop_whole
+from edge.crop import crop_faces, crop_whole
 from edge.detect import Detector
-from edge.inference.backends import open_backend
-from edge.inference.bundle import load_bundle
+from edge.inference.bundle import CropSpec, load_bundle
+from edge.inference.loader import open_backend
 from edge.inference.weights import locked, resolve
 from edge.records import Face
 from edge.sources.images import read_picture

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from distill.data.crops import fingerprint, list_images
 from distill.data.splits import Split, crops_folder
 from edge.base.files import write_atomically
-from edge.crop import CropSpec
+from edge.inference.bundle import CropSpec
 from edge.sources.images import read_picture
 
 DISTANCE = 4

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distill.data.crops import Crops, crop_detector, crops_key, make_crops
 from distill.data.votes import READERS, label_file
 from edge.base.errors import DataError
-from edge.crop import CropSpec
+from edge.inference.bundle import CropSpec
 from edge.inference.weights import locked
 
 

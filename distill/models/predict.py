@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from edge.base.errors import DataError
 from edge.classify import softmax
-from edge.crop import CropSpec
-from edge.inference.backends import open_backend
-from edge.inference.bundle import Bundle, load_bundle
+from edge.inference.bundle import Bundle, CropSpec, load_bundle
+from edge.inference.loader import open_backend
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from distill.models.teacher import Teacher, Thoughts
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
 from edge.classify import softmax
-from edge.crop import CropSpec
+from edge.inference.bundle import CropSpec
 
 BATCH = 256
 ARRAYS = ("logits", "embedding", "scene", "scene-scale", "face", "face-scale")

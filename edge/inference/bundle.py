@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edge.aggregate import OTHER, UNCLASSIFIED
 from edge.base.errors import BundleError
 from edge.base.files import sha256, sha256_of
-from edge.crop import CropSpec
 from edge.inference.backends import Backend
+from edge.records import OTHER, UNCLASSIFIED
 
 SCHEMA = "edge.bundle/1"
 SHIPPED = Path(__file__).parents[1] / "models"
@@ -73,6 +72,22 @@ class BundleFile(_Part):
     known_answers: AnswerEntry
     scores: list[dict[str, Any]]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CropSpec:
+    """Where the five landmarks land, in pixels of a size x size picture; channels 1 is grey, 3 BGR."""
+
+    size: int
+    channels: int
+    template: tuple[tuple[float, float], ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "size": self.size,
+            "channels": self.channels,
+            "template": [list(point) for point in self.template],
+        }
 
 
 @dataclass(frozen=True, slots=True)

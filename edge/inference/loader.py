@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.base.errors import BackendError, BundleError, EdgeError
-from edge.detect import Detector
-from edge.inference.backends import Backend, open_backend
+from edge.base.errors import BackendError, BundleError, EdgeError, UsageError
+from edge.inference.backends import Backend
 from edge.inference.bundle import TENSORRT_ROLES, Bundle, load_bundle
 from edge.inference.engine_cache import FACES, Profile, choose, facts_of, find, set_aside
-from edge.inference.weights import resolve
 from edge.settings import Settings
 
 
@@ -28,6 +26,23 @@ class Opened:
     precision: str
     engine: str | None = None
     fallback: str | None = None
+
+
+def open_backend(choice: str, model: Path, threads: int = 2) -> Backend:
+    """Open `model` (an ONNX file) with ONNX Runtime ("ort") or the fake ("fake"); TensorRT runs
+    engines, see `open_engine`.
+
+    Raises BackendError where the runtime is missing or refuses the file.
+    """
+    if choice == "fake":
+        from edge.inference.backends.fake import Fake
+
+        return Fake(model)
+    if choice == "ort":
+        from edge.inference.backends.ort import OnnxRuntime
+
+        return OnnxRuntime(model, threads)
+    raise UsageError(f"no backend '{choice}' runs an ONNX file; choose ort or fake")
 
 
 def engines_folder(settings: Settings) -> Path:
@@ -102,29 +117,3 @@ def open_student(settings: Settings) -> tuple[Bundle, Opened]:
         backend.close()
         raise
     return bundle, Opened(backend, "int8", fallback=fallback)
-
-
-def open_detector(settings: Settings) -> tuple[Detector, Opened]:
-    """The detector; the fake backend has none: people without the hardware still want faces found.
-
-    Raises WeightsError or BackendError."""
-    d, choice = settings.detector, settings.runtime.backend
-    model = resolve("yunet", d.weights)
-    opened, fallback = None, None
-    if choice in ("auto", "trt"):
-        models = {"fp16": model, "fp32": model}
-        try:
-            opened = open_engine(
-                models,
-                detector_profile(d.width, d.height),
-                engines_folder(settings),
-                lambda backend, precision: None,  # proven when it was built, on the portrait
-            )
-        except BackendError as error:
-            if choice == "trt":
-                raise
-            fallback = str(error)
-    if opened is None:
-        backend = open_backend("ort", model, settings.runtime.threads)
-        opened = Opened(backend, "fp32", fallback=fallback)
-    return Detector(opened.backend, d.width, d.height, d.weak_score, d.overlap), opened

@@ -19,8 +19,9 @@ from edge.base import cli
 from edge.base.errors import SourceError, UsageError
 from edge.base.strict_yaml import validate
 from edge.base.timing import Stages
+from edge.detect import open_detector
 from edge.health.reports import versions
-from edge.inference.loader import open_detector, open_student
+from edge.inference.loader import open_student
 from edge.records import Frame, Tick
 from edge.settings import Settings
 from edge.sources.open import open_source

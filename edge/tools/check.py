@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
 from edge.delivery.connection import probe
-from edge.detect import Detector
-from edge.inference.loader import Opened, open_detector, open_student
+from edge.detect import Detector, open_detector
+from edge.inference.loader import Opened, open_student
 from edge.records import Face, Frame
 from edge.settings import Settings
 from edge.sources.open import open_source

@@ -19,7 +19,7 @@ from edge.base.errors import BackendError, EdgeError
 from edge.base.files import sha256, write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.detect import Detector
-from edge.inference.backends import Backend, open_backend
+from edge.inference.backends import Backend
 from edge.inference.bundle import TENSORRT_ROLES, Bundle, load_bundle
 from edge.inference.engine_cache import (
     FACES,
@@ -36,7 +36,7 @@ from edge.inference.engine_cache import (
     keep,
     set_aside,
 )
-from edge.inference.loader import detector_profile, engines_folder, student_profile
+from edge.inference.loader import detector_profile, engines_folder, open_backend, student_profile
 from edge.inference.weights import resolve
 from edge.settings import Settings
 from edge.sources.synthetic import portrait

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.crop import CropSpec, crop_faces, crop_whole, similarity
+from edge.crop import crop_faces, crop_whole, similarity
+from edge.inference.bundle import CropSpec
 from edge.records import Face
 
 TEMPLATE = ((20.0, 23.0), (44.0, 23.0), (32.0, 37.0), (22.0, 51.0), (42.0, 51.0))

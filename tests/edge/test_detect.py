@@ -8,7 +8,7 @@ import pytest
 
 from edge.base.errors import UsageError
 from edge.detect import STRIDES, Detector, decode, letterbox_scale, suppress
-from edge.inference.backends import open_backend
+from edge.inference.loader import open_backend
 from edge.inference.weights import resolve
 from support.detector import original
 from support.paths import CLIP, PICTURES

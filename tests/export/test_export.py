@@ -14,8 +14,8 @@ import torch
 
 from distill.models.checkpoint import SCHEMA
 from edge.base.errors import EdgeError
-from edge.inference.backends import open_backend
 from edge.inference.bundle import SHIPPED, load_bundle
+from edge.inference.loader import open_backend
 from export import card
 from export.agree import compare, torch_equals_onnx
 from export.model import put_in_place

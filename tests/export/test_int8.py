@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from distill.models.predict import logits_of
 from edge.base.errors import DataError, EdgeError
-from edge.inference.backends import open_backend
 from edge.inference.bundle import SHIPPED
+from edge.inference.loader import open_backend
 from export.calibrate import balanced
 from export.describe import FILES
 from export.precisions import refuse_out_of_tolerance, same_convolutions, write_all

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.inference.backends import open_backend
 from edge.inference.backends.cuda import Buffer, DeviceFacts
+from edge.inference.loader import open_backend
 
 
 class FakeCuda:

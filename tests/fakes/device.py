@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base.errors import BackendError
-from edge.inference.backends import TensorSpec, open_backend
+from edge.inference.backends import TensorSpec
 from edge.inference.engine_cache import Device
+from edge.inference.loader import open_backend
 from export.engine.builder import Plan
 from export.engine.to_engine import BuilderApi
 

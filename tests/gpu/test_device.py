@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from edge.base.errors import BackendError
-from edge.inference.backends import open_backend
+from edge.detect import open_detector
 from edge.inference.backends.trt import TensorRT
 from edge.inference.bundle import TENSORRT_ROLES, load_bundle
-from edge.inference.loader import engines_folder, open_detector, open_student
+from edge.inference.loader import engines_folder, open_backend, open_student
 from edge.settings import Settings
 from export.engine.builder import strongly_typed
 from export.engine.to_engine import BuilderApi, as_text, export, this_device

@@ -10,8 +10,7 @@ import pytest
 from distill.models.predict import Model, asked_together, mean_answer, open_model
 from distill.training.target_cache import Lessons, with_opinions
 from edge.base.errors import DataError
-from edge.crop import CropSpec
-from edge.inference.bundle import SHIPPED
+from edge.inference.bundle import SHIPPED, CropSpec
 
 CROP = CropSpec(32, 1, ((10, 11), (22, 11), (16, 18), (11, 25), (21, 25)))
 PIXELS = np.zeros((2, 1, 32, 32), np.uint8)

@@ -21,8 +21,8 @@ from distill.models.warm_start import begin, read_start
 from distill.recipe import Recipe
 from edge.base.errors import BundleError, DataError, UsageError
 from edge.base.files import sha256
-from edge.inference.backends import open_backend
 from edge.inference.bundle import SHIPPED, load_bundle
+from edge.inference.loader import open_backend
 from support.command import Done
 from support.trained import RECIPE, in_use
 

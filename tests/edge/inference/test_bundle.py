@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edge.base.errors import BackendError, BundleError, UsageError
-from edge.inference.backends import open_backend
 from edge.inference.bundle import SHIPPED, load_bundle
+from edge.inference.loader import open_backend
 from support.paths import ROOT
 
 
@@ -131,7 +131,7 @@ def test_labels_that_do_not_fit_the_graph_are_refused(bundle_copy: Path) -> None
 def test_onnx_runtime_keeps_nothing_to_report(tmp_path: Path) -> None:
     """Its wheels for Linux report to their maker since 1.29, unless told not to before they load."""
     script = (
-        "from edge.inference.backends import open_backend\n"
+        "from edge.inference.loader import open_backend\n"
         "from edge.inference.bundle import load_bundle\n"
         "bundle = load_bundle()\nbundle.self_test(open_backend('ort', bundle.model(), 1))"
     )

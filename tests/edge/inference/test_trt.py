@@ -13,6 +13,7 @@ import pytest
 
 from edge.base.errors import BackendError, BundleError
 from edge.base.files import sha256
+from edge.detect import open_detector
 from edge.inference.backends import trt as trt_module
 from edge.inference.backends.cuda import open_cuda
 from edge.inference.backends.trt import TensorRT
@@ -26,7 +27,7 @@ from edge.inference.engine_cache import (
     keep,
     l4t_release,
 )
-from edge.inference.loader import open_detector, open_student, student_profile
+from edge.inference.loader import open_student, student_profile
 from edge.settings import Settings
 from fakes.cuda import FakeCuda, fake_tensorrt, plan
 from support.command import Done
@@ -54,7 +55,7 @@ def faces(count: int) -> np.ndarray:
 
 
 def test_answers_are_the_networks_for_any_batch(cuda: FakeCuda, engine: Path) -> None:
-    from edge.inference.backends import open_backend
+    from edge.inference.loader import open_backend
 
     exact = open_backend("ort", load_bundle().model("fp32"), 1)
     runtime = TensorRT(engine, cuda)

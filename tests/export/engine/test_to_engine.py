@@ -14,9 +14,9 @@ import pytest
 
 from edge.base.errors import BackendError
 from edge.inference import engine_cache as cache
-from edge.inference.backends import open_backend
 from edge.inference.bundle import ANSWER_TOLERANCE, SHIPPED, load_bundle
 from edge.inference.engine_cache import Engine, Facts, Latency, Sidecar, build_lock, choose, find
+from edge.inference.loader import open_backend
 from edge.settings import Settings
 from export.engine.attention import Attention, fusion_report
 from export.engine.builder import workspace_mib
