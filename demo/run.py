@@ -17,9 +17,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 from edge.base.errors import BrokerError, EdgeError, UsageError
 from edge.delivery.messages import Counts, as_dict, dumps
+from edge.run import NOTICE
 from edge.watch.lines import line
 from edge.watch.messages import Message
 from edge.watch.options import broker_settings
@@ -97,8 +99,9 @@ def play(url: str, state: str, seconds: float) -> None:
     command = [sys.executable, "-m", "edge.run", "--camera", str(CLIP), "--broker", url]
     command += ["--window", WINDOW_SECONDS]
     print(f"$ edge-run --camera demo/{CLIP.name} --broker {url} --window {WINDOW_SECONDS}\n")
+    env = {**os.environ, "XDG_STATE_HOME": state}
+    node = subprocess.Popen(command, env=env)
     while True:
-        node = subprocess.Popen(command, env={**os.environ, "XDG_STATE_HOME": state})
         try:
             code = node.wait(timeout=max(deadline - time.monotonic(), 0.1) if seconds else None)
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
@@ -118,6 +121,15 @@ def play(url: str, state: str, seconds: float) -> None:
             return
         if time.monotonic() >= deadline:
             return
+        node = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=repeat_stderr, args=(node.stderr,), daemon=True).start()
+
+
+def repeat_stderr(lines: IO[str] | None) -> None:
+    """Say what a node says, but for the law's notice, which was read when the first one began."""
+    for text in lines or ():
+        if text.rstrip("\n") != NOTICE:
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 def demo() -> None:

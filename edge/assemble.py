@@ -14,6 +14,7 @@ from contextlib import ExitStack
 
 from edge.aggregate import Window
 from edge.base import schedule
+from edge.base.jetson import nvidia_driver
 from edge.classify import Classifier
 from edge.delivery.commands import Commands
 from edge.delivery.outbox import Limits, Outbox
@@ -88,6 +89,16 @@ def close_outbox(settings: Settings, outbox: Outbox, live: bool) -> None:
         outbox.close()
 
 
+def log_runtimes(**networks: Opened) -> None:
+    """Say what each network runs on, and why `auto` did not take TensorRT: aloud only where there is
+    a driver that would have to do."""
+    level = logging.INFO if nvidia_driver() else logging.DEBUG
+    for name, opened in networks.items():
+        log.info("%s on %s %s", name, opened.backend.name, opened.precision)
+        if opened.fallback:
+            log.log(level, "%s on %s: %s", name, opened.backend.name, opened.fallback)
+
+
 def assemble(
     settings: Settings,
     max_seconds: float | None,
@@ -102,9 +113,7 @@ def assemble(
         reports = Reports(settings, bundle, student)
         detector, detector_runtime = open_detector(settings)
         opened.callback(detector.backend.close)
-        for network, runtime in (("student", student), ("detector", detector_runtime)):
-            if runtime.fallback:
-                log.info("%s on %s: %s", network, runtime.backend.name, runtime.fallback)
+        log_runtimes(student=student, detector=detector_runtime)
         source = open_source(settings.camera, max_seconds, stop)
         opened.callback(source.close)
         file_start = None if source.live else float(int(time.time()))

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="test every part and help to aim the camera; sends nothing",
     )
+    cli.add_verbose(p)
     p.add_argument("--version", action="version", version=f"edge-run {edge.__version__}")
     return p
 
@@ -102,7 +103,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.max_seconds is not None and not args.max_seconds > 0:
         raise UsageError("--max-seconds must be above 0")
     settings = read_settings(args)
-    cli.start_log()
+    cli.start_log(args.verbose)
     stop, force_stop = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: (force_stop if stop.is_set() else stop).set())

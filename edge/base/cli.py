@@ -29,10 +29,17 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def start_log() -> None:
-    """Facts with values, on stderr; stdout is for messages alone."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
-    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+def add_verbose(p: argparse.ArgumentParser) -> None:
+    """Add the option that `start_log` takes."""
+    p.add_argument("--verbose", action="store_true", help="say on stderr also why, for a diagnosis")
+
+
+def start_log(verbose: bool = False) -> None:
+    """Log facts with values, on stderr; stdout is for messages alone. verbose: also reasons that a
+    person only wants who looks for them."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge.base.errors import EdgeError
+from edge.base.jetson import parse_l4t
 from edge.flash.tree import Tree
 
 OLDEST_L4T = 36  # JetPack 6: Python 3.10, systemd 249
@@ -48,12 +49,6 @@ def installed(status: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def l4t_release(text: str) -> str:
-    """ "# R36 (release), REVISION: 4.3, ..." as "36.4.3"; "" for other text."""
-    match = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text)
-    return f"{match[1]}.{match[2]}" if match else ""
-
-
 def inspect(tree: Tree) -> Board:
     """Read the board off the files; raises EdgeError where they are not Debian's or Ubuntu's."""
     status = tree.read("/var/lib/dpkg/status")
@@ -65,7 +60,7 @@ def inspect(tree: Tree) -> Board:
         )
     release = (tree.read("/etc/nv_tegra_release") or b"").decode(errors="replace")
     versions = {name: version for name, (version, _) in found.items()}
-    return Board(found["dpkg"][1], l4t_release(release), versions)
+    return Board(found["dpkg"][1], parse_l4t(release).removeprefix("R"), versions)
 
 
 def missing(depends: str, board: Board) -> list[str]:

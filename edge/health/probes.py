@@ -1,9 +1,8 @@
-"""Read temperature, memory and power mode from the kernel's own files."""
+"""Read temperature and memory from the kernel's own files."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 
@@ -24,20 +23,3 @@ def memory_mib(statm: Path = Path("/proc/self/statm")) -> int | None:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
     except (OSError, ValueError, IndexError):
         return None
-
-
-def power_mode(
-    status: Path = Path("/var/lib/nvpmodel/status"), names: Path = Path("/etc/nvpmodel.conf")
-) -> str | None:
-    """A Jetson's power mode by its name, such as "15W"; its number where it has no name; None on other
-    machines. Read from the files that nvpmodel keeps, since the tool itself wants root."""
-    try:
-        number = re.search(r"pmode:(\d+)", status.read_text())
-        if number is None:
-            return None
-        mode = int(number[1])
-        text = names.read_text()
-    except OSError:
-        return None
-    name = re.search(rf"<\s*POWER_MODEL\s+ID={mode}\s+NAME=(\S+)", text)
-    return name[1] if name else str(mode)

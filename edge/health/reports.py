@@ -16,6 +16,7 @@ import cv2
 import edge
 from edge.aggregate import Window
 from edge.base.clock import clock_synced, rfc3339
+from edge.base.jetson import power_mode
 from edge.base.timing import Stages
 from edge.delivery.commands import Done
 from edge.delivery.messages import (
@@ -32,7 +33,7 @@ from edge.delivery.messages import (
 from edge.delivery.outbox import Outbox
 from edge.detect import Detector
 from edge.health.certificate import Validity
-from edge.health.probes import memory_mib, power_mode, temperature_celsius
+from edge.health.probes import memory_mib, temperature_celsius
 from edge.health.state import Standing
 from edge.inference.bundle import Bundle
 from edge.inference.loader import Opened

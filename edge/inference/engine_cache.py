@@ -83,17 +83,6 @@ def facts_of(
     )
 
 
-def l4t_release(file: Path = Path("/etc/nv_tegra_release")) -> str:
-    """Of a Jetson, such as "R36.4.3"; "" elsewhere."""
-    try:
-        head = file.read_text(encoding="utf-8").split(",")
-    except OSError:
-        return ""
-    release = head[0].removeprefix("#").split()[0]
-    revision = next((part.split(":")[1].strip() for part in head if "REVISION" in part), "0")
-    return f"{release}.{revision}"
-
-
 class Latency(BaseModel):
     """Milliseconds for one batch."""
 

@@ -17,6 +17,7 @@ import cv2
 from edge.assemble import open_pipeline
 from edge.base import cli
 from edge.base.errors import SourceError, UsageError
+from edge.base.jetson import power_mode
 from edge.base.strict_yaml import validate
 from edge.base.timing import Stages
 from edge.detect import open_detector
@@ -44,14 +45,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.machine()
-
-
-def power_mode() -> str:
-    """Jetson's power mode as its daemon keeps it, or "not known"."""
-    try:
-        return Path("/var/lib/nvpmodel/status").read_text().strip().removeprefix("pmode:")
-    except OSError:
-        return "not known"
 
 
 def _items(settings: Settings, faces: int, frames: int) -> Iterator[Frame | Tick]:
@@ -110,7 +103,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
         "conditions": {
             "processor": processor(),
             "cores": os.cpu_count(),
-            "power_mode": power_mode(),
+            "power_mode": power_mode() or "not known",
             "threads": settings.runtime.threads,
             "student": f"{student.backend.name} {student.precision}",
             "detector": f"{opened.backend.name} {opened.precision} "

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge.assemble import assemble
+from edge.assemble import assemble, log_runtimes
 from edge.base.errors import EdgeError
 from edge.inference.loader import Opened
 from edge.settings import Settings
@@ -58,3 +58,16 @@ def test_the_first_fault_is_reported_and_nothing_stays_open(
     with pytest.raises(EdgeError, match=STEPS[at]):
         assemble(settings, None, threading.Event(), threading.Event())
     assert closed == list(reversed(STEPS[:at]))
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_why_tensorrt_does_not_serve_is_said_aloud_where_a_driver_would_have_to(
+    driver: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge.assemble.nvidia_driver", lambda: driver)
+    caplog.set_level("DEBUG")
+    log_runtimes(student=Opened(Part("", []), "int8", fallback="no engine"))  # type: ignore[arg-type]
+    assert [(r.levelname.lower(), r.message) for r in caplog.records] == [
+        ("info", "student on fake int8"),
+        ("info" if driver else "debug", "student on fake: no engine"),
+    ]

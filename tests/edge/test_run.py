@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ import cv2
 import numpy as np
 import pytest
 
+from demo.run import repeat_stderr
+from edge.base.jetson import nvidia_driver
+from edge.run import NOTICE
 from support.command import Done
 from support.paths import CLIP, PICTURES, ROOT
 
@@ -151,6 +155,30 @@ def test_a_service_without_a_legal_basis_is_refused_and_the_foreground_told(
     (tmp_path / "node.yaml").write_text("privacy: {legal_basis: fire safety drill}\n")
     done = command("edge.run", "--config", tmp_path / "node.yaml", *options)
     assert "AI Act" not in done.err
+
+
+@pytest.mark.skipif(nvidia_driver(), reason="a driver without an engine is worth a line")
+def test_a_healthy_run_says_what_it_does_and_nothing_that_looks_like_a_fault(
+    command: Command,
+) -> None:
+    clip = ["--camera", CLIP, "--max-seconds", 3, *SOURCE]
+    quiet = command("edge.run", *clip).err.splitlines()
+    assert quiet == [
+        NOTICE,
+        "info student on onnxruntime int8",
+        "info detector on onnxruntime fp32",
+    ]
+    talkative = command("edge.run", *clip, "--verbose").err.splitlines()
+    assert [line for line in talkative if not line.startswith("debug ")] == quiet
+    assert any(line.startswith("debug student on onnxruntime: no CUDA") for line in talkative)
+    assert "--verbose" in command("edge.run", "--help").out
+
+
+def test_the_demo_repeats_what_a_node_says_but_the_notice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    repeat_stderr(io.StringIO(f"{NOTICE}\ninfo student on fake none\n"))
+    assert capsys.readouterr().err == "info student on fake none\n"
 
 
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path) -> None:

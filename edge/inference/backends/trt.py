@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base.errors import BackendError
+from edge.base.jetson import l4t_release
 from edge.inference.backends import TensorSpec
 from edge.inference.backends.cuda import Buffer, Cuda, open_cuda
-from edge.inference.engine_cache import Device, l4t_release
+from edge.inference.engine_cache import Device
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edge.base.errors import UsageError
-from edge.health.probes import memory_mib, power_mode, temperature_celsius
+from edge.base.jetson import power_mode
+from edge.health.probes import memory_mib, temperature_celsius
 from edge.health.prometheus import Metrics
 from support.brokers import free_port
 from support.command import Done

@@ -13,6 +13,7 @@ import pytest
 
 from edge.base.errors import BackendError, BundleError
 from edge.base.files import sha256
+from edge.base.jetson import l4t_release
 from edge.detect import open_detector
 from edge.inference.backends import trt as trt_module
 from edge.inference.backends.cuda import open_cuda
@@ -25,7 +26,6 @@ from edge.inference.engine_cache import (
     engine_file,
     facts_of,
     keep,
-    l4t_release,
 )
 from edge.inference.loader import open_student, student_profile
 from edge.settings import Settings
@@ -236,7 +236,7 @@ def test_the_release_of_a_jetson(tmp_path: Path) -> None:
 
 
 def test_info_says_which_runtime_and_why(command: Callable[..., Done]) -> None:
-    done = command("edge.run", "--camera", "test", "--max-seconds", 1, "--broker", "-")
+    done = command("edge.run", "--camera", "test", "--max-seconds", 1, "--broker", "-", "--verbose")
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in done.out.splitlines()]
     info = next(line["payload"] for line in lines if line["topic"].endswith("/info"))
