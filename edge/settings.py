@@ -159,10 +159,16 @@ class Window(Strict):
 
 class Privacy(Strict):
     min_group: int = Field(
-        default=5, ge=1, le=1000, description="fewer people in view: no counts; 1 switches it off"
+        default=5,
+        ge=1,
+        le=1000,
+        description="fewer people in view: no counts (primary suppression); 1 switches it off",
     )
     min_cell: int = Field(
-        default=2, ge=1, le=1000, description="smaller counts go into 'other' (min_group above 1)"
+        default=2,
+        ge=1,
+        le=1000,
+        description="smaller counts go into 'other' (complementary suppression; min_group above 1)",
     )
     legal_basis: str = Field(default="", description="why this may run here; a service needs it")
     hours: list[str] = Field(

@@ -69,7 +69,7 @@ NoNewPrivileges=true
 
 
 def access_list(server: str) -> str:
-    """mosquitto's acl_file. server: common name of the school's server."""
+    """Write mosquitto's acl_file. server: common name of the school's server."""
     lines = [
         "# Who is not named here may do nothing.",
         f"user {server}",
@@ -85,7 +85,7 @@ def access_list(server: str) -> str:
 
 
 def files(folder: str, port: int, server: str) -> dict[str, str]:
-    """Content by name. folder: where the broker finds certificates and access list."""
+    """Make the files' contents by name. folder: where the broker finds certificates and access list."""
     return {
         "edge.conf": CONFIGURATION.format(folder=folder, port=port),
         "edge.acl": access_list(server),

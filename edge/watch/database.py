@@ -52,10 +52,10 @@ def parse_address(text: str) -> sa.URL:
 
 
 class Database:
-    """One database, for one thread."""
+    """One database, for one thread; `transaction` opens it."""
 
     def __init__(self, address: str) -> None:
-        """Opens nothing yet. Raises UsageError where the address cannot be meant."""
+        """Prepare, and open nothing yet. Raises UsageError where the address cannot be meant."""
         self._address = parse_address(address)
         self.postgresql = self._address.get_backend_name() == "postgresql"
         options: dict[str, Any] = {"timeout": BUSY_SECONDS}

@@ -9,13 +9,13 @@ from edge.watch.messages import Message, Payload
 
 
 def printable(text: object) -> str:
-    """Text of a message without control, format and surrogate characters: a node must not steer a
-    terminal, nor turn its writing around."""
+    """Replace control, format and surrogate characters: a node must not steer a terminal, nor turn its
+    writing around."""
     return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
 
 
 def people(message: Counts) -> str:
-    """How many were in view, or why that is not said."""
+    """Say how many were in view, or why that is not said."""
     if message.faces is None:
         return f"nothing seen ({message.quality.camera})"
     if isinstance(message.faces, str):
@@ -24,7 +24,7 @@ def people(message: Counts) -> str:
 
 
 def mix(message: Counts) -> str:
-    """Expressions by label, those that nobody shows left out."""
+    """List expressions by label, those that nobody shows left out; "" for a suppressed small count."""
     if not isinstance(message.faces, Faces) or message.counts is None:
         return ""
     return "  ".join(f"{label} {n}" for label, n in message.counts.items() if n) or "nobody"
@@ -50,7 +50,7 @@ def describe(payload: Payload) -> str:
 
 
 def line(message: Message) -> str:
-    """Time, node, kind and content."""
+    """Format time, node, kind and content."""
     m = message.payload
     moment = m.end if isinstance(m, Counts) else m.time
     when = str(moment or "")[11:19] or "--:--:--"
@@ -58,5 +58,5 @@ def line(message: Message) -> str:
 
 
 def json_line(topic: str, message: Message) -> str:
-    """One JSON object: topic and payload, as the node wrote it."""
+    """Format one JSON object: topic and payload, as the node wrote it."""
     return dumps({"topic": topic, "payload": as_dict(message.payload)})

@@ -1,4 +1,4 @@
-"""Bytes on a topic > one of the kit's messages, or the reason why it is none. Never raises else.
+"""Bytes on a topic -> one of the kit's messages, or the reason why they are refused.
 
 What a node claims is held against where it says it: a message under another node's name is refused.
 """
@@ -30,12 +30,12 @@ Payload = Union[Counts, Status, Info, Health]
 
 
 class Refused(Exception):
-    """Not a message of this kit's; the reason is one of a few words, fit to be counted by."""
+    """Not one of this kit's messages; the reason is one of a few texts, so that they can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of one node. node: site/room/node, as in its topic."""
+    """One message of one node. node: site/room/node, as in its topic; kind: the topic's last word."""
 
     node: str
     kind: str
@@ -43,8 +43,8 @@ class Message:
 
 
 def read(topic: str, raw: bytes) -> Message | None:
-    """The message; None where the topic is not for it, or a retained message is taken back. Raises
-    Refused."""
+    """Read a message; None where its topic is not for a watcher, or a retained message is taken back.
+    Raises Refused, and nothing else."""
     found = TOPIC.fullmatch(topic)
     if found is None:
         raise Refused("topic of no node")
@@ -76,7 +76,7 @@ def read(topic: str, raw: bytes) -> Message | None:
 
 
 def _as_now(raw: bytes) -> bytes:
-    """A message of an older version as one of this: nodes and server are not updated in one hour."""
+    """Translate an older version's message: nodes and server are not updated in one hour."""
     if b'"edge.health/1"' not in raw:
         return raw
     try:

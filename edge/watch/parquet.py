@@ -21,7 +21,7 @@ PLAIN = (
 
 
 def flat(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """A reading with a column a label instead of a mapping: counts.LABEL, person_seconds.LABEL."""
+    """Flatten a reading to a column a label: counts.LABEL, person_seconds.LABEL."""
     columns = {name: row[name] for name in PLAIN}
     for kind in ("counts", "person_seconds"):
         cells = row[kind] or {}
@@ -30,8 +30,8 @@ def flat(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
 
 
 def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
-    """rows: in the order of their start. Each file is written whole or not at all. Raises BackendError
-    without pyarrow, EdgeError where the disk takes nothing."""
+    """Write a file a day, each whole or not at all. rows: in the order of their start. Raises
+    BackendError without pyarrow, EdgeError where the disk takes nothing."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

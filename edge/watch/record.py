@@ -1,4 +1,4 @@
-"""Messages > the store > an acknowledgement, in this order.
+"""Messages -> the store -> an acknowledgement, in this order.
 
 A batch is committed; then each node hears by the retained `ack` how far its log is stored, and the
 broker that its messages have arrived. Killed in between, nothing acknowledged is missing: the broker
@@ -29,7 +29,8 @@ RETENTION_SECONDS = 3600.0
 
 
 class Recorder:
-    """Fed by the receiver's thread: `take` every message, `turn` as often as possible."""
+    """Stores what the receiver's thread hears: it calls `take` for every message and `flush_due` as
+    often as possible."""
 
     def __init__(
         self,
@@ -52,17 +53,17 @@ class Recorder:
         self.fault = ""  # why nothing is stored at present
 
     def take(self, message: Message | None, token: Token) -> None:
-        """message: None for what is no message, which is acknowledged and not stored."""
+        """Queue a message; None for what was refused, which is acknowledged and not stored."""
         if not self._waiting:
             self._oldest = self._clock()
         self._waiting.append((message, token))
 
-    def lost(self) -> None:
-        """The connection is gone: the broker sends what was not acknowledged again."""
+    def discard(self) -> None:
+        """Drop what waits, when the connection is gone: the broker sends it again."""
         self._waiting.clear()
 
-    def turn(self) -> None:
-        """Store what waits, when it is time to."""
+    def flush_due(self) -> None:
+        """Store what waits, when a batch is full or old enough, and delete what is too old."""
         now = self._clock()
         if now < self._next_try:
             return
@@ -72,8 +73,8 @@ class Recorder:
         if self._keep is not None and now >= self._next_retention:
             self._try(self._forget)
 
-    def finish(self) -> None:
-        """What waits is stored, or stays with the broker."""
+    def flush(self) -> None:
+        """Store what waits, or leave it with the broker."""
         if self._waiting:
             self._try(self._store_waiting)
 
@@ -108,7 +109,7 @@ class Recorder:
             self._done(token)
 
     def _one_by_one(self, batch: list[Message]) -> None:
-        """A row that the database will never take holds up no other."""
+        """Store each by itself, so that a row that the database will never take holds up no other."""
         for message in batch:
             try:
                 self._write([message])

@@ -25,8 +25,8 @@ SILENT_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Minute:
-    """One minute of one node. seconds: that its windows cover; shown: of them, those
-    that show counts; suppressed, unseen: those that say nothing."""
+    """One minute of one node. seconds: covered by its windows; shown: of them, those with counts;
+    suppressed: those of small counts; unseen: those without a picture."""
 
     seconds: float = 0.0
     shown: float = 0.0
@@ -36,8 +36,8 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class Windowed:
-    """A reading, from the broker or from a recorder's table."""
+class WindowCounts:
+    """One window's reading, from the broker or from a recorder's table."""
 
     key: tuple[str, int]
     start: datetime
@@ -49,7 +49,7 @@ class Windowed:
 
 @dataclass(slots=True)
 class Room:
-    """The last that was heard of one node; `heard` is our own clock's time of it."""
+    """What one node said last; `heard` is our own clock's time of it."""
 
     node: str
     heard: datetime
@@ -62,7 +62,7 @@ class Room:
     minutes: OrderedDict[datetime, Minute] = field(default_factory=OrderedDict)
 
     def state(self, now: datetime) -> str:
-        """status, or `silent` where a node that says online has not counted for too long."""
+        """Return its status, or `silent` where a node that says online has not counted for too long."""
         said = self.status.state if self.status else "unknown"
         if said not in ("online", "degraded"):
             return said
@@ -76,18 +76,18 @@ class Room:
         return max(SILENT_SECONDS, SILENT_WINDOWS * window)
 
     def present(self, now: datetime) -> bool:
-        """Whether its last reading speaks of now."""
+        """Tell whether its last reading speaks of now."""
         counted = self.counted
         return counted is not None and (now - counted).total_seconds() <= self.patience
 
 
 class Rooms:
-    """Fed by the receiver's thread, read by others under `lock`."""
+    """Every node by its name; written by the receiver's thread, read by others under `lock`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.rooms: dict[str, Room] = {}
-        self.refused: Counter[str] = Counter()  # what was no message, by reason
+        self.refused: Counter[str] = Counter()  # messages, by reason
         self.messages = 0
         self.labels: list[str] = []  # of all nodes' counts, in the order in which they came first
 
@@ -96,7 +96,7 @@ class Rooms:
             self.refused[reason] += 1
 
     def hear(self, message: Message, now: datetime, retained: bool = False) -> None:
-        """Take a message in. retained: it was said some time ago."""
+        """Take in a message. retained: it was said some time ago."""
         with self.lock:
             self.messages += 1
             room = self.rooms.get(message.node)
@@ -118,12 +118,12 @@ class Rooms:
                 room.health = payload
 
     def remember(self, row: Mapping[str, Any], now: datetime) -> None:
-        """A reading that a recorder stored before this start; row: by column of its table."""
+        """Take in a reading that a recorder stored before this start; row: by column of its table."""
         with self.lock:
             room = self.rooms.get(row["node"])
             if room is None:
                 room = self.rooms[row["node"]] = Room(row["node"], row["received"])
-            window = Windowed(
+            window = WindowCounts(
                 (row["log"], row["seq"]),
                 row["start"],
                 (row["end"] - row["start"]).total_seconds(),
@@ -141,11 +141,11 @@ class Rooms:
         mean = m.faces.mean if isinstance(m.faces, Faces) else None
         suppressed = isinstance(m.faces, str)
         key, start = (m.log, m.seq), parse_rfc3339(m.start)
-        window = Windowed(key, start, m.window_seconds, mean, suppressed, m.person_seconds)
+        window = WindowCounts(key, start, m.window_seconds, mean, suppressed, m.person_seconds)
         self._add(room, window, now)
 
-    def _add(self, room: Room, window: Windowed, now: datetime) -> None:
-        """To the minute in which it began."""
+    def _add(self, room: Room, window: WindowCounts, now: datetime) -> None:
+        """Add a window to the minute in which it began."""
         if window.key in room.seen:
             return
         room.seen[window.key] = None

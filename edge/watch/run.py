@@ -34,6 +34,7 @@ from edge.watch.rooms import KEEP_MINUTES, Rooms
 if TYPE_CHECKING:
     from edge.watch.record import Recorder
     from edge.watch.store import Store
+    from edge.watch.web import Server
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ COMMANDS = {
     "export": ("edge.watch.parquet", "stored readings as Parquet files"),
 }
 TABLE_SECONDS = 0.5
-# The same refusal is told so often, each time after ten times as many.
-TELL_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
+# The same refusal is logged this often, each time after ten times as many.
+WARN_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class MessageRouter:
-    """Where every message ends up: in the rooms, on the terminal, with the recorder."""
+    """Hands every message to the rooms, the terminal and the recorder."""
 
     def __init__(self, lines: str) -> None:
         """lines: "" for none, "text" or "json"."""
@@ -89,13 +90,14 @@ class MessageRouter:
         self._lines = lines
 
     def take(self, topic: str, raw: bytes, token: Token) -> None:
+        """Read one message and hand it on, or count why it is refused."""
         message = None
         try:
             message = read(topic, raw)
         except Refused as refusal:
             self.rooms.refuse(str(refusal))
             count = self.rooms.refused[str(refusal)]
-            if count in TELL_AT:
+            if count in WARN_AT:
                 where = printable(topic)[:80]
                 log.warning(
                     "refused %s, %d so far: %d bytes on %s", refusal, count, len(raw), where
@@ -108,14 +110,14 @@ class MessageRouter:
             self.recorder.take(message, token)
 
     def show(self, topic: str, message: Message) -> None:
-        """A line of it on stdout."""
+        """Print it as a line on stdout."""
         try:
             print(json_line(topic, message) if self._lines == "json" else line(message), flush=True)
         except BrokenPipeError:
             self.stop.set()
 
     def note(self) -> str:
-        """What the recorder says, for a footer."""
+        """Describe the recorder, for a footer."""
         r = self.recorder
         if r is None:
             return ""
@@ -123,7 +125,7 @@ class MessageRouter:
 
 
 def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
-    """The store, and how the broker keeps messages for it."""
+    """Open the store and say how the broker keeps messages for it. Raises UsageError."""
     from edge.watch.retention import MOST_DAYS
     from edge.watch.store import Store
 
@@ -175,37 +177,10 @@ def watch(
         from edge.watch.record import Recorder
 
         router.recorder = Recorder(store, receiver.done, receiver.publish, args.keep_days)
-    server = None
-    if args.web:
-        from edge.watch.web import Server, place
-
-        password = read_password(args.web_password_file)
-        where = place(args.web, password, args.web_certificate, args.web_key)
-        if store is not None:
-            remember(router.rooms, store)
-        server = Server(router.rooms, lambda: str(receiver.state), where)
-        server.start()
-        print(f"the page is at {where.url}; Ctrl-C ends", file=sys.stderr, flush=True)
-    elif not table:
+    server = open_page(args, router, receiver, store) if args.web else None
+    if server is None and not table:
         print(f"watching {settings.url}; Ctrl-C ends", file=sys.stderr, flush=True)
-    failed: list[EdgeError] = []
-    ended: list[bool] = []
-
-    def receive() -> None:
-        recorder = router.recorder
-        try:
-            if recorder is None:
-                receiver.run(router.stop, connected=ready)
-            else:
-                receiver.run(router.stop, recorder.turn, ready, recorder.lost, recorder.finish)
-            ended.append(True)
-        except EdgeError as error:
-            failed.append(error)
-        finally:
-            # Also after a fault of ours: a process that hears nothing must not look alive.
-            router.stop.set()
-
-    thread = threading.Thread(target=receive, name="receiver")
+    thread = ReceiverThread(receiver, router, ready)
     thread.start()
     try:
         if table:
@@ -222,15 +197,56 @@ def watch(
             store.close()
     if router.recorder is not None:
         log.info("stored %d readings, %d were known", router.recorder.new, router.recorder.known)
-    if failed:
-        raise failed[0]
-    if not ended:
-        raise EdgeError("the receiver stopped; its error stands above")
+    if thread.failure is not None:
+        raise thread.failure
+
+
+class ReceiverThread(threading.Thread):
+    """Runs the receiver until router.stop, and sets it where the receiver ends by itself."""
+
+    def __init__(
+        self, receiver: Receiver, router: MessageRouter, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(name="receiver")
+        self._receiver, self._router, self._ready = receiver, router, ready
+        self.failure: EdgeError | None = EdgeError("the receiver stopped; its error stands above")
+
+    def run(self) -> None:
+        stop, recorder = self._router.stop, self._router.recorder
+        try:
+            if recorder is None:
+                self._receiver.run(stop, connected=self._ready)
+            else:
+                self._receiver.run(
+                    stop, recorder.flush_due, self._ready, recorder.discard, recorder.flush
+                )
+            self.failure = None
+        except EdgeError as error:
+            self.failure = error
+        finally:
+            # Also after a fault of ours: a process that hears nothing must not look alive.
+            stop.set()
+
+
+def open_page(
+    args: argparse.Namespace, router: MessageRouter, receiver: Receiver, store: Store | None
+) -> Server:
+    """Serve the page, with what the store holds. Raises UsageError or EdgeError."""
+    from edge.watch.web import Server, parse_address
+
+    password = read_password(args.web_password_file)
+    address = parse_address(args.web, password, args.web_certificate, args.web_key)
+    if store is not None:
+        remember(router.rooms, store)
+    server = Server(router.rooms, lambda: str(receiver.state), address)
+    server.start()
+    print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
+    return server
 
 
 def remember(rooms: Rooms, store: Store) -> None:
-    """The last hours, from what was recorded before this start; a database that is away is told later,
-    by the recorder."""
+    """Show the last hours too, recorded before this start; a database that is away is the recorder's to
+    report."""
     from edge.watch.database import StoreError
 
     now = utc_now()
@@ -243,6 +259,7 @@ def remember(rooms: Rooms, store: Store) -> None:
 
 
 def show_table(router: MessageRouter, receiver: Receiver) -> None:
+    """Draw the table until router.stop."""
     from rich.console import Console
     from rich.live import Live
 

@@ -56,7 +56,8 @@ class Store(Database):
         healths = [p for p in payloads if isinstance(p, Health)]
         statuses = [p for p in payloads if isinstance(p, Status)]
         with self.transaction() as db:
-            logs = self._lock(db, {(m.node, m.log) for m in (*counts, *healths)})
+            keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
+            logs = self._lock(db, keys)
             for health in healths:
                 progress = logs[health.node, health.log]
                 progress.first = max(progress.first, health.outbox_first)
@@ -70,12 +71,12 @@ class Store(Database):
         return written
 
     def _insert(self, table: sa.Table) -> sa.Insert:
-        """An insert that passes over rows that are there."""
+        """Make an insert that passes over rows that are there."""
         insert = postgresql.insert if self.postgresql else sqlite.insert
         return insert(table).on_conflict_do_nothing()
 
     def _lock(self, db: sa.Connection, keys: Iterable[Log]) -> dict[Log, _Progress]:
-        """The logs' rows, made where they are missing, held until the transaction ends."""
+        """Lock the logs' rows, made where they are missing, until the transaction ends."""
         ordered = sorted(keys)  # in one order, so that two recorders never wait for each other
         if not ordered:
             return {}
@@ -189,7 +190,7 @@ def _write_progress(db: sa.Connection, logs: dict[Log, _Progress]) -> None:
 
 
 def _write_statuses(db: sa.Connection, statuses: Sequence[Status], received: datetime) -> None:
-    """Changes only: a retained status comes again with every connection."""
+    """Write changes only: a retained status comes again with every connection."""
     for m in statuses:
         last = db.execute(
             sa.select(STATUSES.c.session, STATUSES.c.state, STATUSES.c.reason)

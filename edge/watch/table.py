@@ -36,7 +36,7 @@ def people(room: Room, now: datetime) -> str:
 
 
 def expressions(room: Room, now: datetime) -> str:
-    """The commonest of the last window; "hidden" for a small group."""
+    """List the commonest of the last window; "hidden" for a suppressed small count."""
     if room.counts is None or room.counts.faces is None or not room.present(now):
         return ""
     if room.counts.counts is None:
@@ -47,7 +47,7 @@ def expressions(room: Room, now: datetime) -> str:
 
 
 def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
-    """Room, state, people, expressions, last heard, temperature, waiting, lost; by name."""
+    """List room, state, people, expressions, last heard, temperature, waiting, lost; by name."""
     with rooms.lock:
         found = sorted(rooms.rooms.values(), key=lambda room: room.node)
         return [
@@ -68,7 +68,7 @@ def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
 
 
 def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: str = "") -> Group:
-    """broker: how the connection stands; height: lines that fit; note: what a recorder says."""
+    """Draw the table. broker: how the connection stands; height: lines that fit; note: a recorder's."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column("room", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("status", width=8, no_wrap=True)

@@ -38,7 +38,8 @@ LOGS = sa.Table(
     sa.Column("highest", sa.BigInteger),
 )
 
-# A row a window. counts and person_seconds: people and time by label; null when suppressed or unseen.
+# A row a window. counts and person_seconds: people and time by label; null for a suppressed small count
+# (fewer than min_group people) and where nothing was seen.
 COUNTS = sa.Table(
     "counts",
     METADATA,

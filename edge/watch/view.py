@@ -14,7 +14,7 @@ LESSON_MINUTES = 45
 
 
 def _lesson(room: Room, now: datetime) -> dict[str, int]:
-    """Person-seconds by label over the last lesson."""
+    """Sum person-seconds by label over the last lesson."""
     since, total = now - timedelta(minutes=LESSON_MINUTES), Counter[str]()
     for at, minute in room.minutes.items():
         if at >= since:
@@ -44,7 +44,7 @@ def _room(room: Room, now: datetime) -> dict[str, Any]:
 
 
 def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
-    """The rooms, those that need a look first."""
+    """Describe the rooms, those that need a look first. hidden: a suppressed small count, as "<5"."""
     with rooms.lock:
         shown = [_room(room, now) for room in rooms.rooms.values()]
         labels = list(rooms.labels)
@@ -63,8 +63,9 @@ def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
 
 
 def timeline(rooms: Rooms, node: str | None, now: datetime) -> dict[str, Any]:
-    """People by label for every minute from the first to the last that is known, of one node or of
-    all. A minute without a reading is null; hidden, unseen: shares of the time that say nothing."""
+    """Average people by label for every minute from the first to the last that is known, of one node or
+    of all. A minute without a reading is null; hidden, unseen: the shares of the time in which small
+    counts were suppressed, and nothing was seen."""
     with rooms.lock:
         chosen = [r for r in rooms.rooms.values() if node is None or r.node == node]
         labels = list(rooms.labels)

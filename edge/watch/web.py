@@ -51,7 +51,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PageAddress:
     """Where the page is served, and who may see it. password: None on loopback alone."""
 
     host: str
@@ -66,17 +66,18 @@ class Place:
         return f"{'https' if self.certificate else 'http'}://{host}:{self.port}/"
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach a host's name or address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def place(
+def parse_address(
     text: str, password: str | None, certificate: Path | None = None, key: Path | None = None
-) -> Place:
-    """HOST:PORT as a place. Raises UsageError, also where it would be open to others."""
+) -> PageAddress:
+    """Read HOST:PORT. Raises UsageError, also where the page would be open to others."""
     host, _, port = text.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdigit() or not 0 < int(port) < 65536:
@@ -85,16 +86,17 @@ def place(
         raise UsageError("--web-certificate and --web-key go together")
     if password == "":
         raise UsageError("the file of --web-password-file has an empty first line")
-    if not loopback(host) and password is None:
+    if not is_loopback(host) and password is None:
         raise UsageError(
             f"--web {text} is open to everybody who reaches {host}: give --web-password-file (user "
             f"'school'), or stay on 127.0.0.1 behind a proxy that asks for one"
         )
-    return Place(host, int(port), password, certificate, key)
+    return PageAddress(host, int(port), password, certificate, key)
 
 
 class Guard:
-    """Every answer's headers, and HTTP Basic authentication (RFC 7617) where there is a password."""
+    """Adds every answer's headers, and asks for HTTP Basic authentication (RFC 7617) where there is a
+    password."""
 
     def __init__(self, app: ASGIApp, password: str | None) -> None:
         self._app, self._password = app, password
@@ -132,9 +134,9 @@ class Guard:
 
 
 def application(
-    rooms: Rooms, broker: Callable[[], str], where: Place, stop: threading.Event
+    rooms: Rooms, broker: Callable[[], str], address: PageAddress, stop: threading.Event
 ) -> Starlette:
-    """broker: how the connection to it stands, in words; stop: ends what streams."""
+    """Make the page's application. broker: describes the connection to it; stop: ends what streams."""
     script = get_plotlyjs().encode()
 
     def file(name: str, kind: str) -> Callable[[Request], Response]:
@@ -147,7 +149,7 @@ def application(
     made: tuple[float, str] = (-EVENT_SECONDS, "")
 
     def now() -> str:
-        """The state as JSON, made once a second for everybody who looks."""
+        """Return the state as JSON, made once a second for everybody who looks."""
         nonlocal made
         moment = time.monotonic()
         if moment - made[0] >= EVENT_SECONDS:
@@ -183,31 +185,32 @@ def application(
             Route("/events", events),
         ],
         middleware=[
-            Middleware(Guard, password=where.password),
-            # On loopback, a page of another site could otherwise ask through a name of its own.
-            Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(where)),
+            Middleware(Guard, password=address.password),
+            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(address)),
             Middleware(GZipMiddleware, minimum_size=1000),
         ],
     )
 
 
-def _hosts(where: Place) -> list[str]:
-    return ["localhost", "127.0.0.1", "[::1]", where.host] if loopback(where.host) else ["*"]
+def allowed_hosts(address: PageAddress) -> list[str]:
+    """Guard against DNS rebinding: a page of another site could otherwise read this one through a name
+    of its own that resolves to loopback. Beyond loopback a password is demanded instead."""
+    return ["localhost", "127.0.0.1", "[::1]", address.host] if is_loopback(address.host) else ["*"]
 
 
 class Server:
     """The page in a thread of its own."""
 
-    def __init__(self, rooms: Rooms, broker: Callable[[], str], where: Place) -> None:
-        self._where, self._stop = where, threading.Event()
+    def __init__(self, rooms: Rooms, broker: Callable[[], str], address: PageAddress) -> None:
+        self._address, self._stop = address, threading.Event()
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(rooms, broker, where, self._stop),
-                host=where.host,
-                port=where.port,
+                application(rooms, broker, address, self._stop),
+                host=address.host,
+                port=address.port,
                 log_level="error",
-                ssl_certfile=where.certificate,
-                ssl_keyfile=where.key,
+                ssl_certfile=address.certificate,
+                ssl_keyfile=address.key,
                 timeout_graceful_shutdown=3,
             )
         )
@@ -221,13 +224,13 @@ class Server:
             log.debug("the page ended: %s", error)
 
     def start(self) -> None:
-        """Raises EdgeError where the address cannot be served."""
+        """Serve; returns once the page answers. Raises EdgeError where the address cannot be served."""
         self._thread.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise EdgeError(
-                    f"the page cannot be served at {self._where.url}: the port is taken, or the "
+                    f"the page cannot be served at {self._address.url}: the port is taken, or the "
                     f"address or certificate is not this machine's; give another to --web"
                 )
             time.sleep(0.02)

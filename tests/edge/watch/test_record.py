@@ -73,7 +73,7 @@ class Bench:
 
     def turn(self, seconds: float = BATCH_SECONDS) -> None:
         self.clock.now += seconds
-        self.recorder.turn()
+        self.recorder.flush_due()
 
     def stored(self) -> list[int]:
         return [row["seq"] for row in self.store.readings()]
@@ -138,7 +138,7 @@ def test_what_comes_again_after_a_kill_is_known(bench: Bench, tmp_path: Path) ->
 
 def test_a_lost_connection_takes_what_waits_with_it(bench: Bench) -> None:
     bench.take(counts(1))
-    bench.recorder.lost()
+    bench.recorder.discard()
     bench.turn()
     assert bench.done == []
 

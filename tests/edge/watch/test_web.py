@@ -23,7 +23,7 @@ import pytest
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.watch.rooms import Rooms
-from edge.watch.web import Place, Server, place
+from edge.watch.web import PageAddress, Server, parse_address
 from support.brokers import Mosquitto, certificates, free_port
 from support.heard import counts, heard, raw, small
 from support.paths import CLIP, ROOT
@@ -45,15 +45,17 @@ def rooms() -> Rooms:
     return made
 
 
-def serve(rooms: Rooms, where: Place | None = None) -> Server:
-    server = Server(rooms, lambda: "connected: test", where or Place("127.0.0.1", free_port()))
+def serve(rooms: Rooms, where: PageAddress | None = None) -> Server:
+    server = Server(
+        rooms, lambda: "connected: test", where or PageAddress("127.0.0.1", free_port())
+    )
     server.start()
     return server
 
 
 @pytest.fixture
 def url(rooms: Rooms) -> Iterator[str]:
-    where = Place("127.0.0.1", free_port())
+    where = PageAddress("127.0.0.1", free_port())
     server = serve(rooms, where)
     yield where.url
     server.close()
@@ -89,26 +91,26 @@ def test_every_file_comes_from_here_and_forbids_other_hosts(url: str) -> None:
     assert state["rooms"][2]["people"] is None
 
 
-def test_another_sites_name_for_loopback_is_refused(url: str) -> None:
+def test_dns_rebinding_is_refused(url: str) -> None:
     assert get(url, Host="evil.example")[0] == 400
 
 
 def test_beyond_loopback_a_password_is_demanded() -> None:
     with pytest.raises(UsageError, match="--web-password-file"):
-        place("0.0.0.0:8080", None)
+        parse_address("0.0.0.0:8080", None)
     with pytest.raises(UsageError, match="HOST:PORT"):
-        place("here", None)
+        parse_address("here", None)
     with pytest.raises(UsageError, match="go together"):
-        place("127.0.0.1:1", None, Path("x"))
-    assert place("8080", None).host == place(":8080", None).host == "127.0.0.1"
-    assert place("[::1]:8080", None).url == "http://[::1]:8080/"
-    assert place("0.0.0.0:8080", "secret").password == "secret"
+        parse_address("127.0.0.1:1", None, Path("x"))
+    assert parse_address("8080", None).host == parse_address(":8080", None).host == "127.0.0.1"
+    assert parse_address("[::1]:8080", None).url == "http://[::1]:8080/"
+    assert parse_address("0.0.0.0:8080", "secret").password == "secret"
     with pytest.raises(UsageError, match="empty first line"):
-        place("0.0.0.0:8080", "")
+        parse_address("0.0.0.0:8080", "")
 
 
 def test_a_password_opens_every_part_and_nothing_else_does(rooms: Rooms) -> None:
-    where = Place("127.0.0.1", free_port(), "geheim: ü")
+    where = PageAddress("127.0.0.1", free_port(), "geheim: ü")
     server = serve(rooms, where)
 
     def basic(text: str) -> str:
@@ -130,7 +132,7 @@ def test_a_password_opens_every_part_and_nothing_else_does(rooms: Rooms) -> None
 
 def test_https_with_a_certificate_of_the_schools(rooms: Rooms, tmp_path: Path) -> None:
     files = certificates(tmp_path, ["page"])
-    where = Place("127.0.0.1", free_port(), None, files["page.pem"], files["page.key"])
+    where = PageAddress("127.0.0.1", free_port(), None, files["page.pem"], files["page.key"])
     server = serve(rooms, where)
     context = ssl.create_default_context(cafile=str(files["ca.pem"]))
     assert get(where.url, context)[0] == 200
@@ -140,9 +142,11 @@ def test_https_with_a_certificate_of_the_schools(rooms: Rooms, tmp_path: Path) -
 def test_a_port_that_is_taken_is_one_line(rooms: Rooms, url: str) -> None:
     taken = int(url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(EdgeError, match="the port is taken"):
-        serve(rooms, Place("127.0.0.1", taken))
+        serve(rooms, PageAddress("127.0.0.1", taken))
     with pytest.raises(EdgeError, match="certificate is not"):
-        serve(rooms, Place("127.0.0.1", free_port(), None, ROOT / "LICENSE", ROOT / "LICENSE"))
+        serve(
+            rooms, PageAddress("127.0.0.1", free_port(), None, ROOT / "LICENSE", ROOT / "LICENSE")
+        )
 
 
 @pytest.fixture(scope="module")
