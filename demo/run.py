@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def start_broker(port: int) -> None:
-    """An embedded broker in a thread of its own; it speaks MQTT 3.1.1."""
+    """Start an embedded broker in a thread of its own; it speaks MQTT 3.1.1."""
     import logging
 
     from amqtt.broker import Broker as Embedded
@@ -93,14 +93,14 @@ def seconds_given() -> float:
 
 
 def play(url: str, state: str, seconds: float) -> None:
-    """The node on the clip, again and again on a terminal. Raises EdgeError where it fails."""
+    """Run the node on the clip, again and again on a terminal. Raises EdgeError where it fails."""
     stay = sys.stdout.isatty() or seconds > 0
     deadline = time.monotonic() + seconds if seconds else float("inf")
     command = [sys.executable, "-m", "edge.run", "--camera", str(CLIP), "--broker", url]
     command += ["--window", WINDOW_SECONDS]
     print(f"$ edge-run --camera demo/{CLIP.name} --broker {url} --window {WINDOW_SECONDS}\n")
     env = {**os.environ, "XDG_STATE_HOME": state}
-    node = subprocess.Popen(command, env=env)
+    node = subprocess.Popen(command, env=env, text=True)
     while True:
         try:
             code = node.wait(timeout=max(deadline - time.monotonic(), 0.1) if seconds else None)

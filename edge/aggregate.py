@@ -1,4 +1,4 @@
-"""Expressions > Reading: what is counted, for how long, and what small groups keep to themselves.
+"""Expressions -> Reading: what is counted, for how long, and what small groups keep to themselves.
 
 A picture stands for the time until the next one (at most `max_gap_seconds`), so every figure is an
 average over time, not over pictures. Windows start at multiples of their length, in UTC for a
@@ -20,8 +20,8 @@ def round_half_up(value: float) -> int:
 
 
 def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Integers that add up to total: each share's floor, the rest to the largest remainders, ties
-    in order. shares must be non-negative with |sum - total| below len(shares)."""
+    """Round shares to integers that add up to total: each share's floor, the rest to the largest
+    remainders, ties in order. shares must be non-negative with |sum - total| below len(shares)."""
     floors = [math.floor(share + 1e-9) for share in shares]
     rest = [round(share - whole, 9) for share, whole in zip(shares, floors, strict=True)]
     order = sorted(range(len(shares)), key=lambda i: -rest[i])
@@ -31,7 +31,7 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
 
 
 def merge_small_cells(counts: dict[str, int], min_cell: int) -> dict[str, int]:
-    """The counts with every cell from 1 to min_cell - 1 put into `other`.
+    """Put every cell from 1 to min_cell - 1 into `other`.
 
     Where `other` would itself be such a cell, the smallest remaining cell joins it (the last in
     label order of equals), so that no published cell speaks of fewer than min_cell people.
@@ -85,7 +85,7 @@ class _Open:
 
 
 class Window:
-    """Fills windows from frames and ticks; `add` and `tick` return the readings that closed."""
+    """Fill windows from frames and ticks; `add` and `tick` return the readings that closed."""
 
     def __init__(
         self,
@@ -128,14 +128,14 @@ class Window:
         return closed
 
     def tick(self, tick: Tick) -> list[Reading]:
-        """Time passed without a picture."""
+        """Let time pass without a picture."""
         closed = self._advance(tick)
         if self._open is not None:
             self._open.cameras.add(tick.camera)
         return closed
 
     def discard(self) -> None:
-        """The window in progress shall say nothing of anybody: a command that cuts into it could
+        """Make the window in progress say nothing of anybody: a command that cuts into it could
         otherwise carve out a moment."""
         self._last_sample = None
         if self._open is not None:
@@ -150,7 +150,7 @@ class Window:
         self.discard()
 
     def people_now(self) -> int:
-        """People in the last frame."""
+        """Count the people in the last frame."""
         return self._last_sample.people if self._last_sample is not None else 0
 
     def _advance(self, item: Frame | Tick) -> list[Reading]:

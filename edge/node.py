@@ -35,7 +35,7 @@ CAMERA_WAIT_SECONDS = 5.0
 
 @dataclass(eq=False)
 class Node:
-    """Takes every Frame and Tick of its source through the pipeline and reports on itself.
+    """Take every Frame and Tick of a source through the pipeline, and report on the node.
 
     student, detector: the networks' runtimes; commands: None for a file; stop: ends the source, then
     what waits is delivered; force_stop: ends that waiting too; opened: closes every part.

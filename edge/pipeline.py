@@ -1,4 +1,4 @@
-"""The arrow: detect > track > classify > aggregate. Joins the stages and does nothing else."""
+"""The arrow: detect -> track -> classify -> aggregate. Joins the stages and does nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cover(pixels: NDArray[np.uint8], masks: Sequence[Sequence[float]]) -> None:
 
 @dataclass(slots=True)
 class Pipeline:
-    """One step takes a Frame or a Tick and gives the readings whose windows it closed."""
+    """Join the stages: one step takes a Frame or a Tick, and returns the readings that closed."""
 
     detector: Detector
     tracker: Tracker
@@ -38,6 +38,7 @@ class Pipeline:
     stages: Stages = field(default_factory=Stages)
 
     def step(self, item: Frame | Tick) -> list[Reading]:
+        """Run one Frame through all stages, or let the window's time pass."""
         if isinstance(item, Tick):
             return self.window.tick(item)
         cover(item.pixels, self.masks)

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_settings(args: argparse.Namespace) -> Settings:
-    """node.yaml with the options laid over it; raises SettingsError naming where."""
+    """Read node.yaml and lay the options over it; raises SettingsError naming where."""
     data: dict[str, Any] = read_yaml(args.config) if args.config else {}
     where = str(args.config) if args.config else "settings"
     options = {
@@ -87,7 +87,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
 
 
 def refuse_unlawful_service(settings: Settings) -> None:
-    """An installed service needs its reason written down; in the foreground one line must do."""
+    """Raise SettingsError for a service without a written reason; in the foreground, say the law."""
     if settings.privacy.legal_basis.strip():
         return
     if os.environ.get("NOTIFY_SOCKET"):

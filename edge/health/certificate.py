@@ -11,7 +11,7 @@ WARN_SECONDS = 60 * 86400.0
 
 
 def ends(file: Path) -> float | None:
-    """Seconds since 1970, by openssl's program; None where there is none, or no certificate."""
+    """Read when a certificate ends (seconds since 1970) by openssl's program; None without either."""
     program = shutil.which("openssl")
     if program is None:
         return None
@@ -24,7 +24,7 @@ def ends(file: Path) -> float | None:
 
 
 class Validity:
-    """`ends` of one file, asked again only when the file changed."""
+    """The end of one file's certificate, read again only when the file changed."""
 
     def __init__(self, file: Path | None) -> None:
         """file: PEM; None where the node shows no certificate."""

@@ -16,7 +16,7 @@ from edge.health.throttle import Throttle
 
 
 class Monitor:
-    """Publishes `status` when it changed and `health` every `health_seconds`."""
+    """Publish `status` when it changed and `health` every `health_seconds`."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def temperature_celsius(zones: Path = Path("/sys/class/thermal")) -> float | None:
-    """The hottest thermal zone, or None where there is none."""
+    """Read the hottest thermal zone, in degrees Celsius; None where there is none."""
     values = []
     for zone in zones.glob("thermal_zone*/temp"):
         try:
@@ -18,7 +18,7 @@ def temperature_celsius(zones: Path = Path("/sys/class/thermal")) -> float | Non
 
 
 def memory_mib(statm: Path = Path("/proc/self/statm")) -> int | None:
-    """Resident memory of this process."""
+    """Read the resident memory of this process, in MiB; None where the system does not say."""
     try:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
     except (OSError, ValueError, IndexError):

@@ -7,9 +7,12 @@ would grow with every face in view.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.base.errors import UsageError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import GaugeMetricFamily
 
 ADDRESS = "127.0.0.1"
 # Of the message, by its own names; what is null there is left out here.
@@ -27,10 +30,10 @@ GAUGES = {
 
 
 class Metrics:
-    """Serves /metrics from a thread of prometheus-client's; `tell` changes what it says."""
+    """Serve /metrics from a thread of prometheus-client's; `tell` changes what it says."""
 
     def __init__(self, port: int) -> None:
-        """Raises UsageError where the port cannot be had or the package is missing."""
+        """Open the port; raises UsageError where it cannot be had or the package is missing."""
         try:
             from prometheus_client import CollectorRegistry, start_http_server
         except ImportError as error:
@@ -55,14 +58,14 @@ class Metrics:
         health: dict[str, Any] | None = None,
         connected: bool | None = None,
     ) -> None:
-        """state: of the last `status`; health: content of the last `health` message; connected: to the
-        broker."""
+        """Change what is said. state: of the last `status`; health: content of the last `health`;
+        connected: to the broker."""
         self._state = state or self._state
         self._connected = self._connected if connected is None else connected
         self._health = health or self._health
 
-    def collect(self) -> Iterator[Any]:
-        """What prometheus-client asks its collectors."""
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges; prometheus-client asks for them at each request."""
         from prometheus_client.core import GaugeMetricFamily
 
         health = self._health

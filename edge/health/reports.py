@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
 
 
 def last_update(file: Path = LAST_UPDATE) -> str | None:
-    """What edge-update left to say, such as "release 7 committed"; None where it left nothing."""
+    """Read what edge-update left to say, such as "release 7 committed"; None where it left nothing."""
     try:
         last = json.loads(file.read_bytes())
         return f"release {last['serial']} {last['outcome']}: {last['reason']}"[:300]
@@ -102,11 +102,11 @@ class Reports:
         }
 
     def use(self, bundle: Bundle, student: Opened) -> None:
-        """Another bundle reads the expressions from now on."""
+        """Take note that another bundle reads the expressions from now on."""
         self.bundle, self._student = bundle, student
 
     def will(self) -> Outgoing:
-        """What the broker says for a node that vanished; it has neither n nor time."""
+        """Make what the broker says for a node that vanished; it has neither n nor time."""
         message = Status(node=self._path, session=self.session, state="lost")
         return Outgoing("status", as_dict(message), retain=True)
 
@@ -117,8 +117,8 @@ class Reports:
         return Outgoing("status", as_dict(message), retain=True)
 
     def info(self, detector: Detector, opened: Opened, camera: str, window: Window) -> Outgoing:
-        """opened: the detector's runtime; camera: kind of source; window: how it counts now, which a
-        command may have changed."""
+        """Say what this node is. opened: the detector's runtime; camera: kind of source;
+        window: how it counts now, which a command may have changed."""
         p = self._settings.privacy
         message = Info(
             **self._stamp(),

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Systemd:
-    """One datagram a fact to NOTIFY_SOCKET."""
+    """Send a datagram a fact to NOTIFY_SOCKET."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Systemd:
             log.warning("systemd does not listen: %s", error.strerror or error)
 
     def progress(self) -> None:
-        """The loop finished a Frame or a Tick. The first one means that the node is ready."""
+        """Say that the loop finished a Frame or a Tick. The first one means that the node is ready."""
         if not self._ready:
             self._ready = True
             self._send("READY=1")
@@ -57,7 +57,7 @@ class Systemd:
             self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
+        """Send the one line of `systemctl status`."""
         self._send(f"STATUS={' '.join(text.split())}")
 
     def stopping(self) -> None:

@@ -22,8 +22,8 @@ SLOWING = re.compile(r"cpufreq|devfreq|gpu|throttle-alert|^processor$")
 
 
 def throttled(devices: Path = Path("/sys/class/thermal")) -> bool:
-    """Whether the kernel slows something down for heat or power: a cooling device of that kind is in
-    use. Read from sysfs, which every release has."""
+    """Tell whether the kernel slows something down for heat or power: a cooling device of that kind
+    is in use. Read from sysfs, which every release has."""
     for device in devices.glob("cooling_device*"):
         try:
             kind = (device / "type").read_text().strip().lower()
@@ -46,13 +46,13 @@ class Throttle:
         self._count = 0
 
     def update(self, now: float) -> None:
-        """A Frame or a Tick came."""
+        """Take the time of a Frame or a Tick (seconds), and decide."""
         if now - self._read_at >= READ_SECONDS:
             self._read_at = now
             self._decide(now, throttled(self._devices))
 
     def should_process(self) -> bool:
-        """Whether this picture is worked on; the others only count."""
+        """Tell whether this picture is worked on; the others only count."""
         self._count += 1
         return self._count % STRIDES[self.level] == 0
 

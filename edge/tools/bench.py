@@ -33,7 +33,7 @@ STAGES = ("capture", "detect", "track", "classify", "aggregate", "whole frame")
 
 
 def processor() -> str:
-    """The CPU's or board's own name."""
+    """Read the CPU's or board's own name."""
     for path in (Path("/proc/device-tree/model"), Path("/proc/cpuinfo")):
         try:
             text = path.read_text(errors="replace")

@@ -44,7 +44,9 @@ class View:
 
 
 def look(pixels: NDArray[np.uint8], faces: Sequence[Face]) -> View:
-    """pixels: (H, W, 3) uint8 BGR. Light and sharpness are the faces', or the picture's if none."""
+    """Measure one picture. pixels: (H, W, 3) uint8 BGR.
+
+    Light and sharpness are the faces', or the picture's if it has none."""
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
     height, width = grey.shape
     regions = []
@@ -68,7 +70,7 @@ def look(pixels: NDArray[np.uint8], faces: Sequence[Face]) -> View:
 
 
 def advise(view: View) -> str:
-    """One line: what is seen, and what to change."""
+    """Say in one line what is seen, and what to change."""
     if not view.faces:
         dark = "; too dark to say why" if view.light < DARK else ""
         return f"no face (light {view.light:.0f}/255){dark}"

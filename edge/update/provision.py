@@ -57,7 +57,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def peers(settings: Settings) -> list[str]:
-    """Names and addresses that the node speaks to: broker, time servers, a camera at an address."""
+    """List whom the node speaks to: broker, time servers, a camera at an address."""
     found = [urlsplit(settings.broker.url).hostname, *settings.clock.servers]
     if "://" in settings.camera.source:
         # What is no address, the camera itself will say.
@@ -67,7 +67,7 @@ def peers(settings: Settings) -> list[str]:
 
 
 def name_servers(files: Iterable[Path] = NAME_SERVERS) -> list[str]:
-    """Addresses in the first resolv.conf that names any beyond this machine."""
+    """Read the addresses in the first resolv.conf that names any beyond this machine."""
     for file in files:
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -87,13 +87,14 @@ def _beyond_this_machine(address: str) -> bool:
 
 
 def addresses(host: str) -> list[str]:
-    """All of a name's; raises OSError where it is not known now, UnicodeError where it is none."""
+    """Look up a name. Raises OSError where it is not known now, UnicodeError where it cannot be one."""
     answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return sorted({str(answer[4][0]).split("%")[0] for answer in answers})
 
 
 def allow(hosts: Sequence[str], servers: Sequence[str], before: str) -> tuple[str, list[str]]:
-    """The drop-in, and the names that are not known now; for those, what `before` allowed stays."""
+    """Write the drop-in, and list the names that are not known now: for those, what `before` allowed
+    stays."""
     allowed, unknown = list(servers), []
     for host in hosts:
         try:
@@ -124,7 +125,7 @@ class Provision:
         self._session, self._n = str(uuid.uuid4()), 0
 
     def say(self, step: str, text: str, tell: bool = True) -> None:
-        """tell: on the broker too, where it can be reached; a node that cannot goes on."""
+        """Print a line. tell: on the broker too; where that cannot be reached, the steps go on."""
         line = f"edge-node: {step}: {text}"
         print(line, flush=True)
         with contextlib.suppress(OSError):
@@ -133,7 +134,7 @@ class Provision:
             self._tell(f"{step}: {text}")
 
     def _tell(self, text: str) -> bool:
-        """On `status`; whether the broker took it."""
+        """Publish on `status`; returns whether the broker took it."""
         if self._settings.broker.url == "-":
             return False
         self._n += 1
@@ -212,7 +213,7 @@ class Provision:
             self.say("check", "all right")
 
     def all(self) -> None:
-        """Every step; those of a first boot once for each version of the program."""
+        """Run every step; those of a first boot once for each version of the program."""
         first = not self._done.is_file() or self._done.read_text() != edge.__version__
         # Started again by hand, or by an update: the camera is taken, and the node speaks for itself.
         first = first and self._run(["systemctl", "is-active", "edge-run"]).returncode != 0

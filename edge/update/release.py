@@ -50,7 +50,8 @@ class _Part(BaseModel):
 
 
 class File(_Part):
-    """version: of a package Debian's, of a bundle the first 12 digits of bundle.json's sha256."""
+    """One file of a release. version: of a package Debian's, of a bundle the first 12 digits of its
+    bundle.json's sha256."""
 
     kind: Literal["bundle", "package"]
     name: str = Field(pattern=FILE_NAME)
@@ -68,7 +69,7 @@ class File(_Part):
 
 
 class Release(_Part):
-    """release.json."""
+    """The content of release.json."""
 
     schema_: Literal["edge.release/1"] = Field(default="edge.release/1", alias="schema")
     serial: int = Field(ge=1, le=LARGEST)
@@ -83,7 +84,7 @@ class Release(_Part):
 
 
 def parse(data: bytes) -> Release:
-    """release.json's bytes, whose signature was verified; raises Refused."""
+    """Read release.json's bytes, whose signature was verified; raises Refused."""
     try:
         content = json.loads(data)
         known = content.get("schema") if isinstance(content, dict) else None
@@ -102,7 +103,7 @@ def parse(data: bytes) -> Release:
 
 
 def verify(key: Path, data: bytes, signature: bytes) -> None:
-    """Raises Refused where `signature` is not that of `data` by the Ed25519 key in the file `key`."""
+    """Raise Refused where `signature` is not that of `data` by the Ed25519 key in the file `key`."""
     if not key.is_file():
         raise EdgeError(f"{key} cannot be read; put the school's release.pub there (update.key)")
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +161,7 @@ class Server:
         )
 
     def _copy(self, name: str, take: Callable[[bytes], None], offset: int, seconds: float) -> None:
-        """Give take the file's bytes from offset on; b"" first where the server starts anew."""
+        """Give take the file's bytes from offset on; b"" first where the server starts over."""
         headers = {"User-Agent": f"edge-update/{edge.__version__}"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -195,15 +196,15 @@ class Server:
         return bytes(content)
 
     def release(self, key: Path) -> Release:
-        """What the server offers, signed by the owner of `key`. Raises Refused or EdgeError."""
+        """Fetch what the server offers, signed by the owner of `key`. Raises Refused or EdgeError."""
         signature = self._small(SIGNATURE, SIGNATURE_BYTES)
         data = self._small(MANIFEST, MANIFEST_BYTES)
         verify(key, data, signature)
         return parse(data)
 
     def download(self, file: File, folder: Path) -> Path:
-        """The file in `folder`, whole and of the signed hash; what an earlier try left is gone on
-        with. Raises Refused or EdgeError."""
+        """Fetch a file into `folder`, whole and of the signed hash; resumes what an earlier try left.
+        Raises Refused or EdgeError."""
         ready, part = folder / file.name, folder / f"{file.sha256}.part"
         if ready.is_file() and sha256_of(ready) == file.sha256:
             return ready
@@ -247,7 +248,7 @@ class Server:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """A bundle's .tar into a new folder. Flat, regular files and nothing else; raises Refused."""
+    """Unpack a bundle's .tar into a new folder. Raises Refused for anything but flat, regular files."""
     wrong = f"{archive.name} is no bundle"
     left = archive.stat().st_size
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""An update on trial: the way back is written down first, and taken unless a whole minute goes well.
+"""Put an update on trial: write the way back down first, and take it unless a whole minute goes well.
 
 Power may be cut anywhere. `trial/` says what to go back to; by rename it appears whole and goes whole,
 and whoever finds it goes back: `recover` here, or the shell of /usr/lib/edge-node/bootstrap, which
@@ -58,19 +58,20 @@ class Machine:
 
     @property
     def link(self) -> Path:
-        """To the bundle in use."""
+        """Lead to the bundle in use."""
         return self.home / "bundle"
 
     @property
     def shipped(self) -> Path:
-        """The package's own bundle."""
+        """Hold the package's own bundle."""
         return self.root / "usr/share/edge-node/bundle"
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """From old to new; package and bundle are both None where they stay. old_package and new_package:
-    .deb files; old_bundle and new_bundle: the link's targets."""
+    """What an update replaces by what; a package or bundle that stays is None.
+
+    old_package, new_package: .deb files; old_bundle, new_bundle: the link's targets."""
 
     serial: int
     old_package: Path | None = None
@@ -81,8 +82,8 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """fault: why edge-run is not healthy, or None; own: whether that can be its release's doing.
-    restarts: systemd's count of them."""
+    """How edge-run does. fault: why it is not healthy, or None; own: whether its release can be to
+    blame; restarts: systemd's count of them."""
 
     fault: str | None
     restarts: str
@@ -91,15 +92,15 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a trial went back. own: whether it can be the release's doing, so that another try is one
-    more fault."""
+    """Why a trial was rolled back. own: whether the release can be to blame; such a release is not
+    tried again."""
 
     reason: str
     own: bool = True
 
 
 def call(*words: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """A program's end and output; one that takes longer has code 124."""
+    """Run a program for at most `seconds`, keeping its output; code 124 where it took longer."""
     try:
         return subprocess.run(
             words,
@@ -140,7 +141,8 @@ def judge(active: str, line: str, restarts: str) -> Health:
 
 
 def watch(machine: Machine) -> Failure | None:
-    """None after a whole minute of healthy frames without a restart; else what was last in the way."""
+    """Wait for a whole minute of healthy frames without a restart; returns what was last in the way
+    where none came in WATCH_SECONDS."""
     began = machine.clock()
     since: float | None = None
     restarts, failure = "", Failure("edge-run was not healthy for a whole minute")
@@ -161,7 +163,7 @@ def watch(machine: Machine) -> Failure | None:
 
 
 def installed() -> str:
-    """Version of the package on this machine, "" where it is not installed whole.
+    """Ask dpkg for the package's version on this machine, "" where it is not installed whole.
 
     One on hold is (`apt-mark hold`): that is said to apt. `dpkg --install` takes it all the same."""
     lines = call("dpkg", "--status", "edge-node").stdout.splitlines()
@@ -170,8 +172,8 @@ def installed() -> str:
 
 
 def install_package(machine: Machine, path: Path) -> None:
-    """Raises EdgeError in which dpkg's last line stands. A package manager that is at work is waited
-    for: going back would need the same lock."""
+    """Install a .deb; raises EdgeError with dpkg's last line. Waits for a package manager that is at
+    work: rolling back would need the same lock."""
     for tried in range(LOCKED_TRIES):
         # A setting that a technician changed stays, and nobody is there to be asked.
         done = call("dpkg", "--force-confold", "--install", str(path), seconds=DPKG_SECONDS)
@@ -186,7 +188,7 @@ def install_package(machine: Machine, path: Path) -> None:
 
 
 def point(machine: Machine, target: str) -> None:
-    """The link `bundle` leads to target, before and after a power cut."""
+    """Make the link `bundle` lead to target; a power cut leaves the old link or the new one."""
     new = machine.home / "bundle.new"
     new.unlink(missing_ok=True)
     os.symlink(target, new)
@@ -195,8 +197,9 @@ def point(machine: Machine, target: str) -> None:
 
 
 def restart(verb: str = "restart") -> None:
-    """The engine first, while the old program runs on: building takes up to an hour. What comes of
-    it is seen in edge-run's state. verb: "try-restart" leaves alone what does not run."""
+    """Restart the engine's builder, then edge-run: building takes up to an hour, in which the old
+    program runs on. What comes of it is seen in edge-run's state. verb: "try-restart" leaves alone what
+    does not run."""
     call(
         "systemctl", "reset-failed", ENGINE, RUN
     )  # or a limit of starts would hold the next one back
@@ -205,7 +208,7 @@ def restart(verb: str = "restart") -> None:
 
 
 def begin(machine: Machine, transition: Transition) -> None:
-    """From here on, whoever finds this machine goes back."""
+    """Write `trial/`: from here on, whoever finds this machine rolls back."""
     new = machine.home / "trial.new"
     for rest in (new, machine.home / "trial.over"):
         shutil.rmtree(rest, ignore_errors=True)
@@ -227,7 +230,7 @@ def begin(machine: Machine, transition: Transition) -> None:
 
 
 def end(machine: Machine) -> None:
-    """The trial is over. Renamed first: one that is half deleted must not be taken for a whole one.
+    """Take `trial/` away. Renamed first: one that is half deleted must not be taken for a whole one.
 
     Raises OSError where it could not be renamed, and only then: after that, nothing can go back."""
     over = machine.home / "trial.over"
@@ -239,7 +242,8 @@ def end(machine: Machine) -> None:
 
 
 def roll_back(machine: Machine) -> None:
-    """Old package, old bundle, no trial. Raises EdgeError where dpkg does not; the trial stays then."""
+    """Bring the old package and bundle back, and end the trial. Raises EdgeError where dpkg fails; the
+    trial stays then."""
     package, bundle = machine.trial / "package", machine.trial / "bundle"
     if package.is_file():
         call("dpkg", "--configure", "-a", seconds=DPKG_SECONDS)
@@ -252,7 +256,7 @@ def roll_back(machine: Machine) -> None:
 
 
 def attempt(machine: Machine, transition: Transition) -> Failure | None:
-    """Put the new in, watch it, and keep it or go back: None, or why it went back.
+    """Install the new, watch it, and keep it or roll back; returns None, or why it was rolled back.
 
     Raises EdgeError where there was no way back; then trial/ stays and the next start tries again."""
     begin(machine, transition)
@@ -286,8 +290,8 @@ def attempt(machine: Machine, transition: Transition) -> Failure | None:
 
 
 def commit(machine: Machine, transition: Transition) -> None:
-    """The end of the trial is what counts; the new package is in its place before, as the next one's
-    way back."""
+    """End the trial, after which the new is what stays. Its package is moved to its place before: it is
+    the next update's way back."""
     if transition.new_package:
         packages = machine.home / "packages"
         packages.mkdir(exist_ok=True)
@@ -297,8 +301,8 @@ def commit(machine: Machine, transition: Transition) -> None:
 
 
 def recover(machine: Machine) -> int | None:
-    """Go back where a trial was cut short. The serial of the release that was gone back from, here or
-    by the shell, 0 where it cannot be read, or None where there is nothing to tell."""
+    """Roll back where a trial was cut short. Returns the serial of the release that was rolled back,
+    here or by the shell, 0 where it cannot be read, or None where there is nothing to tell."""
     if machine.trial.is_dir():
         roll_back(machine)
         restart("try-restart")

@@ -1,6 +1,6 @@
 """`edge-update`: take the school's next signed release, keep it only if the node stays healthy.
 
-Run as root by edge-update.timer. Its steps: go back where power cut a trial short; fetch release.json
+Run as root by edge-update.timer. Its steps: roll back where power cut a trial short; fetch release.json
 and verify it; ask whether it is new and the node healthy; download, unpack, prove; then the trial
 (`rollout.py`). What came of a release stands in last.json; the journal has the rest.
 """
@@ -60,7 +60,7 @@ class RolledBack(EdgeError):
 
 
 def _number(path: Path) -> int:
-    """In a file of ours; 0 where there is none."""
+    """Read a number from a file of ours; 0 where there is none."""
     try:
         return int(path.read_text())
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def _number(path: Path) -> int:
 
 
 def _tried(machine: Machine) -> tuple[int, int]:
-    """Serial of the last release that went on trial, and how often it did."""
+    """Read the serial of the last release that went on trial, and how often it did."""
     try:
         serial, times = (machine.home / "tried").read_text().split()
         return int(serial), int(times)
@@ -91,8 +91,8 @@ def record(
     outcome: str,
     reason: str,
 ) -> None:
-    """serial: None where the release cannot be trusted to have one; outcome: committed, rolled-back,
-    refused (what was offered) or failed (what was tried)."""
+    """Write last.json. serial: None where the release cannot be trusted to have one; outcome:
+    committed, rolled-back, refused (what was offered) or failed (what was tried)."""
     content = {
         "schema": OUTCOME,
         "serial": serial,
@@ -106,7 +106,7 @@ def record(
 
 
 def record_standing(machine: Machine, serial: int, outcome: str, reason: str) -> None:
-    """Record what holds of the release on offer, where last.json says anything else: a refusal that
+    """Record what became of the release on offer, where last.json says anything else: a refusal that
     passed must not stay."""
     try:
         last = json.loads((machine.home / "last.json").read_bytes())
@@ -121,7 +121,7 @@ def record_standing(machine: Machine, serial: int, outcome: str, reason: str) ->
 
 @contextmanager
 def alone(machine: Machine) -> Iterator[None]:
-    """Raises EdgeError where another edge-update is at work."""
+    """Hold the lock of edge-update; raises EdgeError where another one is at work."""
     with ExitStack() as held:
         try:
             held.enter_context(file_lock(machine.home / "lock", wait=False))
@@ -138,7 +138,7 @@ def prove(folder: Path) -> None:
 
 
 def prove_aside(folder: Path) -> None:
-    """`prove` in a process of its own: a model that takes all memory, or crashes the runtime, takes
+    """Run `prove` in a process of its own: a model that takes all memory, or crashes the runtime, takes
     nothing else with it. Raises Refused."""
     command = [sys.executable, "-I", "-m", "edge.update.run", "--prove", str(folder)]
     try:
@@ -151,7 +151,7 @@ def prove_aside(folder: Path) -> None:
 
 
 def in_use(machine: Machine) -> tuple[str, str]:
-    """What the link `bundle` points to, and its bundle's version."""
+    """Return what the link `bundle` points to, and its bundle's version."""
     if machine.link.exists() and not machine.link.is_symlink():
         raise EdgeError(f"{machine.link} is no link; move it away, the shipped bundle serves then")
     target = os.readlink(machine.link) if machine.link.is_symlink() else str(machine.shipped)
@@ -162,14 +162,14 @@ def in_use(machine: Machine) -> tuple[str, str]:
 
 
 def pending_files(machine: Machine, release: Release) -> list[File]:
-    """Of a release's files, those that are not in use already."""
+    """List those of a release's files that are not in use already."""
     present = {"bundle": in_use(machine)[1], "package": installed()}
     return [file for file in release.files if present[file.kind] != file.version]
 
 
 def wanted(machine: Machine, release: Release) -> tuple[str, str] | None:
-    """None for a release that should be taken, or what became of it: outcome and reason. Raises Refused
-    for an older one than this node took: whoever replays it wants its faults back."""
+    """Decide whether a release should be taken: None, or what became of it, as outcome and reason.
+    Raises Refused for an older one than this node took: whoever replays it wants its faults back."""
     taken, (tried, times) = _number(machine.home / "serial"), _tried(machine)
     if release.serial == taken:
         return "committed", "is in use"
@@ -193,7 +193,7 @@ def _space(machine: Machine, files: Sequence[File]) -> None:
 
 
 def _stage_bundle(machine: Machine, file: File, archive: Path) -> str:
-    """The bundle, proven, in its own folder; the link's new target."""
+    """Unpack and prove a bundle in its own folder; returns the link's new target."""
     draft = machine.home / "staging" / "bundle"
     shutil.rmtree(draft, ignore_errors=True)
     unpack(archive, draft)
@@ -218,7 +218,7 @@ def _stage_package(file: File, path: Path) -> None:
 
 
 def present_package(machine: Machine) -> Path:
-    """The .deb of what is installed: the way back. Raises EdgeError where it is not kept here."""
+    """Find the .deb of what is installed: the way back. Raises EdgeError where it is not kept here."""
     folder, version = machine.home / "packages", installed()
     path = next(iter(sorted(folder.glob(f"edge-node_{version}_*.deb"))), None) if version else None
     if path is None:
@@ -229,7 +229,7 @@ def present_package(machine: Machine) -> Path:
 
 
 def stage(machine: Machine, server: Server, release: Release, files: Sequence[File]) -> Transition:
-    """Everything on the disk and proven; nothing in use was touched."""
+    """Download and prove everything; touches nothing that is in use. Raises Refused or EdgeError."""
     staging = machine.home / "staging"
     staging.mkdir(exist_ok=True)
     known = {name for file in files for name in (file.name, f"{file.sha256}.part")}
@@ -268,7 +268,7 @@ def finalize(machine: Machine, release: Release, transition: Transition | None) 
 
 
 def take(machine: Machine, server: Server, release: Release, files: Sequence[File]) -> None:
-    """Install what is new and finalize it; raises EdgeError after it went back, or never began."""
+    """Install what is new and finalize it. Raises RolledBack, or EdgeError where it never began."""
     if not files:
         finalize(machine, release, None)
         return
@@ -292,8 +292,8 @@ def take(machine: Machine, server: Server, release: Release, files: Sequence[Fil
 
 
 def offered(machine: Machine, server: Server, key: Path) -> Release:
-    """What is refused is looked at twice: between release.json and its signature somebody may be
-    writing just now. Raises Refused or EdgeError."""
+    """Fetch the release on offer. One that is refused is fetched once more: somebody may be writing
+    between release.json and its signature. Raises Refused or EdgeError."""
     try:
         return server.release(key)
     except Refused as error:
@@ -303,7 +303,7 @@ def offered(machine: Machine, server: Server, key: Path) -> Release:
 
 
 def update(machine: Machine, settings: Settings, check: bool = False) -> None:
-    """One look at the server. check: only say what would be done."""
+    """Ask the server once, and take what is new. check: only say what would be done."""
     u = settings.update
     if u.url is None or u.key is None:
         print("updates are off (update.url in node.yaml)")
