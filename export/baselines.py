@@ -70,10 +70,10 @@ def _efficientnet(classes: int) -> nn.Module:
         depth_coefficient=1.0,
         image_size=224,
         hidden_dim=1280,
-        num_labels=classes,
         return_dict=False,
     )
-    return EfficientNetForImageClassification(config)  # type: ignore[no-any-return]
+    config.num_labels = classes
+    return EfficientNetForImageClassification(config)
 
 
 def write_baselines(folder: Path, classes: int) -> dict[str, tuple[Path, int]]:
