@@ -7,7 +7,6 @@ package version give the same bytes.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 import edge
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
-from edge.base.files import sha256, sha256_of, write_atomically
+from edge.base.files import file_lock, sha256, sha256_of, write_atomically
 from edge.inference.weights import fetch, locked, original
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,26 +278,25 @@ def build(version: str, pythons: Sequence[str], lock: bool, out: Path) -> Path:
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     work = ROOT / "build/package"
     tree = work / "tree" / f"{PACKAGE}-{version}"
-    work.mkdir(parents=True, exist_ok=True)
-    held = (work / "lock").open("w")
-    fcntl.flock(held, fcntl.LOCK_EX)  # another build here is waited for; the end gives it back
-    shutil.rmtree(work / "tree", ignore_errors=True)
-    houses = wheelhouse(work / "wheels", pythons, lock)
-    for name in tracked():
-        copy(ROOT / name, tree / name)
-    share(tree, work, version, houses, env)
-    shutil.copytree(tree / "systemd/debian", tree / "debian")
-    changelog = tree / "debian/changelog"
-    changelog.write_text(entry(version, changelog.read_text(encoding="utf-8"), epoch))
-    # Our own build dependencies are asked for; -d leaves out the compiler for arm64 that dpkg takes
-    # every foreign package to need, and this one holds nothing to compile.
-    _run(["dpkg-checkbuilddeps", "-I", "-a", "arm64"], env, tree)
-    print("packing", file=sys.stderr)
-    _run(["dpkg-buildpackage", "-b", "-us", "-uc", "-d", "-a", "arm64"], env, tree)
-    out.mkdir(parents=True, exist_ok=True)
-    made = tree.parent / f"{PACKAGE}_{version}_arm64.deb"
-    path = out / made.name
-    shutil.move(made, path)
+    # Another build here is waited for.
+    with file_lock(work / "lock"):
+        shutil.rmtree(work / "tree", ignore_errors=True)
+        houses = wheelhouse(work / "wheels", pythons, lock)
+        for name in tracked():
+            copy(ROOT / name, tree / name)
+        share(tree, work, version, houses, env)
+        shutil.copytree(tree / "systemd/debian", tree / "debian")
+        changelog = tree / "debian/changelog"
+        changelog.write_text(entry(version, changelog.read_text(encoding="utf-8"), epoch))
+        # Our own build dependencies are asked for; -d leaves out the compiler for arm64 that dpkg takes
+        # every foreign package to need, and this one holds nothing to compile.
+        _run(["dpkg-checkbuilddeps", "-I", "-a", "arm64"], env, tree)
+        print("packing", file=sys.stderr)
+        _run(["dpkg-buildpackage", "-b", "-us", "-uc", "-d", "-a", "arm64"], env, tree)
+        out.mkdir(parents=True, exist_ok=True)
+        made = tree.parent / f"{PACKAGE}_{version}_arm64.deb"
+        path = out / made.name
+        shutil.move(made, path)
     return path
 
 

@@ -25,10 +25,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a file so that a reader sees the old or the whole new one, also after a power cut.
 
-    Makes missing folders; raises OSError, and leaves the old file then."""
+    At no moment can more users read it than `mode` says. Makes missing folders; raises OSError, and
+    leaves the old file then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -36,7 +37,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

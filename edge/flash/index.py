@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, ValidationError
 
 from edge.base.errors import EdgeError, UsageError
-from edge.base.files import sync_folder
+from edge.base.files import sync_folder, write_atomically
 from edge.base.strict_yaml import Strict
 
 NODE = re.compile(r"[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+")
@@ -105,26 +104,13 @@ def node_name(name: str) -> str:
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Whole or not at all, on the disk when this returns, and at no moment wider than `mode`.
-
-    Raises EdgeError."""
+    """Write a file of the authority's, which is on the disk when this returns. Raises EdgeError."""
     try:
-        # mkstemp makes it 0600 whatever the umask is.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fchmod(out.fileno(), mode)
-                if os.geteuid() == 0:
-                    # With sudo once, and the technician could not read the own authority again.
-                    owner = path.parent.stat()
-                    os.fchown(out.fileno(), owner.st_uid, owner.st_gid)
-                os.fsync(out.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, data, mode)
+        if os.geteuid() == 0:
+            # With sudo once, and the technician could not read the own authority again.
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
         # Else a power cut may bring the old file back, after the certificate has left.
         sync_folder(path.parent)
     except OSError as error:
