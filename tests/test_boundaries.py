@@ -1,4 +1,4 @@
-"""The design's table of folders, as a test: who may import what."""
+"""The order of the folders, as a test: who may import what."""
 
 from __future__ import annotations
 
@@ -11,6 +11,41 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edge", "distill", "export")
+# Lowest first: what is named in a line may import the lines above it, and itself where it is a folder.
+LAYERS = {
+    "edge": """
+        base
+        records settings
+        sources inference delivery
+        detect track crop aggregate
+        classify
+        pipeline health
+        node
+        assemble
+        tools update watch
+        run flash
+    """,
+    "distill": """
+        recipe
+        data
+        models
+        training
+        evaluation train
+    """,
+    "export": """
+        engine to_onnx
+        agree baselines calibrate card describe
+        to_int8
+        sensitivity to_fp16
+        precisions
+        model bench
+    """,
+}
+SHORT = {
+    "edge/watch/migrations/env.py": "runs the migrations, as Alembic demands a file to",
+    "edge/health/probes.py": "two files of the kernel",
+    "distill/models/precision.py": "one choice that models and training share",
+}
 
 
 def modules(package: str) -> list[Path]:
@@ -33,8 +68,52 @@ def imports_any(path: Path, *names: str) -> bool:
     return any(i == n or i.startswith(f"{n}.") for i in imports(path) for n in names)
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    """By module, those of its package that it imports, also inside functions."""
+    names = {module_name(path): path for path in modules(package)}
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & set(names)
+            elif isinstance(node, ast.ImportFrom) and node.module in names:
+                # `from package import name`: a module of that name, or else what the package holds.
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= full & set(names) or {node.module}
+    return found
+
+
+def layer_of(module: str) -> int:
+    """Of a module's package, from the lowest; the version in `edge/__init__.py` is below them all."""
+    package, *rest = module.split(".")
+    layers = [line.split() for line in LAYERS[package].split("\n") if line.strip()]
+    return next((at for at, names in enumerate(layers) if rest and rest[0] in names), -1)
+
+
 def users(package: str, *names: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in modules(package) if imports_any(path, *names)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_has_a_layer_and_imports_only_lower_ones(package: str) -> None:
+    for module, imported in graph(package).items():
+        assert layer_of(module) >= 0 or module == package, f"{module} has no place in LAYERS"
+        for other in imported:
+            inside = other.split(".")[:2] == module.split(".")[:2]
+            assert inside or layer_of(other) < layer_of(module), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    rest = graph(package)
+    while free := {module for module, imported in rest.items() if not imported & set(rest)}:
+        rest = {module: imported for module, imported in rest.items() if module not in free}
+    assert rest == {}
 
 
 def test_edge_knows_neither_distill_nor_export_nor_torch() -> None:
@@ -181,4 +260,15 @@ def test_modules_have_30_to_400_lines_and_no_vague_names(package: str) -> None:
     for path in modules(package):
         lines = len(path.read_text().splitlines())
         assert lines <= 400, f"{path} has {lines} lines"
+        short = path.name == "__init__.py" or str(path.relative_to(ROOT)) in SHORT
+        assert lines >= 30 or short, f"{path} has {lines} lines"
         assert path.stem not in ("utils", "helpers", "common", "misc", "manager")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_classes_have_fewer_than_200_lines(package: str) -> None:
+    for path in modules(package):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines < 200, f"{path}: {node.name} has {lines} lines"

@@ -1,4 +1,10 @@
-"""How long to wait before the next attempt at something that may heal by itself."""
+"""How long to wait before the next attempt at something that may heal by itself.
+
+backoff = Backoff(first_seconds=1.0, longest_seconds=30.0)
+while not connected():
+    stop.wait(backoff.next())
+backoff.reset()
+"""
 
 from __future__ import annotations
 
