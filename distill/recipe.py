@@ -1,4 +1,4 @@
-"""A training run as a strict YAML file."""
+"""Read a training run's settings from a strict YAML file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class CropRecipe(Strict):
+    """How a face is cut out of its picture."""
+
     size: int = Field(ge=32, le=224, multiple_of=8, description="side of the crop, pixels")
     channels: Literal[1, 3] = 1
     template: list[list[float]] = Field(
@@ -32,6 +34,8 @@ class CropRecipe(Strict):
 
 
 class StudentRecipe(Strict):
+    """The student's sizes, as in `StudentConfig`."""
+
     widths: list[Positive] = Field(default=[32, 48, 96, 160], min_length=4, max_length=4)
     depths: list[Positive] = Field(default=[1, 2, 2], min_length=3, max_length=3)
     width: int = Field(default=128, ge=8, description="tokens' width D")
@@ -47,11 +51,11 @@ class StudentRecipe(Strict):
 
 
 class TeacherRecipe(Strict):
-    """The HFFER-style teacher; its frozen weights are named on the command line."""
+    """The HFFER-style teacher; the files of its backbones are named on the command line."""
 
     face: Literal["sface", "ir50"] = "sface"
     trained_units: int = Field(
-        default=3, ge=0, description="last units of the face backbone that learn; 0 freezes it all"
+        default=3, ge=0, description="last units of the face backbone that train; 0 freezes it all"
     )
     scene_grid: Literal[7, 14] = Field(default=7, description="DINOv2's grid: 98 or 196 pixels")
     face_grid: Literal[7, 14] = Field(default=14, description="the face backbone's last one read")
@@ -61,7 +65,7 @@ class TeacherRecipe(Strict):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     cached: list[Literal["scene", "face"]] = Field(
         default=["scene"],
-        description="frozen sides that run once a picture, their grids moved with it; the others run "
+        description="backbones that run once a picture, their grids warped with it; the others run "
         "for every batch and see its light, noise ... too",
     )
     backbone_rate: float = Field(
@@ -84,7 +88,7 @@ class TeacherRecipe(Strict):
 
 
 class Distillation(Strict):
-    """Weights of the lessons beside the annotators' votes; 0 leaves one out."""
+    """Weights of the losses; 0 leaves one out."""
 
     votes: float = Field(default=1.0, ge=0, description="cross-entropy on the votes")
     logits: float = Field(default=1.0, ge=0)
@@ -92,18 +96,18 @@ class Distillation(Strict):
     temperature: float = Field(default=2.0, gt=0)
     tokens: float = Field(default=1.0, ge=0, description="each stream to its own backbone's")
     embedding: float = Field(default=1.0, ge=0)
-    relations: float = Field(
-        default=0.0, ge=0, description="attention relations, queries to values"
-    )
+    relations: float = Field(default=0.0, ge=0, description="of queries, keys and values")
     relation_heads: int = Field(default=8, ge=1)
     live: bool = Field(
         default=False,
-        description="the teacher sees the student's very picture, which wants a GPU; else its "
-        "thoughts of each picture are computed once and cached",
+        description="the teacher sees the student's very picture, for which a GPU is needed; else its "
+        "outputs for each picture are computed once and cached",
     )
 
 
 class Augmentation(Strict):
+    """Random changes of a training picture."""
+
     rotate_degrees: float = Field(default=15.0, ge=0, le=45)
     scale: float = Field(default=1.15, ge=1, le=2, description="largest factor, and its inverse")
     shift: float = Field(default=0.06, ge=0, le=0.5, description="of the side")
@@ -121,16 +125,18 @@ class Augmentation(Strict):
 
 
 class Training(Strict):
+    """The optimiser's schedule, and how pictures are drawn."""
+
     epochs: int = Field(ge=1)
     batch: int = Field(default=128, ge=2, description="pictures a step, over all processes")
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=1.0, ge=0)
-    average: float = Field(default=0.998, ge=0, lt=1, description="EMA decay a step")
+    average: float = Field(default=0.998, ge=0, lt=1, description="decay of the EMA a step")
     sharpness: float = Field(
         default=0.0,
         ge=0,
-        description="rho of sharpness-aware minimisation; 0 is off, else 2 passes",
+        description="rho of sharpness-aware minimisation (SAM), which takes 2 passes; 0 is off",
     )
     balance: float = Field(
         default=0.0, ge=0, le=1, description="0 draws pictures evenly, 1 draws classes evenly"
@@ -141,8 +147,8 @@ class Training(Strict):
 
 
 class Recipe(Strict):
-    """One run: exactly one of `student` and `teacher`; `distillation` beside a student asks for a
-    trained teacher."""
+    """One run, of either a `student` or a `teacher`; a student with `distillation` needs a trained
+    teacher."""
 
     name: str
     crop: CropRecipe
@@ -159,19 +165,19 @@ class Recipe(Strict):
         if self.distillation:
             if not self.student:
                 raise ValueError("'distillation' goes with a 'student'")
-            how = self.distillation
-            if not any((how.votes, how.logits, how.tokens, how.embedding, how.relations)):
+            d = self.distillation
+            if not any((d.votes, d.logits, d.tokens, d.embedding, d.relations)):
                 raise ValueError("'distillation' teaches nothing: all its weights are 0")
-            if how.relations and self.student.width % how.relation_heads:
+            if d.relations and self.student.width % d.relation_heads:
                 raise ValueError(
                     f"'student.width' {self.student.width} must be a multiple of "
-                    f"'distillation.relation_heads' {how.relation_heads}"
+                    f"'distillation.relation_heads' {d.relation_heads}"
                 )
-            if self.distillation.relations and not self.student.attend:
+            if d.relations and not self.student.attend:
                 raise ValueError("'distillation.relations' needs 'student.attend'")
         if self.distillation and self.training.mixup and not self.distillation.live:
             raise ValueError(
-                "'training.mixup' with cached lessons teaches the wrong picture; use live"
+                "'training.mixup' with a teacher's cached outputs teaches the wrong picture; use live"
             )
         if self.augmentation.shrink_to >= self.crop.size:
             raise ValueError("augmentation.shrink_to must be below crop.size")
@@ -179,5 +185,5 @@ class Recipe(Strict):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Raises SettingsError in one line."""
+    """Read a recipe. Raises SettingsError in one line."""
     return validate(Recipe, read_yaml(path), str(path))

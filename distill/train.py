@@ -1,8 +1,9 @@
-"""`distill-train`: recipe and data > checkpoint. Resumes from the last whole epoch to the same result.
+"""`distill-train`: train a student or a teacher by a recipe, from data to a checkpoint.
 
-OUT/last.pt        task, average, optimiser and epoch, written atomically after every epoch
-OUT/best.pt        the average with the best validation accuracy so far
-OUT/epoch-NNN.pt   the averages of the last three epochs, to be scored beside the best
+OUT/last.pt        task, moving average, optimiser and epoch, written atomically after every epoch;
+                   a resumed run ends with the same weights as one that was not interrupted
+OUT/best.pt        the moving average with the best validation accuracy so far
+OUT/epoch-NNN.pt   the moving averages of the last three epochs
 OUT/log.csv        a row an epoch: losses by name, validation, seconds
 """
 
@@ -21,77 +22,75 @@ from typing import Any
 from distill.data.crops import LAYOUTS
 from distill.models import store
 from distill.recipe import Recipe, load_recipe
-from distill.training.distributed import Process, join
-from distill.training.setup import Prepared, prepare
-from distill.training.trainer import Loop
+from distill.training.distributed import Process, process_group
+from distill.training.setup import TrainingSetup, prepare
+from distill.training.trainer import Trainer
 from edge.base import cli
 from edge.base.errors import UsageError
 from edge.base.files import write_atomically
 
-KEEP = 3  # epochs whose averages stay beside the best
+KEEP = 3  # epochs whose checkpoints are kept
 
 
 def train(
     recipe: Recipe,
-    ready: Prepared,
+    setup: TrainingSetup,
     out: Path,
     process: Process,
     resume: bool = False,
     compiled: bool = False,
 ) -> Path:
-    """Train ready.task; returns the path of the best checkpoint by validation accuracy.
+    """Train, and return the path of the best checkpoint by validation accuracy.
 
-    Raises DataError where nothing can be learned or --resume finds another run, UsageError where
+    Raises DataError where there are too few pictures or --resume finds another run, UsageError where
     `out` holds a run and resume is not asked for."""
-    loop = Loop(recipe, ready, process, compiled)
+    trainer = Trainer(recipe, setup, process, compiled)
     first, best = 0, -1.0
     if (out / "last.pt").is_file():
         if not resume:
-            raise UsageError(
-                f"{out} holds a run; go on with it by --resume, or choose another --out"
-            )
-        first, best = loop.resume(out / "last.pt")
+            raise UsageError(f"{out} holds a run; resume it by --resume, or choose another --out")
+        first, best = trainer.resume(out / "last.pt")
     out.mkdir(parents=True, exist_ok=True)
-    loop.spread()
-    if process.first:
-        print(loop.headline(first), flush=True)
+    trainer.wrap()
+    if process.is_main:
+        print(trainer.headline(first), flush=True)
     for epoch in range(first, recipe.training.epochs):
         started = time.monotonic()
-        losses = loop.epoch(epoch)
-        if process.first:
-            accuracy, loss = loop.validate()
+        losses = trainer.epoch(epoch)
+        if process.is_main:
+            accuracy, loss = trainer.validate()
             row = {
                 "epoch": epoch,
                 "loss": round(sum(losses.values()), 5),
                 **{f"loss_{name}": round(value, 5) for name, value in losses.items()},
                 "valid_accuracy": round(accuracy, 5),
                 "valid_loss": round(loss, 5),
-                "learning_rate": f"{loop.rate(epoch):.3g}",
+                "learning_rate": f"{trainer.learning_rate(epoch):.3g}",
                 "seconds": round(time.monotonic() - started, 1),
             }
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            best = _keep(loop, out, row, accuracy, best)
-        process.wait()
+            best = _save(trainer, out, row, accuracy, best)
+        process.barrier()
     return out / "best.pt"
 
 
-def _keep(loop: Loop, out: Path, row: dict[str, Any], accuracy: float, best: float) -> float:
-    """An epoch's files; returns the best accuracy so far."""
+def _save(trainer: Trainer, out: Path, row: dict[str, Any], accuracy: float, best: float) -> float:
+    """Write an epoch's files; return the best accuracy so far."""
     epoch = row["epoch"]
-    whole = loop.contents(epoch, accuracy)
+    state = trainer.checkpoint_state(epoch, accuracy)
     if accuracy > best:
         best = accuracy
-        store.save(out / "best.pt", whole)
-    store.save(out / f"epoch-{epoch:03d}.pt", whole)
+        store.save(out / "best.pt", state)
+    store.save(out / f"epoch-{epoch:03d}.pt", state)
     (out / f"epoch-{epoch - KEEP:03d}.pt").unlink(missing_ok=True)
-    # The log before the checkpoint: killed in between, the epoch is done and logged again.
+    # The log before the checkpoint: killed in between, the epoch is trained and logged again.
     _append(out / "log.csv", row, epoch)
-    store.save(out / "last.pt", loop.state(epoch, best))
+    store.save(out / "last.pt", trainer.state(epoch, best))
     return best
 
 
 def _append(path: Path, row: dict[str, Any], epoch: int) -> None:
-    """One row an epoch; rows that a kill left beyond the checkpoint are written over."""
+    """Add the epoch's row, in place of any that a killed run wrote beyond its checkpoint."""
     rows: list[dict[str, Any]] = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as old:
@@ -118,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints and log.csv")
-    p.add_argument("--resume", action="store_true", help="go on after the last whole epoch")
+    p.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     p.add_argument(
         "--compile",
         action="store_true",
@@ -137,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--start",
         type=Path,
         metavar="FILE|DIR",
-        help="a student goes on from this checkpoint's or bundle's weights",
+        help="a student starts from this checkpoint's or bundle's weights",
     )
     p.add_argument(
         "--dinov2",
@@ -163,10 +162,10 @@ def run(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"--seed {args.seed}: give a whole number from 0")
         training = recipe.training.model_copy(update={"seed": args.seed})
         recipe = recipe.model_copy(update={"training": training})
-    with join() as process:
-        ready = prepare(recipe, args, process)
-        best = train(recipe, ready, args.out, process, args.resume, args.compile)
-        if process.first:
+    with process_group() as process:
+        setup = prepare(recipe, args, process)
+        best = train(recipe, setup, args.out, process, args.resume, args.compile)
+        if process.is_main:
             print(f"best checkpoint: {best}")
 
 

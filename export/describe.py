@@ -99,7 +99,7 @@ def describe(
     """Return bundle.json's content without scores. folder: holds the files; facts: added to the
     provenance."""
     spec = checkpoint.recipe.crop.spec()
-    learned = checkpoint.facts["layout"] or layout
+    learned = checkpoint.metadata["layout"] or layout
     names = {DATA_NAMES[layout], DATA_NAMES[learned]}
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
     answers = {
@@ -122,15 +122,15 @@ def describe(
         "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
         "scores": [],
         "provenance": {
-            "teacher": checkpoint.facts["teacher"] or "none",
+            "teacher": checkpoint.metadata["teacher"] or "none",
             "recipe": checkpoint.recipe.model_dump(),
-            "start": checkpoint.facts["start"],
+            "start": checkpoint.metadata["start"],
             "data": DATA_NAMES[learned],
             "data_licence": LICENCES[learned],
             "calibration_data": DATA_NAMES[layout],
-            "weights_licence": weights_licence(names, checkpoint.facts["start"]),
+            "weights_licence": weights_licence(names, checkpoint.metadata["start"]),
             "commit": _commit(),
-            "checkpoint_epoch": checkpoint.facts["epoch"],
+            "checkpoint_epoch": checkpoint.metadata["epoch"],
             "calibration_temperature": round(temperature, 5),
             "parameters": sum(p.numel() for p in deployed(checkpoint.student, 1.0).parameters()),
             "multiply_adds": multiply_adds(checkpoint.student),

@@ -27,8 +27,8 @@ from distill.evaluation.metrics import fit_temperature
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
 from distill.models.checkpoint import Checkpoint, load_checkpoint
+from distill.models.logits import predict_student
 from distill.models.predict import predict_bundle
-from distill.training.batches import predict
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
 from edge.base.files import sha256
@@ -116,7 +116,7 @@ def _fill(
     voted = valid.targets.sum(axis=1) > 0
     voted &= np.array([name not in unchosen for name in valid.crops.names])
     temperature = fit_temperature(
-        predict(checkpoint.student, valid.crops.pixels)[voted], valid.targets[voted]
+        predict_student(checkpoint.student, valid.crops.pixels)[voted], valid.targets[voted]
     )
     if abs(np.log(temperature)) > 1.99 and not args.force:
         raise EdgeError(

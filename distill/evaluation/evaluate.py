@@ -22,7 +22,7 @@ from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
 from distill.evaluation.metrics import PROTOCOLS, fit_temperature, score, tempered
 from distill.evaluation.report import format_confusion, report, write_predictions
-from distill.models.predict import Model, asked_together, open_model
+from distill.models.predict import Predictor, ensemble, open_predictor
 from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
@@ -65,14 +65,16 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
-def _open(args: argparse.Namespace) -> Model:
+def _open(args: argparse.Namespace) -> Predictor:
     """Open what the command line names; several checkpoints answer together."""
     if args.bundle:
-        return open_model(args.bundle, args.dinov2, args.face, args.precision)
-    return asked_together([open_model(path, args.dinov2, args.face) for path in args.checkpoint])
+        return open_predictor(args.bundle, args.dinov2, args.face, args.precision)
+    return ensemble([open_predictor(path, args.dinov2, args.face) for path in args.checkpoint])
 
 
-def _labelled(args: argparse.Namespace, model: Model, crops: dict[str, Crops], name: str) -> Split:
+def _labelled(
+    args: argparse.Namespace, model: Predictor, crops: dict[str, Crops], name: str
+) -> Split:
     """Join a split's labels, in the model's order, and leave near-duplicates of the test split out."""
     split = join(args.data, args.layout, name, crops).ordered(model.labels, "the model")
     return without_near_duplicates(split, name, args.data, args.layout, model.crop, cli.say)
@@ -80,7 +82,7 @@ def _labelled(args: argparse.Namespace, model: Model, crops: dict[str, Crops], n
 
 def _calibrate(
     args: argparse.Namespace,
-    model: Model,
+    model: Predictor,
     crops: dict[str, Crops],
     split: Split,
     probabilities: NDArray[np.float64],
@@ -111,7 +113,7 @@ def _score_last_epochs(
     """Score the last epochs next to the chosen one: a choice that was only luck shows."""
     found = []
     for path in paths:
-        p = open_model(path, args.dinov2, args.face).predict(split.crops.pixels)
+        p = open_predictor(path, args.dinov2, args.face).predict(split.crops.pixels)
         found.append(score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy)
     entry = {"last_epochs": [path.stem for path in paths], "accuracies": found, "best": best}
     cells = ", ".join(f"{100 * value:.2f}" for value in found)
@@ -119,7 +121,7 @@ def _score_last_epochs(
     return f"last {len(paths)} epochs {cells} (mean {mean:.2f}), chosen {100 * best:.2f}", entry
 
 
-def _measure_robustness(model: Model, split: Split) -> list[dict[str, Any]]:
+def _measure_robustness(model: Predictor, split: Split) -> list[dict[str, Any]]:
     try:
         from distill.evaluation import robustness
     except ImportError as error:

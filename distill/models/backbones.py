@@ -1,10 +1,10 @@
-"""The teacher's two pretrained backbones, each giving one grid of tokens.
+"""Load the teacher's two pretrained backbones, each of which gives one grid of tokens.
 
-    DINOv2 (scene)   grey crop > 196x196 RGB > (B, D, 14, 14), or 98x98 > (B, D, 7, 7)
-    SFace, IR-50     grey crop > 112x112 RGB > (B, D, 14, 14), or a stage later (B, D, 7, 7)
+    DINOv2 (scene)        grey crop -> 196x196 RGB -> (B, D, 14, 14), or 98x98 -> (B, D, 7, 7)
+    SFace, IR-50 (face)   grey crop -> 112x112 RGB -> (B, D, 14, 14), or a stage later (B, D, 7, 7)
 
-B batch, D width. A grid (B, D, G, G) and its tokens (B, G * G, D) are the same places: token n is the
-place (n // G, n % G), for every backbone.
+B batch, D width. Token n of (B, G * G, D) is the place (n // G, n % G) of the grid (B, D, G, G), for
+every backbone.
 
 DINOv2: Oquab et al. 2023, through `transformers`. SFace: Zhong et al. 2021 on MobileNet-v1, read
 from the OpenCV Zoo's ONNX initialisers by name (Apache-2.0, the default). IR-50: ArcFace (Deng et
@@ -28,38 +28,39 @@ GRID = 14
 
 
 def as_rgb(faces: Tensor, side: int) -> Tensor:
-    """(B, 1 or 3, S, S) of 0..255, BGR where three, to (B, 3, side, side) RGB of 0..255."""
+    """Resize grey (B, 1, S, S) or BGR (B, 3, S, S) to RGB (B, 3, side, side); all 0..255."""
     faces = faces.flip(1) if faces.shape[1] == 3 else faces.expand(-1, 3, -1, -1)
     return functional.interpolate(faces, size=(side, side), mode="bilinear", antialias=True)
 
 
 def to_tokens(grid: Tensor) -> Tensor:
-    """(B, D, G, G) -> (B, G * G, D): places stay places, which a plain reshape would mix."""
+    """Turn (B, D, G, G) into (B, G * G, D), one token a place; a plain reshape would mix them."""
     return grid.flatten(2).transpose(1, 2)
 
 
 def to_grid(tokens: Tensor) -> Tensor:
-    """(B, G * G, D) -> (B, D, G, G), the other way."""
+    """Turn (B, G * G, D) back into (B, D, G, G)."""
     side = math.isqrt(tokens.shape[1])
     return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], side, side)
 
 
 class Dinov2(nn.Module):
-    """A frozen DINOv2 of any size from a local folder or the hub's name."""
+    """Run a frozen DINOv2 of any size: (B, C, S, S) of 0..255 -> (B, D, G, G)."""
 
     MEAN = (123.675, 116.28, 103.53)  # ImageNet's, times 255: what DINOv2 was trained with
     DEVIATION = (58.395, 57.12, 57.375)
 
     def __init__(self, source: str, grid: int = GRID) -> None:
-        """grid: side of the grid of tokens. Raises DataError where transformers or the weights are
-        missing."""
+        """Load it from a local folder or by a hub's name; grid: side G of the grid of tokens.
+
+        Raises DataError where transformers or the weights are missing."""
         super().__init__()
         try:
             from transformers import Dinov2Model
             from transformers.utils import logging
         except ImportError as error:
             raise DataError("transformers is not installed; install the 'train' extra") from error
-        logging.disable_progress_bar()  # of a second's reading
+        logging.disable_progress_bar()
         try:
             model, found = Dinov2Model.from_pretrained(source, output_loading_info=True)
         except (OSError, ValueError) as error:
@@ -67,9 +68,9 @@ class Dinov2(nn.Module):
                 f"no DINOv2 at '{source}' ({str(error).splitlines()[0][:100]}); give a local folder "
                 f"or a hub name such as facebook/dinov2-small"
             ) from error
-        # Otherwise they would be random, with a warning.
+        # transformers gives missing weights random values, with no more than a warning.
         if absent := [name for name in found["missing_keys"] if not name.endswith("mask_token")]:
-            raise DataError(f"'{source}' is no DINOv2: it lacks '{sorted(absent)[0]}'")
+            raise DataError(f"'{source}' is not a DINOv2: it lacks '{sorted(absent)[0]}'")
         self.model: nn.Module = model.float().requires_grad_(False)
         self.width = int(self.model.config.hidden_size)
         self.side = grid * int(self.model.config.patch_size)
@@ -77,7 +78,7 @@ class Dinov2(nn.Module):
         self.register_buffer("deviation", torch.tensor(self.DEVIATION).reshape(1, 3, 1, 1))
 
     def train(self, mode: bool = True) -> Dinov2:
-        super().train(False)  # frozen: no dropout
+        super().train(False)  # always in evaluation mode: no dropout
         return self
 
     @torch.no_grad()
@@ -88,8 +89,8 @@ class Dinov2(nn.Module):
 
 
 class _PReLU(nn.PReLU):
-    """PReLU whose gradient in bfloat16 on a CPU takes 0.6 times as long as torch's own, which was a
-    third of the time of a learning unit."""
+    """Replace torch's PReLU, whose gradient in bfloat16 on a CPU takes 1.7 times as long: that was a
+    third of the time of a trainable unit."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.bfloat16 and torch.is_grad_enabled():
@@ -99,7 +100,7 @@ class _PReLU(nn.PReLU):
 
 
 class _Separable(nn.Module):
-    """SFace's unit: depthwise and pointwise convolution, each with BatchNorm and PReLU."""
+    """Convolve depthwise, then pointwise, each with BatchNorm and PReLU: SFace's unit."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -116,8 +117,8 @@ class _Separable(nn.Module):
 
 
 class SFace(nn.Module):
-    """SFace up to `conv_12_relu`, its last 14x14 grid of 512 channels, or to `conv_14_relu`, 7x7 of
-    1024."""
+    """Run SFace to `conv_12_relu`, its last 14x14 grid of 512 channels, or to `conv_14_relu`, 7x7 of
+    1024: faces (B, C, S, S) of 0..255 -> (B, 512, 14, 14) or (B, 1024, 7, 7)."""
 
     side = 112
     # Outputs and strides of units 2 to 14; the last two make the 7x7 grid.
@@ -151,8 +152,9 @@ class SFace(nn.Module):
 
     @classmethod
     def from_onnx(cls, path: Path, grid: int = GRID) -> SFace:
-        """grid: 14 or 7. Raises DataError where the file is no SFace by its initialisers' names
-        and shapes."""
+        """Read the Zoo's file; grid: 14 or 7.
+
+        Raises DataError where its initialisers have not SFace's names and shapes."""
         import onnx
         from google.protobuf.message import DecodeError
         from onnx import numpy_helper
@@ -160,7 +162,7 @@ class SFace(nn.Module):
         try:
             graph = onnx.load(str(path)).graph
         except (OSError, DecodeError) as error:
-            raise DataError(f"{path} is no ONNX file that can be read; give SFace's") from error
+            raise DataError(f"{path} is not a readable ONNX file; give SFace's") from error
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         model = cls(grid)
         own = model.state_dict()
@@ -171,7 +173,7 @@ class SFace(nn.Module):
                 continue
             there = cls._onnx_name(name)
             if there not in arrays or arrays[there].size != value.numel():
-                raise DataError(f"{path} is no SFace: '{there}' is missing or of another shape")
+                raise DataError(f"{path} is not SFace: '{there}' is missing or of another shape")
             loaded[name] = torch.from_numpy(arrays[there].copy()).reshape(value.shape)
         model.load_state_dict(loaded)
         model.eval()
@@ -193,7 +195,7 @@ class SFace(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """ArcFace's improved residual unit; the names are those of the usual checkpoints."""
+    """Compute ArcFace's improved residual unit; attributes have the names of usual checkpoints."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -217,8 +219,8 @@ class _Bottleneck(nn.Module):
 
 
 class IR50(nn.Module):
-    """ArcFace's IR-50 up to its third stage, the last 14x14 grid of 256 channels, or whole, 7x7 of
-    512."""
+    """Run ArcFace's IR-50 to its third stage, the last 14x14 grid of 256 channels, or whole, 7x7 of
+    512: faces (B, C, S, S) of 0..255 -> (B, 256, 14, 14) or (B, 512, 7, 7)."""
 
     side = 112
     STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))
@@ -248,14 +250,16 @@ class IR50(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: Path, grid: int = GRID) -> IR50:
-        """grid: 14 or 7. A state dict, alone or under `state_dict` or `model`, with or without the
-        prefixes `module.` and `backbone.`; later stages are left out. Raises DataError otherwise."""
+        """Read a state dict, alone or under `state_dict` or `model`, with or without the prefixes
+        `module.` and `backbone.`; grid: 14 or 7. Later stages are left out.
+
+        Raises DataError where a weight is missing or of another shape."""
         content = store.load(path)
         for key in ("state_dict", "model"):
             if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
                 content = content[key]
         if not isinstance(content, Mapping):
-            raise DataError(f"{path} is no state dict of IR-50")
+            raise DataError(f"{path} is not a state dict of IR-50")
         plain = {
             str(k).replace("module.", "").replace("backbone.", ""): v for k, v in content.items()
         }
@@ -267,56 +271,53 @@ class IR50(nn.Module):
             if not name.endswith("num_batches_tracked")
             and (name not in plain or plain[name].shape != value.shape)
         ]:
-            raise DataError(f"{path} is no IR-50: '{missing[0]}' is missing or of another shape")
+            raise DataError(f"{path} is not IR-50: '{missing[0]}' is missing or of another shape")
         model.load_state_dict({name: plain.get(name, value) for name, value in own.items()})
         model.eval()
         return model
 
 
-def split(face: SFace | IR50, trained_units: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """The face backbone below and above: what stays frozen, and the last units, which learn.
+class FrozenStem(nn.Module):
+    """Run the face backbone's frozen first units: faces (B, C, S, S) of 0..255 -> (B, C', G, G)."""
 
-    Raises DataError where it has fewer units than that."""
-    stages = face.stages()
-    place = len(stages) - trained_units
-    if place < 0:
-        raise DataError(f"trained_units {trained_units}: the backbone has only {len(stages)}")
-    below, above = nn.Sequential(*stages[:place]), nn.Sequential(*stages[place:])
-    below.requires_grad_(False)
-    above.requires_grad_(True)
-    return below, above
-
-
-class Lower(nn.Module):
-    """The face backbone below the units that learn: faces (B, C, S, S) of 0..255 to (B, C', G, G)."""
-
-    def __init__(self, face: SFace | IR50, below: nn.Sequential) -> None:
+    def __init__(self, face: SFace | IR50, stages: nn.Sequential) -> None:
         super().__init__()
         self.prepare, self.side = face.prepare, face.side
-        self.below = below
+        self.stages = stages
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> Lower:
-        super().train(False)  # frozen: no batch statistics
+    def train(self, mode: bool = True) -> FrozenStem:
+        super().train(False)  # always in evaluation mode: no batch statistics
         return self
 
     @torch.no_grad()
     def forward(self, faces: Tensor) -> Tensor:
         pixels = self.prepare(faces).to(memory_format=torch.channels_last)
-        return self.below(pixels)  # type: ignore[no-any-return]
+        return self.stages(pixels)  # type: ignore[no-any-return]
 
 
-class Frozen(nn.Module):
-    """What does not learn: DINOv2, and the face backbone below the units that do.
+def split_backbone(face: SFace | IR50, trained_units: int) -> tuple[FrozenStem, nn.Sequential]:
+    """Split the face backbone into its frozen stem and its trainable tail, the last units.
 
-    forward: faces (B, C, S, S) of 0..255 to the scene's grid (B, Ds, G, G) and to what the face's
-    learning units read, (B, C', G', G').
+    Raises DataError where it has fewer units than `trained_units`."""
+    stages = face.stages()
+    place = len(stages) - trained_units
+    if place < 0:
+        raise DataError(f"trained_units {trained_units}: the backbone has only {len(stages)}")
+    stem = FrozenStem(face, nn.Sequential(*stages[:place]))
+    return stem, nn.Sequential(*stages[place:]).requires_grad_(True)
+
+
+class FrozenBackbones(nn.Module):
+    """Run all that does not learn, DINOv2 and the face backbone's stem.
+
+    Faces (B, C, S, S) of 0..255 -> the scene's grid (B, Ds, G, G) and the stem's (B, C', G', G').
     """
 
-    def __init__(self, scene: Dinov2, lower: Lower) -> None:
+    def __init__(self, scene: Dinov2, stem: FrozenStem) -> None:
         super().__init__()
-        self.scene, self.lower = scene, lower
+        self.scene, self.stem = scene, stem
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        return self.scene(faces), self.lower(faces)
+        return self.scene(faces), self.stem(faces)

@@ -1,10 +1,10 @@
-"""Recipe > networks."""
+"""Build the networks that a recipe describes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from distill.models.backbones import IR50, Dinov2, Frozen, Lower, SFace, split
+from distill.models.backbones import IR50, Dinov2, FrozenBackbones, SFace, split_backbone
 from distill.models.student import Student, StudentConfig
 from distill.models.teacher import Teacher, TeacherConfig
 from distill.recipe import Recipe
@@ -12,6 +12,7 @@ from edge.base.errors import DataError, UsageError
 
 
 def build_student(recipe: Recipe, classes: int) -> Student:
+    """Return an untrained student. Raises DataError where the recipe trains none."""
     s = recipe.student
     if s is None:
         raise DataError(f"recipe '{recipe.name}' trains no student")
@@ -32,9 +33,11 @@ def build_student(recipe: Recipe, classes: int) -> Student:
 
 def build_teacher(
     recipe: Recipe, classes: int, dinov2: str, face: Path | None
-) -> tuple[Teacher, Frozen]:
-    """The teacher with its face backbone's learning units at their pretrained weights, and the side
-    that stays frozen. Raises UsageError without the face's file, DataError for a wrong one."""
+) -> tuple[Teacher, FrozenBackbones]:
+    """Return a teacher whose trainable tail has its pretrained weights, and the frozen backbones.
+
+    dinov2: a folder or a hub's name; face: the face backbone's file. Raises UsageError without that
+    file, DataError for a wrong one."""
     t = recipe.teacher
     if t is None:
         raise DataError(f"recipe '{recipe.name}' trains no teacher")
@@ -44,7 +47,7 @@ def build_teacher(
     load = SFace.from_onnx if t.face == "sface" else IR50.from_checkpoint
     backbone = load(face, t.face_grid)
     scene = Dinov2(dinov2, t.scene_grid)
-    below, above = split(backbone, t.trained_units)
+    stem, tail = split_backbone(backbone, t.trained_units)
     config = TeacherConfig(
         classes=classes,
         scene_width=scene.width,
@@ -58,4 +61,4 @@ def build_teacher(
         attend="attention" not in t.without,
         convolve="convolutions" not in t.without,
     )
-    return Teacher(config, above), Frozen(scene, Lower(backbone, below))
+    return Teacher(config, tail), FrozenBackbones(scene, stem)

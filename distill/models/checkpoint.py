@@ -1,7 +1,7 @@
-"""A trained network on disk: weights plus a plain dict, read without unpickling code.
+"""Describe a trained network's file: weights plus a plain dict, read without unpickling code.
 
-A teacher's file holds what learned, not the frozen backbones: their weights are read again, and must
-have the digest that is written in it.
+A teacher's file holds what was trained, not the frozen backbones: their weights come from their own
+files again, and must have the digest that the checkpoint names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from distill.models import store
-from distill.models.backbones import Frozen
+from distill.models.backbones import FrozenBackbones
 from distill.models.build import build_student, build_teacher
 from distill.models.feature_cache import weights_digest
 from distill.models.student import Student
@@ -23,22 +23,24 @@ from edge.base.errors import DataError
 from edge.base.strict_yaml import validate
 
 SCHEMA = "distill.checkpoint/2"
-FACTS = ("epoch", "valid_accuracy", "teacher")
-LATER = ("start", "layout")  # absent in the first files of this schema
+METADATA = ("epoch", "valid_accuracy", "teacher")
+OPTIONAL = ("start", "layout")  # absent in the first files of this schema
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The student is in evaluation mode; facts: epoch, valid_accuracy, teacher (its name, or ""),
-    start (where it went on from, or None), layout (of the data, or None where it was not kept)."""
+    """A student, in evaluation mode, and what its file says of it.
+
+    metadata: epoch, valid_accuracy, teacher (its name, or ""), start (`Start.metadata` of the weights
+    it started from, or None), layout (of the data, or None where it was not kept)."""
 
     student: Student
     labels: tuple[str, ...]
     recipe: Recipe
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def contents(
+def state(
     network: nn.Module,
     recipe: Recipe,
     labels: tuple[str, ...],
@@ -49,9 +51,10 @@ def contents(
     start: dict[str, Any] | None = None,
     layout: str | None = None,
 ) -> dict[str, Any]:
-    """What `load_checkpoint` reads. frozen: digest of a teacher's frozen side; teacher: what a
-    student was taught by, "" for nobody; start: what it went on from, as `start.Start.facts`;
-    layout: of the data it learned from."""
+    """Return what `load_checkpoint` reads.
+
+    frozen: digest of a teacher's frozen backbones; teacher: a student's, "" without one; start: of
+    the weights it started from, as `Start.metadata`; layout: of the training data."""
     return {
         "schema": SCHEMA,
         "labels": list(labels),
@@ -67,44 +70,45 @@ def contents(
 
 
 def read(path: Path) -> tuple[dict[str, Any], Recipe, tuple[str, ...]]:
-    """The file's content, its recipe and its labels. Raises DataError in one line."""
+    """Return a file's content, its recipe and its labels. Raises DataError in one line."""
     content = store.load(path)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         if isinstance(content, dict) and "optimiser" in content:
             raise DataError(f"{path} is for resuming alone; give best.pt, which is beside it")
         raise DataError(f"{path} has schema {found!r}, this version reads '{SCHEMA}'; train again")
-    wanted = ("recipe", "labels", "network", "frozen", *FACTS)
+    wanted = ("recipe", "labels", "network", "frozen", *METADATA)
     if missing := [key for key in wanted if key not in content]:
         raise DataError(f"{path} lacks '{missing[0]}'; train it again")
     return content, validate(Recipe, content["recipe"], str(path)), tuple(content["labels"])
 
 
-def fill(network: nn.Module, content: dict[str, Any], path: Path) -> None:
+def load_weights(network: nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Load what `read` returned, in evaluation mode. Raises DataError where it does not fit."""
     try:
-        network.load_state_dict(content["network"])
+        network.load_state_dict(store.current_names(content["network"]))
     except RuntimeError as error:
         raise DataError(f"{path}: its weights do not fit its recipe; train it again") from error
     network.eval()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """A student that distill-train wrote. Raises DataError in one line."""
+    """Load a student that distill-train wrote. Raises DataError in one line."""
     content, recipe, labels = read(path)
     if recipe.student is None:
         raise DataError(f"{path} holds a teacher, not a student; give a student's checkpoint")
     student = build_student(recipe, len(labels))
-    fill(student, content, path)
-    facts = {key: content[key] for key in FACTS}
-    facts |= {key: content.get(key) for key in LATER}
-    return Checkpoint(student, labels, recipe, facts)
+    load_weights(student, content, path)
+    metadata = {key: content.get(key) for key in (*METADATA, *OPTIONAL)}
+    return Checkpoint(student, labels, recipe, metadata)
 
 
 def load_teacher(
     path: Path, dinov2: str, face: Path | None
-) -> tuple[Teacher, Frozen, Recipe, tuple[str, ...]]:
-    """A teacher that distill-train wrote, joined with the backbones it was trained on. Raises
-    DataError in one line, also where those are others."""
+) -> tuple[Teacher, FrozenBackbones, Recipe, tuple[str, ...]]:
+    """Load a teacher that distill-train wrote, and the backbones it was trained on.
+
+    dinov2, face: as in `build_teacher`. Raises DataError in one line, also where those are others."""
     content, recipe, labels = read(path)
     if recipe.teacher is None:
         raise DataError(f"{path} holds a student, not a teacher; give a teacher's checkpoint")
@@ -113,5 +117,5 @@ def load_teacher(
         raise DataError(
             f"{path} was trained on other backbones; give the same by --dinov2 and --face"
         )
-    fill(teacher, content, path)
+    load_weights(teacher, content, path)
     return teacher, frozen, recipe, labels

@@ -1,13 +1,13 @@
-"""A frozen network's outputs on disk, memory-mapped, so that two cores can train the rest.
+"""Keep a frozen network's outputs on disk, memory-mapped, so that two cores can train the rest.
 
 DATA.features/KEY/SPLIT-PICTURES/ holds, for every crop of a split, in the crops' order:
 
     codes.npy   (N, G * G, D) int8
     scale.npy   (N, G * G) float16
-    done        how many rows are written; a killed run goes on from there
+    done        how many rows are written; a run that was killed resumes there
 
-KEY names the network's weights and input side, the crops' form and the precision; PICTURES what was
-cropped.
+KEY is a digest of the network's weights and input side, the crops' form and the precision, PICTURES
+one of the cropped pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.models.backbones import Dinov2, Lower, to_grid, to_tokens
+from distill.models import store
+from distill.models.backbones import Dinov2, FrozenStem, to_grid, to_tokens
 from distill.models.precision import autocast
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
@@ -35,21 +36,22 @@ SAVE_EVERY = 16  # batches
 
 
 def weights_digest(module: nn.Module) -> str:
-    """sha256 of all its weights and statistics, by name."""
+    """Return the SHA-256 of all weights and statistics with their names, in hexadecimal."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    weights = store.stored_names(module.state_dict())
+    for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def features_folder(crops: Path, split: str, network: Dinov2 | Lower, bf16: bool) -> Path:
-    """Beside the raw data: crops is DATA.crops/KEY, the result DATA.features/OTHER_KEY/SPLIT-PICTURES,
-    so that pictures that were changed are not taken for those that were seen.
+def features_folder(crops: Path, split: str, network: Dinov2 | FrozenStem, bf16: bool) -> Path:
+    """Return DATA.features/KEY/SPLIT-PICTURES for the crops in DATA.crops/KEY.
 
     Raises DataError where the crops of that split are not finished."""
-    facts = [crops.name, type(network).__name__, weights_digest(network), network.side, bf16]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    kind = "Dinov2" if isinstance(network, Dinov2) else "Lower"  # as 0.1.0 named its caches
+    inputs = [crops.name, kind, weights_digest(network), network.side, bf16]
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     try:
         pictures = hashlib.sha256((crops / f"{split}.key").read_bytes()).hexdigest()[:12]
     except OSError as error:
@@ -59,8 +61,9 @@ def features_folder(crops: Path, split: str, network: Dinov2 | Lower, bf16: bool
 
 
 def pack(grid: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """(B, D, G, G) to int8 codes (B, G * G, D) and one scale a place (B, G * G): half the bytes of
-    float16, and a cosine to the original above 0.999 (tested)."""
+    """Quantise (B, D, G, G) to int8 codes (B, G * G, D) and a scale for each place (B, G * G).
+
+    Half the bytes of float16, and a cosine to the original above 0.999 (tested)."""
     tokens = to_tokens(grid.float())
     scale = (tokens.abs().amax(dim=2) / 127).clamp(1e-6).half()
     codes = (tokens / scale.float()[:, :, None]).round().clamp(-127, 127).to(torch.int8)
@@ -68,14 +71,14 @@ def pack(grid: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
 
 
 def unpack(codes: NDArray[np.int8], scale: NDArray[np.float16]) -> Tensor:
-    """The other way: (B, D, G, G) float32."""
+    """Restore (B, D, G, G) float32 from what `pack` returned."""
     places = torch.from_numpy(scale.astype(np.float32))[:, :, None]
     return to_grid(torch.from_numpy(codes).float() * places)
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One network's grids for one split, memory-mapped."""
+    """Read one network's grids for one split from memory-mapped files."""
 
     codes: NDArray[np.int8]
     scale: NDArray[np.float16]
@@ -84,14 +87,15 @@ class Features:
         return len(self.codes)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """(B, D, G, G) float32."""
+        """Return (B, D, G, G) float32."""
         return unpack(self.codes[rows], self.scale[rows])
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """As Features, from the crops each time: for what is read once an epoch or once at all, and
-    would fill a disk. pixels: (N, C, S, S) uint8."""
+class OnTheFlyFeatures:
+    """Compute from the crops what Features reads from disk, for grids that would fill one.
+
+    pixels: (N, C, S, S) uint8."""
 
     network: nn.Module
     pixels: NDArray[np.uint8]
@@ -102,7 +106,7 @@ class Computed:
         return len(self.pixels)
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """(B, D, G, G) float32."""
+        """Return (B, D, G, G) float32."""
         faces = torch.from_numpy(self.pixels[rows]).float().to(self.device)
         with torch.no_grad(), autocast(self.device, self.bf16):
             grid: Tensor = self.network(faces)
@@ -117,14 +121,14 @@ def cache_features(
     bf16: bool,
     progress: Callable[[str], None],
 ) -> Features:
-    """Open `place`, computing what is not there yet. pixels: (N, C, S, S) uint8.
+    """Open the cache in `place` after computing what is missing. pixels: (N, C, S, S) uint8.
 
     Raises DataError where the disk is too small or the files are damaged."""
     with file_lock(place / ".lock"):  # two runs over the same data: the second finds it done
-        return _cached(place, Computed(network, pixels, device, bf16), progress)
+        return _cached(place, OnTheFlyFeatures(network, pixels, device, bf16), progress)
 
 
-def _cached(place: Path, computed: Computed, progress: Callable[[str], None]) -> Features:
+def _cached(place: Path, computed: OnTheFlyFeatures, progress: Callable[[str], None]) -> Features:
     pixels = computed.pixels
     mark = place / "done"
 
@@ -134,7 +138,7 @@ def _cached(place: Path, computed: Computed, progress: Callable[[str], None]) ->
     try:
         done = int(mark.read_text()) if mark.is_file() else 0
         if done == 0 and len(pixels):
-            _make_room(place, compute(0), len(pixels))
+            _allocate(place, compute(0), len(pixels))
         finished = done == len(pixels)
         codes, scale = (
             np.load(place / f"{name}.npy", mmap_mode="r" if finished else "r+")
@@ -162,8 +166,8 @@ def _cached(place: Path, computed: Computed, progress: Callable[[str], None]) ->
 
 
 def refuse_full_disk(place: Path, needed: int) -> None:
-    """needed: bytes. Raises DataError where they are not free: a write into a memory map would end
-    the process."""
+    """Raise DataError where fewer than `needed` bytes are free: a write into a memory map on a full
+    disk would end the process."""
     if needed > (free := shutil.disk_usage(place).free):
         raise DataError(
             f"{place} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
@@ -171,7 +175,7 @@ def refuse_full_disk(place: Path, needed: int) -> None:
         )
 
 
-def _make_room(place: Path, sample: Tensor, rows: int) -> None:
+def _allocate(place: Path, sample: Tensor, rows: int) -> None:
     place.mkdir(parents=True, exist_ok=True)
     places = sample.shape[2] * sample.shape[3]
     needed = rows * places * (sample.shape[1] + 2)

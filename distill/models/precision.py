@@ -1,4 +1,4 @@
-"""Whether matrix products run in bfloat16."""
+"""Decide whether matrix products run in bfloat16."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """auto: on a GPU, and on a CPU that has instructions for it (AMX, AVX-512 BF16), where it was
-    two to four times as fast as float32; elsewhere it would be emulated."""
+    """Resolve a recipe's precision; auto: on a GPU, or on a CPU with instructions for it.
+
+    With AMX or AVX-512 BF16 it was two to four times as fast as float32; elsewhere it is emulated.
+    """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -16,4 +18,5 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """Return the context in which a forward pass runs, a no-op where not bf16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -1,4 +1,4 @@
-"""A trained network to ask: a bundle as deployed, a student's or teacher's checkpoint, or several."""
+"""Open trained networks for prediction: a deployed bundle, a checkpoint, or an ensemble of several."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from edge.inference.loader import open_backend
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """predict: crops (N, C, S, S) uint8 to probabilities (N, K)."""
+class Predictor:
+    """A trained network, and what it reads and knows.
+
+    predict: crops (N, C, S, S) uint8 -> probabilities (N, K) float64, in the order of labels."""
 
     labels: tuple[str, ...]
     crop: CropSpec
@@ -25,8 +27,13 @@ class Model:
     precision: str
 
 
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the softmax of logits, (N, K) -> (N, K), in float64."""
+    return softmax(logits.astype(np.float64))
+
+
 def logits_of(model: Path, pixels: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
-    """(N, K) of uint8 crops (N, C, S, S), by ONNX Runtime."""
+    """Return logits (N, K) of uint8 crops (N, C, S, S), by ONNX Runtime."""
     backend = open_backend("ort", model)
     try:
         parts = [
@@ -41,54 +48,57 @@ def logits_of(model: Path, pixels: NDArray[np.uint8], batch: int = 64) -> NDArra
 def predict_bundle(
     bundle: Bundle, precision: str, pixels: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """Probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file."""
-    return softmax(logits_of(bundle.model(precision), pixels).astype(np.float64))
+    """Return probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file."""
+    return probabilities(logits_of(bundle.model(precision), pixels))
 
 
-def open_model(path: Path, dinov2: str, face: Path | None, precision: str = "fp32") -> Model:
-    """path: a bundle's folder or a checkpoint; precision: of a bundle. Raises DataError or
-    BundleError in one line."""
+def open_predictor(
+    path: Path, dinov2: str, face: Path | None, precision: str = "fp32"
+) -> Predictor:
+    """Open a bundle's folder, of which `precision` chooses the file, or a checkpoint.
+
+    dinov2, face: a teacher's backbones, as in `build_teacher`. Raises DataError or BundleError in one
+    line."""
     if path.is_dir():
         bundle = load_bundle(path)
-        return Model(
+        return Predictor(
             bundle.labels,
             bundle.crop,
             lambda pixels: predict_bundle(bundle, precision, pixels),
             precision,
         )
-    # A bundle is scored without torch.
+    # Imported here: a bundle is scored without torch.
     from distill.models.checkpoint import load_checkpoint, load_teacher, read
-    from distill.training.batches import predict, predict_faces
+    from distill.models.logits import predict_faces, predict_student
 
     if read(path)[1].teacher is None:
         trained = load_checkpoint(path)
-        return Model(
+        return Predictor(
             trained.labels,
             trained.recipe.crop.spec(),
-            lambda pixels: softmax(predict(trained.student, pixels).astype(np.float64)),
+            lambda pixels: probabilities(predict_student(trained.student, pixels)),
             "fp32",
         )
     teacher, frozen, recipe, labels = load_teacher(path, dinov2, face)
-    return Model(
+    return Predictor(
         labels,
         recipe.crop.spec(),
-        lambda pixels: softmax(predict_faces(teacher, frozen, pixels).astype(np.float64)),
+        lambda pixels: probabilities(predict_faces(teacher, frozen, pixels)),
         "fp32",
     )
 
 
-def mean_answer(answers: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Several networks' probabilities (N, K) as one: their geometric mean, which is the mean of their
-    logits."""
-    logs = [np.log(np.maximum(p, 1e-12)) for p in answers]
+def average_logits(members: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Combine several networks' probabilities (N, K) into those of their mean logits."""
+    logs = [np.log(np.maximum(p, 1e-12)) for p in members]
     return softmax(np.mean(logs, axis=0))
 
 
-def asked_together(models: Sequence[Model]) -> Model:
-    """An ensemble (Hansen and Salamon 1990), in the first's order of classes.
+def ensemble(members: Sequence[Predictor]) -> Predictor:
+    """Average several networks' logits (Hansen and Salamon 1990), in the first's order of classes.
 
-    Raises DataError where they read other crops or know other classes."""
-    first, *others = models
+    Raises DataError where they read different crops or know different classes."""
+    first, *others = members
     if not others:
         return first
     for other in others:
@@ -99,11 +109,11 @@ def asked_together(models: Sequence[Model]) -> Model:
                 f"these networks know different classes: {', '.join(first.labels)}, and "
                 f"{', '.join(other.labels)}; ask them one by one"
             )
-    orders = [[model.labels.index(label) for label in first.labels] for model in models]
+    orders = [[member.labels.index(label) for label in first.labels] for member in members]
 
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return mean_answer(
-            [model.predict(pixels)[:, order] for model, order in zip(models, orders, strict=True)]
+        return average_logits(
+            [m.predict(pixels)[:, order] for m, order in zip(members, orders, strict=True)]
         )
 
-    return Model(first.labels, first.crop, predict, first.precision)
+    return Predictor(first.labels, first.crop, predict, first.precision)

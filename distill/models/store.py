@@ -1,27 +1,40 @@
-"""Tensors on disk: written whole or not at all, read without running what the file says."""
+"""Write tensors to disk whole or not at all, and read them without running code from the file."""
 
 from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edge.base.errors import DataError
 from edge.base.files import sha256, write_atomically
 
+# Parts of parameters' names as 0.1.0 wrote them, and what they are called in the code.
+RENAMED = {
+    "above": "trainable_tail",
+    "below": "stages",
+    "face_asks": "face_to_scene_attention",
+    "lower": "stem",
+    "scene_asks": "scene_to_face_attention",
+}
+
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """A kill leaves the old file or the new one."""
+    """Write the file atomically: a killed process leaves the old one or the new one."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
 
 
 def load(path: Path) -> Any:
-    """Tensors, numbers, text and containers of these, on the CPU; raises DataError in one line."""
+    """Read tensors, numbers, text and containers of these, tensors on the CPU.
+
+    Raises DataError in one line."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -33,5 +46,19 @@ def load(path: Path) -> Any:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of the file."""
+    """Return the file's SHA-256 in hexadecimal."""
     return sha256(path.read_bytes())
+
+
+def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the weights of a file, which 0.1.0 may have written, the parameters' names in the code."""
+    return _renamed(weights, RENAMED)
+
+
+def stored_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights the names that 0.1.0 used, by which digests and cached files are still found."""
+    return _renamed(weights, {now: stored for stored, now in RENAMED.items()})
+
+
+def _renamed(weights: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, Tensor]:
+    return {".".join(parts.get(p, p) for p in name.split(".")): v for name, v in weights.items()}

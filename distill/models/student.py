@@ -1,12 +1,13 @@
-"""The student: one plain trunk, two token streams, one fused cross-attention block, one head.
+"""Define the student: one trunk, two token streams, one fused cross-attention block, one head.
 
     faces (B, 1, S, S) -> trunk (B, C, G, G) -> scene tokens and face tokens (B, N, D) each
         -> cross-attention in both directions -> convolutions over the fused grid -> logits (B, K)
 
 B batch, S picture side, G grid side (S / 8), N = G * G tokens, D width, H heads, K classes.
 
-The block has the teacher's form (two streams that ask each other, then convolutions), narrower. The
-trunk's plain 3x3 ReLU form when deployed is RepVGG's (Ding et al., CVPR 2021). All sizes are ours.
+The block has the teacher's form (two streams that attend to each other, then a convolution), narrower.
+Deployed, the trunk is plain 3x3 convolutions with ReLU, as RepVGG's (Ding et al., CVPR 2021). The
+sizes are our choice.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class StudentConfig:
-    """size: picture side in pixels; widths: channels of the stem and of the three stages that halve
-    the grid; depths: blocks in those stages; width and heads: of the fused block; attend: False puts
-    a perceptron of equal cost in each attention's place, for the ablation."""
+    """Sizes of a student.
+
+    size: picture side in pixels; widths: channels of the first block and of the three stages that
+    halve the grid; depths: blocks in those stages; width, heads: of the fused block; attend: False
+    replaces each attention by a perceptron of equal cost, for an ablation.
+    """
 
     classes: int
     size: int = 64
@@ -36,12 +40,11 @@ class StudentConfig:
 
 
 class RepBlock(nn.Module):
-    """3x3 + 1x1 + identity branches while training, one 3x3 convolution when deployed; ReLU.
+    """Convolve with 3x3 + 1x1 + identity branches while training, with one 3x3 when deployed; ReLU.
 
-    The branches are linear and share one BatchNorm, so they are added as kernels, before the picture
-    is touched: one convolution and one pass of statistics a block. Hu et al., "Online Convolutional
-    Re-parameterization", CVPR 2022; with a BatchNorm a branch, as RepVGG has, an epoch took 1.6 times
-    as long here and was not better.
+    The branches are linear and share one BatchNorm, so their kernels are added first: one convolution
+    and one pass of statistics a block. Hu et al., "Online Convolutional Re-parameterization", CVPR
+    2022. With a BatchNorm a branch, as RepVGG has, an epoch took 1.6 times as long and was not better.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -53,7 +56,7 @@ class RepBlock(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
 
     def kernel(self) -> Tensor:
-        """(O, I, 3, 3): all branches as one."""
+        """Return all branches as one kernel, (O, I, 3, 3)."""
         point = self.point.weight
         if self.same is not None:
             point = point + torch.diag(self.same)[:, :, None, None]
@@ -64,7 +67,7 @@ class RepBlock(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Sequential:
-        """The one convolution with the same outputs in evaluation mode, batch statistics folded."""
+        """Return one convolution with the same outputs in evaluation mode, BatchNorm folded in."""
         conv = nn.Conv2d(
             self.wide.in_channels, self.wide.out_channels, 3, self.wide.stride, 1, bias=True
         )
@@ -79,13 +82,15 @@ class RepBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one stream's tokens over the other's; hand-written so that it exports
-    as MatMul and Softmax alone, with the scale inside the query."""
+    """Attend from one stream's tokens to the other's, (B, N, D) each -> (B, N, D).
+
+    Written out so that it exports as MatMul and Softmax alone, with the scale inside the query.
+    """
 
     def __init__(self, width: int, heads: int, tokens: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is no multiple of {heads} heads")
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
         self.heads, self.tokens, self.depth = heads, tokens, width // heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -103,8 +108,10 @@ class CrossAttention(nn.Module):
 
 
 class OwnPerceptron(nn.Module):
-    """What stands in CrossAttention's place in the ablation: a token reads itself alone, with the
-    same multiply-adds (hidden width 2 D + N: 2 N D (2 D + N) = 4 N D^2 + 2 N^2 D)."""
+    """Replace CrossAttention in an ablation: each token reads itself alone, at the same cost.
+
+    Hidden width 2 D + N: 2 N D (2 D + N) = 4 N D^2 + 2 N^2 D multiply-adds.
+    """
 
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
@@ -116,35 +123,36 @@ class OwnPerceptron(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Two streams ask each other, then a convolution reads both on their common grid."""
+    """Let two streams attend to each other, then convolve over both on their common grid."""
 
     def __init__(self, width: int, heads: int, grid: int, attend: bool = True) -> None:
         super().__init__()
         self.grid = grid
         self.scene_norm, self.face_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
-        def asks() -> nn.Module:
+        def attention() -> nn.Module:
             if attend:
                 return CrossAttention(width, heads, grid * grid)
             return OwnPerceptron(width, grid * grid)
 
-        self.scene_asks, self.face_asks = asks(), asks()
+        self.scene_to_face_attention = attention()
+        self.face_to_scene_attention = attention()
         self.mix = RepBlock(2 * width, width)
 
     def forward(self, scene: Tensor, face: Tensor) -> Tensor:
-        """scene, face: (B, N, D). Returns (B, D, G, G)."""
+        """Fuse two streams of tokens, (B, N, D) each, into a grid (B, D, G, G)."""
         s, f = self.scene_norm(scene), self.face_norm(face)
-        scene = scene + self.scene_asks(s, f)  # (B, N, D)
-        face = face + self.face_asks(f, s)  # (B, N, D)
+        scene = scene + self.scene_to_face_attention(s, f)  # (B, N, D)
+        face = face + self.face_to_scene_attention(f, s)  # (B, N, D)
         both = torch.cat([scene, face], dim=2).transpose(1, 2)  # (B, 2D, N)
         return self.mix(both.reshape(-1, both.shape[1], self.grid, self.grid))  # type: ignore[no-any-return]
 
 
 class Student(nn.Module):
-    """Grey crops to logits. forward: (B, 1, S, S) float32, 0..255 -> (B, K)."""
+    """Classify crops: (B, C, S, S) float32 of 0..255 -> logits (B, K)."""
 
-    # Mean and deviation of the grey crops of FER+'s training split; inside the graph, so that no
-    # caller can normalise differently.
+    # Mean and standard deviation of the grey crops of FER+'s training split; inside the graph, so
+    # that no caller can normalise differently.
     MEAN, DEVIATION = 133.0, 61.8
 
     def __init__(self, config: StudentConfig) -> None:
@@ -165,14 +173,14 @@ class Student(nn.Module):
         self.head = nn.Linear(config.width, config.classes)
 
     def tokens(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Both streams, (B, N, D) each; token n is the place (n // G, n % G)."""
+        """Return both streams, (B, N, D) each; token n is the place (n // G, n % G)."""
         x = self.trunk((faces - self.MEAN) / self.DEVIATION)
         scene = self.scene(x).flatten(2).transpose(1, 2)
         face = self.face(x).flatten(2).transpose(1, 2)
         return scene, face
 
     def embed(self, faces: Tensor) -> Tensor:
-        """Pooled embedding, (B, D)."""
+        """Return the pooled embedding, (B, D)."""
         return self.fusion(*self.tokens(faces)).mean(dim=(2, 3))  # type: ignore[no-any-return]
 
     def forward(self, faces: Tensor) -> Tensor:
@@ -180,7 +188,7 @@ class Student(nn.Module):
 
 
 def reparameterise(student: Student) -> Student:
-    """A copy in evaluation mode whose branches are merged; its outputs equal the original's."""
+    """Return the deployed form: a copy in evaluation mode, branches merged, with equal outputs."""
     deployed = Student(student.config)
     deployed.load_state_dict(student.state_dict())
     deployed.eval()
@@ -192,7 +200,7 @@ def reparameterise(student: Student) -> Student:
 
 
 def multiply_adds(student: Student) -> int:
-    """Multiply-adds for one face, deployed: convolutions, linear layers and attention products."""
+    """Count the multiply-adds of one face, deployed: convolutions, linear layers and attention."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,16 +1,16 @@
-"""The HFFER-style teacher: two pretrained backbones, cross-attention both ways, convolutions, head.
+"""Define the HFFER-style teacher: two pretrained backbones, cross-attention both ways, head.
 
-    scene grid (B, Ds, G, G)   frozen DINOv2                   \
-                                                                > attention > convolutions > logits
-    lower face grid            face recognition's last units   /
+    scene grid (B, Ds, G, G)   frozen DINOv2                       \
+                                                        attention -> convolutions -> logits (B, K)
+    stem's grid (B, C, G', G') face recognition's last units       /
 
 B batch, D width, G grid side of the fusion, N = G * G places, K classes.
 
-What the paper's abstract says (Xie, Ju and Chang 2025, doi 10.54097/m7sc3z87): a frozen DINOv2 and a
-second pretrained backbone, integrated by cross-attention and multiple convolutions. Ours, since only
-the abstract is available: SFace or IR-50 as the second, its last units learning; one block in each
-direction, pre-norm; the grid of 7x7 or 14x14; two residual convolutions, average pooling and a linear
-head.
+From the paper's abstract (Xie, Ju and Chang 2025, doi 10.54097/m7sc3z87): a frozen DINOv2 and a second
+pretrained backbone, integrated by cross-attention and multiple convolutions. Only the abstract was
+available, so the rest is our choice: SFace or IR-50 as the second, its last units trainable; one
+pre-norm block in each direction; a grid of 7x7 or 14x14; two residual blocks, average pooling and a
+linear head.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from distill.models.student import CrossAttention
 
 @dataclass(frozen=True, slots=True)
 class TeacherConfig:
-    """scene_width, face_width: of the backbones' grids; grid: side of the fused grid, 7 or 14.
+    """Sizes of a teacher.
 
-    scene, face, attend, convolve: parts that an ablation takes away; what stays keeps its form.
+    scene_width, face_width: channels of the backbones' grids; grid: side of the fused grid, 7 or 14;
+    width: D; scene, face, attend, convolve: False takes that part away, for an ablation.
     """
 
     classes: int
@@ -46,7 +47,7 @@ class TeacherConfig:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with BatchNorm beside the identity (He et al., CVPR 2016)."""
+    """Add two 3x3 convolutions with BatchNorm to the identity (He et al., CVPR 2016)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -63,10 +64,10 @@ class Residual(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Thoughts:
-    """What a student can learn from, besides the votes.
+class TeacherOutputs:
+    """What a student learns from, besides the annotators' votes.
 
-    logits: (B, K); embedding: (B, D); scene, face: the backbones' own grids, (B, Ds, G, G) and
+    logits: (B, K); embedding: (B, D); scene, face: the backbones' grids, (B, Ds, G, G) and
     (B, Df, G, G).
     """
 
@@ -75,21 +76,22 @@ class Thoughts:
     scene: Tensor
     face: Tensor
 
-    def to(self, device: torch.device) -> Thoughts:
-        return Thoughts(*(getattr(self, name).to(device) for name in self.__slots__))
+    def to(self, device: torch.device) -> TeacherOutputs:
+        """Copy all four to a device."""
+        return TeacherOutputs(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
 class Teacher(nn.Module):
-    """Reads what the frozen side gives, which may come from a cache."""
+    """Fuse the outputs of the frozen backbones, which may come from a cache, into logits."""
 
-    def __init__(self, config: TeacherConfig, above: nn.Module | None = None) -> None:
-        """above: the face backbone's learning units; None where the whole of it is frozen."""
+    def __init__(self, config: TeacherConfig, trainable_tail: nn.Module | None = None) -> None:
+        """trainable_tail: the face backbone's last units; None where all of it is frozen."""
         super().__init__()
         if not (config.scene or config.face):
             raise ValueError("a teacher without both backbones has nothing to read")
         self.config = config
         d, tokens = config.width, config.grid**2
-        self.above = above or nn.Sequential()
+        self.trainable_tail = trainable_tail or nn.Sequential()
         self.scene_in = nn.Sequential(
             nn.LayerNorm(config.scene_width), nn.Linear(config.scene_width, d)
         )
@@ -97,37 +99,37 @@ class Teacher(nn.Module):
             nn.LayerNorm(config.face_width), nn.Linear(config.face_width, d)
         )
         self.scene_norm, self.face_norm = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.scene_asks = CrossAttention(d, config.heads, tokens)
-        self.face_asks = CrossAttention(d, config.heads, tokens)
+        self.scene_to_face_attention = CrossAttention(d, config.heads, tokens)
+        self.face_to_scene_attention = CrossAttention(d, config.heads, tokens)
         self.mix = nn.Sequential(nn.Conv2d(2 * d, d, 1, bias=False), nn.BatchNorm2d(d), nn.ReLU())
         self.convolutions = nn.Sequential(Residual(d), Residual(d))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(d, config.classes)
 
     def fuse(self, scene: Tensor, face: Tensor) -> Tensor:
-        """scene: (B, Ds, G, G), face: (B, Df, G, G), on the fused grid. Returns (B, D, G, G)."""
+        """Fuse (B, Ds, G, G) and (B, Df, G, G), both on the fused grid, into (B, D, G, G)."""
         c = self.config
         s = self.scene_in(to_tokens(scene))  # (B, N, D)
         f = self.face_in(to_tokens(face))  # (B, N, D)
-        # An absent backbone is zeros in the same network, so that the rest keeps its size.
+        # A backbone that an ablation takes away is zeros, so that the rest keeps its size.
         s, f = s * float(c.scene), f * float(c.face)
         x, y = s, f
         if c.attend:
             a, b = self.scene_norm(s), self.face_norm(f)
-            x = s + self.scene_asks(a, b)  # (B, N, D)
-            y = f + self.face_asks(b, a)  # (B, N, D)
+            x = s + self.scene_to_face_attention(a, b)  # (B, N, D)
+            y = f + self.face_to_scene_attention(b, a)  # (B, N, D)
         grid = torch.cat([x, y], dim=2).transpose(1, 2).reshape(len(x), -1, c.grid, c.grid)
         grid = self.mix(grid)  # (B, D, G, G)
         return self.convolutions(grid) if c.convolve else grid  # type: ignore[no-any-return]
 
-    def think(self, scene: Tensor, lower: Tensor) -> Thoughts:
-        """scene: (B, Ds, G, G), lower: (B, C, G', G'), as `backbones.Frozen` gives them."""
+    def forward_outputs(self, scene: Tensor, stem: Tensor) -> TeacherOutputs:
+        """Return all that a student learns from; scene, stem: outputs of `FrozenBackbones`."""
         side = self.config.grid
         scene = functional.adaptive_avg_pool2d(scene, side)
-        face = functional.adaptive_avg_pool2d(self.above(lower), side)
+        face = functional.adaptive_avg_pool2d(self.trainable_tail(stem), side)
         embedding = self.fuse(scene, face).mean(dim=(2, 3))  # (B, D)
-        return Thoughts(self.head(self.dropout(embedding)), embedding, scene, face)
+        return TeacherOutputs(self.head(self.dropout(embedding)), embedding, scene, face)
 
-    def forward(self, scene: Tensor, lower: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        return self.think(scene, lower).logits
+    def forward(self, scene: Tensor, stem: Tensor) -> Tensor:
+        """Return logits (B, K) of (B, Ds, G, G) and (B, C, G', G')."""
+        return self.forward_outputs(scene, stem).logits

@@ -1,12 +1,12 @@
-"""`--start`: a trained student, from a checkpoint or from a deployed bundle, goes on learning.
+"""Start a student's training from a checkpoint or a deployed bundle: `--start`.
 
-    checkpoint or bundle > deployed weights > training form of the same network, or of a deeper one
+    checkpoint or bundle -> deployed weights -> training form of the same network, or of a deeper one
 
-A bundle holds the deployed form alone: each block one 3x3 convolution, its batch statistics folded
-in. The way back is exact: the kernel becomes the block's widest branch, and the BatchNorm takes the
-statistics of given faces and the gain and bias that undo them. A block that the recipe has more than
-the start is the identity at first (as in Net2Net, Chen et al., ICLR 2016), so the network answers as
-the start did whatever its depth.
+A bundle holds the deployed form alone: each block is one 3x3 convolution with BatchNorm folded in. It
+is unfolded exactly: the kernel becomes the block's 3x3 branch, and BatchNorm gets the statistics of
+given faces and the gain and bias that cancel them. Blocks that only the recipe has begin as the
+identity (as in Net2Net, Chen et al., ICLR 2016), so the network's outputs equal the start's at any
+depth.
 """
 
 from __future__ import annotations
@@ -26,66 +26,71 @@ from torch import Tensor, nn
 from distill.data.labels import DATA_NAMES
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint
-from distill.models.store import digest_of
+from distill.models.store import current_names, digest_of
 from distill.models.student import RepBlock, Student, StudentConfig, reparameterise
 from distill.recipe import Recipe
 from edge.base.errors import DataError, EdgeError, UsageError
 from edge.base.strict_yaml import validate
 from edge.inference.bundle import load_bundle
 
-SETTLED_ON = 512  # faces whose batch statistics stand in for those that were folded away
+RECALIBRATION_FACES = 512  # training faces that BatchNorm takes its statistics from
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """weights: of the deployed form, by its names; facts: what a checkpoint keeps of where it comes
-    from (sha256, recipe, teacher, and the start's own start)."""
+    """A trained student to start from.
+
+    weights: of the deployed form, by its parameters' names; metadata: what a checkpoint keeps of it
+    (sha256, recipe, teacher, data, and the start's own start)."""
 
     config: StudentConfig
     labels: tuple[str, ...]
     recipe: Recipe
     weights: dict[str, Tensor]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def read_start(path: Path) -> Start:
-    """A bundle's folder or a student's checkpoint. Raises DataError or BundleError in one line."""
+    """Read a bundle's folder or a student's checkpoint. Raises DataError or BundleError in one line."""
     return _from_bundle(path) if path.is_dir() else _from_checkpoint(path)
 
 
 def _from_checkpoint(path: Path) -> Start:
     checkpoint = load_checkpoint(path)
-    facts: dict[str, Any] = {"sha256": digest_of(path), "recipe": checkpoint.recipe.model_dump()}
-    facts |= {key: checkpoint.facts[key] for key in ("teacher", "start")}
-    facts["data"] = DATA_NAMES.get(checkpoint.facts["layout"], "not recorded")
+    metadata: dict[str, Any] = {"sha256": digest_of(path), "recipe": checkpoint.recipe.model_dump()}
+    metadata |= {key: checkpoint.metadata[key] for key in ("teacher", "start")}
+    metadata["data"] = DATA_NAMES.get(checkpoint.metadata["layout"], "not recorded")
     student = checkpoint.student
     weights = reparameterise(student).state_dict()
-    return Start(student.config, checkpoint.labels, checkpoint.recipe, weights, facts)
+    return Start(student.config, checkpoint.labels, checkpoint.recipe, weights, metadata)
 
 
 def _from_bundle(folder: Path) -> Start:
     bundle = load_bundle(folder)
-    kept = bundle.description.provenance
+    provenance = bundle.description.provenance
     try:
-        recipe = validate(Recipe, dict(kept.get("recipe") or {}), str(folder))
+        recipe = validate(Recipe, dict(provenance.get("recipe") or {}), str(folder))
     except (EdgeError, TypeError, ValueError) as error:
-        raise DataError(f"{folder} names no recipe that can be gone on with: {error}") from error
+        raise DataError(f"{folder} names no recipe to train by: {error}") from error
     student = reparameterise(build_student(recipe, len(bundle.labels)))
-    weights = _initialisers(bundle.file("fp32"))
+    weights = current_names(_initialisers(bundle.file("fp32")))
     own = student.state_dict()
     if wrong := [n for n, v in own.items() if n not in weights or weights[n].shape != v.shape]:
         raise DataError(
             f"{folder} holds no student of its own recipe: '{wrong[0]}'; export it again"
         )
-    facts: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
-    facts |= {key: kept.get(key) for key in ("teacher", "start", "data", "calibration_data")}
+    metadata: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
+    kept = ("teacher", "start", "data", "calibration_data")
+    metadata |= {key: provenance.get(key) for key in kept}
     config = student.config
-    return Start(config, bundle.labels, recipe, {n: weights[n] for n in own}, facts)
+    return Start(config, bundle.labels, recipe, {n: weights[n] for n in own}, metadata)
 
 
 def _initialisers(path: Path) -> dict[str, Tensor]:
-    """The graph's weights by the student's names. Exporters keep them but for linear layers', whose
-    transposed copies are found by the bias that is added to their product."""
+    """Return the graph's weights by the student's names.
+
+    The exporter keeps the names but for linear layers', whose transposed copies are found by the bias
+    that is added to their product."""
     graph = onnx.load(str(path)).graph
     arrays = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
     products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
@@ -99,22 +104,21 @@ def _initialisers(path: Path) -> dict[str, Tensor]:
     return arrays
 
 
-def begin(
+def warm_start(
     student: Student, start: Start, labels: tuple[str, ...], faces: NDArray[np.uint8]
 ) -> None:
-    """Give a fresh student the start's weights, in place; classes that the start does not know keep
-    their fresh rows of the head.
+    """Give an untrained student the start's weights, in place.
 
-    faces: (N, C, S, S) uint8, some of what it will learn from. Raises UsageError where the start is
-    of another shape."""
-    places = _places(start.config, student.config)
+    Classes that the start does not know keep the head's random rows. faces: (N, C, S, S) uint8, some
+    of the training set. Raises UsageError where the start is of another shape."""
+    sources = _blocks(start.config, student.config)
     state, new = student.state_dict(), start.weights
     kernels: dict[RepBlock, Tensor] = {}
     biases: dict[RepBlock, Tensor] = {}
     for name, block in student.named_modules():
         if not isinstance(block, RepBlock):
             continue
-        if (source := places.get(name, name)) is not None:
+        if (source := sources.get(name, name)) is not None:
             kernels[block], biases[block] = new[f"{source}.0.weight"], new[f"{source}.0.bias"]
     for name, value in new.items():
         if name in state and not name.startswith("head."):
@@ -125,11 +129,11 @@ def begin(
             state["head.weight"][row] = new["head.weight"][there]
             state["head.bias"][row] = new["head.bias"][there]
     student.load_state_dict(state)
-    _settle(student, kernels, biases, faces)
+    _recalibrate_batchnorm(student, kernels, biases, faces)
 
 
-def _places(start: StudentConfig, recipe: StudentConfig) -> dict[str, str | None]:
-    """Name of a trunk's block in the recipe's student to that in the start's, None for a new one."""
+def _blocks(start: StudentConfig, recipe: StudentConfig) -> dict[str, str | None]:
+    """Map the trunk's blocks in the recipe's student to the start's by name, a new one to None."""
     for part in ("size", "channels", "widths", "width", "heads", "attend"):
         if getattr(start, part) != getattr(recipe, part):
             raise UsageError(
@@ -151,16 +155,17 @@ def _places(start: StudentConfig, recipe: StudentConfig) -> dict[str, str | None
 
 
 @torch.no_grad()
-def _settle(
+def _recalibrate_batchnorm(
     student: Student,
     kernels: dict[RepBlock, Tensor],
     biases: dict[RepBlock, Tensor],
     faces: NDArray[np.uint8],
 ) -> None:
-    """Set each block so that in evaluation mode it is `kernels` and `biases`, or the identity, and in
-    training mode nearly so: its BatchNorm has the statistics of these faces."""
+    """Set each block so that in evaluation mode it computes `kernels` and `biases`, or the identity.
 
-    def settling(block: RepBlock) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    In training mode it does nearly so, since its BatchNorm gets the statistics of these faces."""
+
+    def hook_for(block: RepBlock) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         kernel, bias = kernels.get(block), biases.get(block)
         block.point.weight.zero_()
         if kernel is None:
@@ -168,15 +173,15 @@ def _settle(
             block.wide.weight.zero_()
             scale, bias = torch.ones(block.norm.num_features), torch.zeros(block.norm.num_features)
         else:
-            # At the size of a fresh kernel, channel by channel: BatchNorm takes the scale out again,
-            # and a step of the optimiser changes each by the same share.
-            fresh = (3 * kernel[0].numel()) ** -0.5
-            scale = fresh / kernel.flatten(1).std(dim=1).clamp(min=1e-12)
+            # Each channel as large as an untrained kernel's: BatchNorm takes the scale out again, and
+            # a step of the optimiser changes all channels by the same share.
+            untrained = (3 * kernel[0].numel()) ** -0.5
+            scale = untrained / kernel.flatten(1).std(dim=1).clamp(min=1e-12)
             block.wide.weight.copy_(kernel * scale[:, None, None, None])
             if block.same is not None:
                 block.same.zero_()
 
-        def settle(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def recalibrate(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(norm, nn.BatchNorm2d)
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -188,11 +193,11 @@ def _settle(
             norm.weight.copy_((variance + norm.eps).sqrt() / scale)
             norm.bias.copy_(bias + mean / scale)
 
-        return settle
+        return recalibrate
 
     student.eval()
     hooks = [
-        block.norm.register_forward_pre_hook(settling(block))
+        block.norm.register_forward_pre_hook(hook_for(block))
         for block in student.modules()
         if isinstance(block, RepBlock)
     ]

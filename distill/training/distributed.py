@@ -1,4 +1,4 @@
-"""One process or many: started by torchrun, each takes its part of every batch."""
+"""Run in one process, or in many that torchrun starts, each with its part of every batch."""
 
 from __future__ import annotations
 
@@ -13,59 +13,57 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-CACHING = timedelta(hours=12)
+TIMEOUT = timedelta(hours=12)  # the other processes wait while the main one fills the caches
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """rank of world processes, and the device that is its own."""
+    """This process: its rank among `world` processes, and its device."""
 
     rank: int
     world: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
-        """The one that validates, prints and writes."""
+    def is_main(self) -> bool:
+        """Tell whether this process is the one that validates, prints and writes."""
         return self.rank == 0
 
-    def spread(self, task: nn.Module) -> nn.Module:
-        """The task with gradients averaged over all processes; itself where there is one."""
+    def wrap_ddp(self, task: nn.Module) -> nn.Module:
+        """Average the task's gradients over all processes; with one process, return it as it is."""
         if self.world == 1:
             return task
-        # On GPUs batch statistics are the whole batch's; gloo has no such kernel for the CPU, where
-        # each process keeps its own part's and the first one's are those that are saved.
+        # On GPUs batch statistics are those of the whole batch. gloo cannot do that on the CPU: each
+        # process keeps those of its own part, and the main one's are saved.
         if self.device.type == "cuda":
             task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
             devices = [self.device.index]
             return DistributedDataParallel(task, devices, find_unused_parameters=True)
-        # An ablation or a lesson of weight 0 leaves parameters without a gradient.
+        # An ablation, or a loss of weight 0, leaves parameters without a gradient.
         return DistributedDataParallel(task, find_unused_parameters=True)
 
     def mean(self, value: float) -> float:
-        """Of a figure, over all processes."""
+        """Average a number over all processes."""
         if self.world == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         distributed.all_reduce(total)
         return float(total) / self.world
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.world > 1:
             distributed.barrier()
 
 
-def own_module(spread: nn.Module) -> nn.Module:
-    """What `Process.spread` was given."""
-    if isinstance(spread, DistributedDataParallel):
-        return cast(nn.Module, spread.module)
-    return spread
+def unwrap(task: nn.Module) -> nn.Module:
+    """Return what `Process.wrap_ddp` was given."""
+    return cast(nn.Module, task.module) if isinstance(task, DistributedDataParallel) else task
 
 
 @contextmanager
-def join() -> Iterator[Process]:
-    """This process among those that torchrun started; alone without torchrun."""
+def process_group() -> Iterator[Process]:
+    """Join the processes that torchrun started; without torchrun there is one."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -73,8 +71,7 @@ def join() -> Iterator[Process]:
         torch.cuda.set_device(device)
     if world > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        # The others wait while the first one fills the caches.
-        distributed.init_process_group(backend, timeout=CACHING)
+        distributed.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield Process(rank, world, device)
     finally:

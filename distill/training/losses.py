@@ -1,4 +1,4 @@
-"""Losses, each a free function with its source.
+"""Compute losses, each a free function with its source.
 
 Letters: B batch, K classes, N tokens, D width, H heads. Every loss is a mean over the batch.
 """
@@ -11,23 +11,23 @@ from torch.nn import functional
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against a distribution: -sum_k q_k log p_k.
+    """Compute the cross-entropy against a distribution, -sum_k q_k log p_k.
 
-    logits, targets: (B, K); targets are non-negative and sum to 1 a row. The FER+ paper's "PLD"
-    (Barsoum et al., ICMI 2016): learn the annotators' votes, not their winner.
+    logits, targets: (B, K); each row of targets is non-negative and sums to 1. The FER+ paper's "PLD"
+    (Barsoum et al., ICMI 2016): learn the distribution of votes, not the class with the most.
     """
     return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
 def standardise(logits: Tensor) -> Tensor:
-    """(B, K) -> (B, K): each row to mean 0 and deviation 1, so that the student may choose its own
-    scale (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024)."""
+    """Scale each row to mean 0 and standard deviation 1, (B, K) -> (B, K), so that the student may
+    choose its own scale (Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024)."""
     centred = logits - logits.mean(dim=1, keepdim=True)
     return centred / (centred.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-7)
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """KL(teacher || student) of standardised logits at a temperature, times its square.
+    """Compute KL(teacher || student) of standardised logits at a temperature, times its square.
 
     student, teacher: (B, K). Hinton et al. 2015, with the standardisation of Sun et al. 2024.
     """
@@ -44,7 +44,7 @@ def decoupled_distillation(
     alpha: float = 1.0,
     beta: float = 2.0,
 ) -> Tensor:
-    """DKD: the labelled class against all others (alpha), and the others among themselves (beta).
+    """Compute DKD: the labelled class against all others (alpha), and the others alone (beta).
 
     student, teacher: (B, K); label: (B,) int. Zhao et al., "Decoupled Knowledge Distillation",
     CVPR 2022, equation 7, on standardised logits.
@@ -66,14 +66,14 @@ def decoupled_distillation(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of the rows of a and b."""
+    """Compute Pearson's correlation of each row of a with that of b."""
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
     return functional.cosine_similarity(a, b, dim=1, eps=1e-8)
 
 
 def relation_distillation(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
-    """DIST: 1 - correlation between the classes of each face, plus that between the faces of each
-    class. student, teacher: (B, K). Huang et al., "Knowledge Distillation from A Stronger
+    """Compute DIST: 1 - correlation over each face's classes, plus 1 - correlation over each class's
+    faces. student, teacher: (B, K). Huang et al., "Knowledge Distillation from A Stronger
     Teacher", NeurIPS 2022."""
     p = functional.softmax(student / temperature, dim=1)
     q = functional.softmax(teacher / temperature, dim=1)
@@ -83,10 +83,10 @@ def relation_distillation(student: Tensor, teacher: Tensor, temperature: float =
 
 
 class RunningStandard(nn.Module):
-    """Features to mean 0 and deviation 1 by channel, with running statistics of the teacher's.
+    """Scale the teacher's features to mean 0 and standard deviation 1 by channel, (..., D) -> (..., D).
 
-    (..., D) -> (..., D). The statistics follow in training mode only and are part of the state,
-    so that a resumed run goes on with the same ones.
+    The running statistics change in training mode only. They are part of the state, so that a resumed
+    run has the same ones.
     """
 
     mean: Tensor
@@ -103,7 +103,7 @@ class RunningStandard(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
             flat = features.detach().reshape(-1, features.shape[-1]).float()
-            # The first batches count in full: a slow start would standardise by nothing.
+            # The plain mean of the first batches: an average that starts at 0 and 1 would lag.
             self.seen += 1
             step = (1.0 / self.seen.float()).clamp(min=self.momentum)
             self.mean.lerp_(flat.mean(dim=0), step)
@@ -112,21 +112,20 @@ class RunningStandard(nn.Module):
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half cosine distance, half smooth-L1, over the last dimension.
+    """Compute half the cosine distance plus half smooth-L1, over the last dimension.
 
-    student, teacher: (..., D), the teacher's already standardised. Direction and size both matter;
-    smooth-L1 (Girshick 2015) keeps single channels of a transformer from ruling the sum.
+    student, teacher: (..., D), the teacher's standardised. Smooth-L1 (Girshick 2015) keeps a
+    transformer's few large channels from dominating the sum.
     """
     cosine = 1 - functional.cosine_similarity(student, teacher, dim=-1).mean()
     return 0.5 * cosine + 0.5 * functional.smooth_l1_loss(student, teacher)
 
 
 def attention_relations(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
-    """KL between the relations of tokens to each other, scaled dot products over `heads` relation
-    heads, whatever the widths and the networks' own heads.
+    """Compute KL between the tokens' relations, scaled dot products in `heads` relation heads.
 
-    student: (B, N, D), teacher: (B, N, D'): both queries, both keys or both values. MiniLMv2 (Wang
-    et al., Findings of ACL 2021), equations 4 and 5.
+    student: (B, N, D), teacher: (B, N, D'), both queries, both keys or both values; the networks'
+    own heads do not matter. MiniLMv2 (Wang et al., Findings of ACL 2021), equations 4 and 5.
     """
 
     def relations(x: Tensor) -> Tensor:

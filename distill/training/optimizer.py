@@ -1,4 +1,4 @@
-"""How weights move: parameter groups, the schedule, the average, and sharpness-aware steps."""
+"""Move weights: parameter groups, the schedule, the moving average, and sharpness-aware steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.training.losses import RunningStandard
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
+    """Return the rate of one of `steps` steps: linear warm-up, then half a cosine to zero."""
     warm = training.warmup_epochs * steps / training.epochs
     if step < warm:
         return training.learning_rate * (step + 1) / warm
@@ -24,10 +24,10 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
 def adamw(
     network: nn.Module, training: Training, pretrained: nn.Module | None, rate: float
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, ICLR 2019) without decay on biases and normalisation.
+    """Build AdamW (Loshchilov and Hutter, ICLR 2019), without decay on biases and normalisation.
 
-    pretrained: a part whose learning rate is `rate` times the rest's. Each group's `share` of the
-    schedule is kept beside it.
+    pretrained: a part whose learning rate is `rate` times the rest's; each parameter group keeps that
+    factor as its `share`.
     """
     slow = {id(p) for p in pretrained.parameters()} if pretrained else set()
     groups = []
@@ -42,28 +42,30 @@ def adamw(
     return torch.optim.AdamW(groups, lr=training.learning_rate)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set each group's learning rate to its share of `rate`."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["share"]
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Exponential moving average of weights and of batch statistics."""
+def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the exponential average of weights and batch statistics towards the network's."""
     new = network.state_dict()
-    for name, value in average.state_dict().items():
+    for name, value in ema.state_dict().items():
         if value.dtype.is_floating_point:
             value.lerp_(new[name].to(value.device), 1 - decay)
         else:
             value.copy_(new[name])
 
 
-def sharp_gradients(
+def sam_gradients(
     loss: Callable[[], Tensor], network: nn.Module, parameters: Iterable[nn.Parameter], rho: float
 ) -> None:
-    """Replace the gradients by those at the worst point within rho (Foret et al., "Sharpness-Aware
-    Minimization", ICLR 2021, equations 2 and 3). Gradients of `loss` must stand already; batch
-    statistics stay those of the first pass."""
+    """Replace the gradients of `loss`, which were computed already, by those at the worst point within
+    `rho`; batch statistics stay those of the first pass.
+
+    SAM: Foret et al., "Sharpness-Aware Minimization", ICLR 2021, equations 2 and 3."""
     moved = [p for p in parameters if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in moved if p.grad is not None]).norm()
     steps = []

@@ -1,4 +1,4 @@
-"""Command line and recipe > everything a run needs: crops without near-duplicates, networks, caches."""
+"""Prepare a run by command line and recipe: crops without near-duplicates, networks and caches."""
 
 from __future__ import annotations
 
@@ -16,49 +16,61 @@ from torch import nn
 from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import Examples, choosable, learnable
 from distill.data.splits import Split, crops_folder, join, open_crops
-from distill.models.backbones import Dinov2, Lower
+from distill.models.backbones import Dinov2, FrozenStem
 from distill.models.build import build_student, build_teacher
 from distill.models.checkpoint import load_teacher
 from distill.models.feature_cache import (
-    Computed,
     Features,
+    OnTheFlyFeatures,
     cache_features,
     features_folder,
     weights_digest,
 )
 from distill.models.precision import use_bf16
-from distill.models.predict import open_model
+from distill.models.predict import open_predictor
 from distill.models.store import digest_of
-from distill.models.warm_start import SETTLED_ON, Start, begin, read_start
-from distill.recipe import Recipe
-from distill.training.batches import Course, StudentCourse, TeacherCourse
+from distill.models.student import Student
+from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
+from distill.recipe import Distillation, Recipe
+from distill.training.batches import Batches, StudentBatches, TeacherBatches
 from distill.training.distributed import Process
-from distill.training.target_cache import cache_lessons, with_opinions
-from distill.training.task import DistillationTask, StudentTask, TeacherTask
+from distill.training.target_cache import cache_targets, ensemble_targets
+from distill.training.task import DistillationTask, StudentTask, Task, TeacherTask
 from edge.base.errors import DataError, UsageError
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """truth, votes: of the validation split, what is chosen on; frozen, teacher, start: what the run
-    reads besides the data; layout: the data's."""
+class Networks:
+    """What is trained, from what.
+
+    backbones: digest of a teacher's frozen backbones; teacher: the names of a student's teachers."""
+
+    task: Task
+    batches: Batches
+    backbones: str = ""
+    teacher: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """A run, ready to train.
+
+    truth: (N,) labels of the validation split, -1 for none, and votes: (N, K), which the best epoch is
+    chosen by; start: `Start.metadata` of the weights it starts from; layout: of the data."""
 
     labels: tuple[str, ...]
     examples: Examples
     truth: NDArray[np.int64]
     votes: NDArray[np.float32]
-    task: nn.Module
-    course: Course
-    frozen: str = ""
-    teacher: str = ""
+    networks: Networks
     start: dict[str, Any] | None = None
     layout: str | None = None
 
 
-def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepared:
-    """args: distill-train's. Caches are made by the first process while the others wait.
+def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> TrainingSetup:
+    """Set a run up; args: distill-train's. The main process makes the caches while the others wait.
 
     Raises UsageError for options that the recipe needs or cannot use, DataError for bad data."""
     if (recipe.distillation is None) != (not args.teacher):
@@ -71,11 +83,11 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
         raise UsageError(f"{args.start} was trained on another crop; make the recipe's equal")
 
     def say(line: str) -> None:
-        if process.first:
+        if process.is_main:
             print(line, flush=True)
 
-    if not process.first:
-        process.wait()
+    if not process.is_main:
+        process.barrier()
     spec = recipe.crop.spec()
     crops = open_crops(args.data, args.layout, spec, args.weights, say)
     folder = crops_folder(args.data, spec)
@@ -89,30 +101,20 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Prepa
     )
     examples = learnable(split, left_out)
     torch.manual_seed(recipe.training.seed)
-    bench = _Bench(recipe, args, process.device, folder, examples, split, valid, say, start)
-    task, course, frozen, teacher = bench.teacher() if recipe.teacher else bench.student()
-    if process.first:
-        process.wait()
+    builder = RunBuilder(recipe, args, process.device, folder, examples, split, valid, say, start)
+    networks = builder.teacher() if recipe.teacher else builder.student()
+    if process.is_main:
+        process.barrier()
     truth = choosable(valid, unchosen)
     if not (truth >= 0).any():
         raise DataError(f"no picture of {args.data}'s validation split has a label to choose by")
-    return Prepared(
-        split.labels,
-        examples,
-        truth,
-        valid.targets,
-        task,
-        course,
-        frozen,
-        teacher,
-        start.facts if start else None,
-        args.layout,
-    )
+    known = start.metadata if start else None
+    return TrainingSetup(split.labels, examples, truth, valid.targets, networks, known, args.layout)
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
-    """What both kinds of runs are put together from."""
+class RunBuilder:
+    """Build a run's networks and batches. crops: the crops' folder; train, valid: the splits."""
 
     recipe: Recipe
     args: argparse.Namespace
@@ -131,61 +133,70 @@ class _Bench:
     def pixels(self, split: str) -> NDArray[np.uint8]:
         return (self.train if split == "train" else self.valid).crops.pixels
 
-    def features(self, network: Dinov2 | Lower, split: str) -> Features:
-        place = features_folder(self.crops, split, network, self.bf16)
-        return cache_features(
-            place, self.fast(network), self.pixels(split), self.device, self.bf16, self.say
-        )
-
-    def fast(self, network: nn.Module) -> Any:
+    def compiled(self, network: nn.Module) -> Any:
         return torch.compile(network) if self.args.compile else network
 
-    def lower(self, network: Lower, split: str, cached: bool) -> Features | Computed:
-        """The face side's, which a recipe that does not cache it keeps off the disk altogether."""
+    def features(self, network: Dinov2 | FrozenStem, split: str) -> Features:
+        """Open a frozen network's cached outputs for a split, computing what is missing."""
+        place = features_folder(self.crops, split, network, self.bf16)
+        return cache_features(
+            place, self.compiled(network), self.pixels(split), self.device, self.bf16, self.say
+        )
+
+    def stem(self, network: FrozenStem, split: str, cached: bool) -> Features | OnTheFlyFeatures:
+        """Open the stem's outputs; a recipe that does not cache them keeps them off the disk."""
         if cached:
             return self.features(network, split)
-        return Computed(network, self.pixels(split), self.device, self.bf16)
+        return OnTheFlyFeatures(network, self.pixels(split), self.device, self.bf16)
 
-    def teacher(self) -> tuple[nn.Module, Course, str, str]:
+    def on_device(self, task: Task) -> Task:
+        task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return task
+
+    def teacher(self) -> Networks:
+        """Build a teacher's run."""
         recipe, args = self.recipe, self.args
         assert recipe.teacher is not None
         teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
         frozen.to(self.device)
-        cached = recipe.teacher.cached
-        networks = (frozen.scene, self.fast(frozen.lower))
-        course = TeacherCourse(
+        scene_cached, face_cached = (side in recipe.teacher.cached for side in ("scene", "face"))
+        valid = self.features(frozen.scene, "valid"), self.stem(frozen.stem, "valid", face_cached)
+        batches = TeacherBatches(
             recipe,
             self.examples,
-            (
-                self.features(frozen.scene, "valid"),
-                self.lower(frozen.lower, "valid", "face" in cached),
-            ),
-            networks,
+            valid,
+            (frozen.scene, self.compiled(frozen.stem)),
             self.device,
-            self.features(frozen.scene, "train") if "scene" in cached else None,
-            self.features(frozen.lower, "train") if "face" in cached else None,
+            self.features(frozen.scene, "train") if scene_cached else None,
+            self.features(frozen.stem, "train") if face_cached else None,
             self.bf16,
         )
-        task = TeacherTask(teacher).to(self.device, memory_format=torch.channels_last)
-        return task, course, weights_digest(frozen), ""
+        return Networks(self.on_device(TeacherTask(teacher)), batches, weights_digest(frozen))
 
-    def student(self) -> tuple[nn.Module, Course, str, str]:
-        recipe, args = self.recipe, self.args
-        student = build_student(recipe, len(self.train.labels))
+    def student(self) -> Networks:
+        """Build a student's run, distilled where the recipe says so."""
+        student = build_student(self.recipe, len(self.train.labels))
         if self.start:
-            count = min(SETTLED_ON, len(self.examples))
-            some = self.examples.rows[np.linspace(0, len(self.examples) - 1, count).astype(int)]
-            begin(student, self.start, self.train.labels, self.pixels("train")[some])
-            known = len(set(self.train.labels) & set(self.start.labels))
-            self.say(
-                f"went on from {args.start}, {known} of {len(self.train.labels)} classes known to it"
-            )
-        how = recipe.distillation
-        pixels = self.valid.crops.pixels
-        if how is None:
-            course = StudentCourse(recipe, self.examples, pixels, self.device)
-            task: nn.Module = StudentTask(student)
-            return task.to(self.device, memory_format=torch.channels_last), course, "", ""
+            self.warm_start(student, self.start)
+        if self.recipe.distillation:
+            return self.distilled(student, self.recipe.distillation)
+        batches = StudentBatches(self.recipe, self.examples, self.pixels("valid"), self.device)
+        return Networks(self.on_device(StudentTask(student)), batches)
+
+    def warm_start(self, student: Student, start: Start) -> None:
+        """Give the student the start's weights, and say how many classes it knows."""
+        count = min(RECALIBRATION_FACES, len(self.examples))
+        some = self.examples.rows[np.linspace(0, len(self.examples) - 1, count).astype(int)]
+        warm_start(student, start, self.train.labels, self.pixels("train")[some])
+        known = len(set(self.train.labels) & set(start.labels))
+        self.say(
+            f"started from {self.args.start}, which knows {known} of {len(self.train.labels)} classes"
+        )
+
+    def distilled(self, student: Student, config: Distillation) -> Networks:
+        """Build a student's run with the teachers on the command line, the first of which gives its
+        tokens and embedding."""
+        recipe, args = self.recipe, self.args
         first, *others = args.teacher
         teacher, frozen, theirs, labels = load_teacher(first, args.dinov2, args.face)
         if labels != self.train.labels:
@@ -196,29 +207,29 @@ class _Bench:
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
         named = f"{theirs.name} {digest_of(first)[:16]} on {theirs.teacher.face}"
-        if how.live:
+        cache, live = None, None
+        if config.live:
             if others:
-                raise UsageError("with 'live' one teacher thinks; give --teacher once")
-            course = StudentCourse(
-                recipe, self.examples, pixels, self.device, live=(teacher, frozen), bf16=self.bf16
-            )
+                raise UsageError("with 'live' one teacher answers; give --teacher once")
+            live = (teacher, frozen)
         else:
             scene = self.features(frozen.scene, "train")
-            lower = self.lower(frozen.lower, "train", "face" in theirs.teacher.cached)
-            place = features_folder(self.crops, "train", frozen.lower, self.bf16)
-            lessons = cache_lessons(place, teacher, scene, lower, self.bf16, self.say)
-            if others:
-                beside = [open_model(path, args.dinov2, args.face) for path in others]
-                self.say(
-                    f"{len(beside)} more are asked about {len(self.train.crops.names)} pictures"
-                )
-                lessons = with_opinions(
-                    lessons, labels, recipe.crop.spec(), beside, self.pixels("train")
-                )
-                for path in others:
-                    file = path / "bundle.json" if path.is_dir() else path
-                    named += f", with {path.name} {digest_of(file)[:16]}"
-            course = StudentCourse(recipe, self.examples, pixels, self.device, lessons)
-        task = DistillationTask(student, how, teacher)
-        task = task.to(self.device, memory_format=torch.channels_last)
-        return task, course, "", named
+            stem = self.stem(frozen.stem, "train", "face" in theirs.teacher.cached)
+            place = features_folder(self.crops, "train", frozen.stem, self.bf16)
+            cache = cache_targets(place, teacher, scene, stem, self.bf16, self.say)
+        if cache and others:
+            members = [open_predictor(path, args.dinov2, args.face) for path in others]
+            self.say(
+                f"computing {len(members)} more networks' outputs for "
+                f"{len(self.train.crops.names)} pictures"
+            )
+            pixels = self.pixels("train")
+            cache = ensemble_targets(cache, labels, recipe.crop.spec(), members, pixels)
+            for path in others:
+                file = path / "bundle.json" if path.is_dir() else path
+                named += f", with {path.name} {digest_of(file)[:16]}"
+        batches = StudentBatches(
+            recipe, self.examples, self.pixels("valid"), self.device, cache, live, self.bf16
+        )
+        task = self.on_device(DistillationTask(student, config, teacher))
+        return Networks(task, batches, teacher=named)

@@ -1,8 +1,8 @@
-"""What a trained teacher thinks of every training picture, on disk, for the student to learn from.
+"""Keep a trained teacher's outputs for every training picture on disk, for the student to learn from.
 
-The frozen side is read from its cache, the teacher's own part runs once a picture. A student
-sees a picture moved at random; the backbones' grids are moved with it, since tokens are places. Logits
-and embedding are those of the picture as it is (Beyer et al., CVPR 2022, call this a fixed teacher).
+A student sees a picture warped at random; the backbones' grids are warped with it, since their tokens
+are places. Logits and embedding are those of the plain picture (Beyer et al., CVPR 2022, call this a
+fixed teacher).
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from torch import Tensor
 
 from distill.data.augment import warp
 from distill.models.feature_cache import (
-    Computed,
     Features,
+    OnTheFlyFeatures,
     pack,
     refuse_full_disk,
     unpack,
     weights_digest,
 )
 from distill.models.precision import autocast
-from distill.models.predict import Model, asked_together
-from distill.models.teacher import Teacher, Thoughts
+from distill.models.predict import Predictor, ensemble, probabilities
+from distill.models.teacher import Teacher, TeacherOutputs
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
-from edge.classify import softmax
 from edge.inference.bundle import CropSpec
 
 BATCH = 256
@@ -39,40 +38,43 @@ ARRAYS = ("logits", "embedding", "scene", "scene-scale", "face", "face-scale")
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
-    """Thoughts by row of the split, memory-mapped."""
+class TargetCache:
+    """Read a teacher's outputs by row of the split. arrays: memory-mapped, by the names in ARRAYS."""
 
-    arrays: dict[str, NDArray[np.generic]]
+    arrays: dict[str, NDArray[Any]]
 
-    def read(self, rows: NDArray[np.int64], places: Tensor, side: int) -> Thoughts:
-        """places: (B, 2, 3), where `augment.random_affine` moved these pictures; side: of the student's
-        grid."""
+    def read(self, rows: NDArray[np.int64], affine: Tensor, side: int) -> TeacherOutputs:
+        """Return the outputs for warped pictures, grids as (B, D, side, side).
+
+        affine: (B, 2, 3), how these pictures were warped (`augment.random_affine`)."""
         a = {name: array[rows] for name, array in self.arrays.items()}
-        return Thoughts(
+        return TeacherOutputs(
             logits=torch.from_numpy(a["logits"].astype(np.float32)),
             embedding=torch.from_numpy(a["embedding"].astype(np.float32)),
-            scene=warp(unpack(a["scene"], a["scene-scale"]), places, side),  # type: ignore[arg-type]
-            face=warp(unpack(a["face"], a["face-scale"]), places, side),  # type: ignore[arg-type]
+            scene=warp(unpack(a["scene"], a["scene-scale"]), affine, side),
+            face=warp(unpack(a["face"], a["face-scale"]), affine, side),
         )
 
 
 @torch.no_grad()
-def think(
-    teacher: Teacher, scene: Features, lower: Features | Computed, bf16: bool
-) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """The teacher's thoughts of all rows, packed, a block at a time."""
+def compute_targets(
+    teacher: Teacher, scene: Features, stem: Features | OnTheFlyFeatures, bf16: bool
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the teacher's outputs for all rows as ARRAYS, a block of rows at a time."""
     teacher.eval()
     device = next(teacher.parameters()).device
     for start in range(0, len(scene), BATCH):
         rows = np.arange(start, min(start + BATCH, len(scene)))
         with autocast(device, bf16):
-            thoughts = teacher.think(scene.read(rows).to(device), lower.read(rows).to(device))
+            outputs = teacher.forward_outputs(
+                scene.read(rows).to(device), stem.read(rows).to(device)
+            )
         (scenes, scene_scale), (faces, face_scale) = (
-            pack(grid.cpu()) for grid in (thoughts.scene, thoughts.face)
+            pack(grid.cpu()) for grid in (outputs.scene, outputs.face)
         )
         yield {
-            "logits": thoughts.logits.float().cpu().numpy(),
-            "embedding": thoughts.embedding.half().cpu().numpy(),
+            "logits": outputs.logits.float().cpu().numpy(),
+            "embedding": outputs.embedding.half().cpu().numpy(),
             "scene": scenes,
             "scene-scale": scene_scale,
             "face": faces,
@@ -80,14 +82,14 @@ def think(
         }
 
 
-def _write(folder: Path, blocks: Iterator[dict[str, NDArray[np.generic]]], rows: int) -> None:
-    """Into memory-mapped files: the thoughts of a large data set fit into no memory."""
+def _write(folder: Path, blocks: Iterator[dict[str, NDArray[Any]]], rows: int) -> None:
+    """Write into memory-mapped files, since the outputs for a large data set exceed the memory."""
     open_arrays: dict[str, np.memmap[Any, Any]] = {}
     done = 0
     for block in blocks:
         if not open_arrays:
-            a_row = sum(part.nbytes // len(part) for part in block.values())
-            refuse_full_disk(folder, a_row * rows)
+            row_bytes = sum(part.nbytes // len(part) for part in block.values())
+            refuse_full_disk(folder, row_bytes * rows)
         for name, part in block.items():
             if name not in open_arrays:
                 shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"
@@ -98,23 +100,25 @@ def _write(folder: Path, blocks: Iterator[dict[str, NDArray[np.generic]]], rows:
         array.flush()
 
 
-def cache_lessons(
+def cache_targets(
     features: Path,
     teacher: Teacher,
     scene: Features,
-    lower: Features | Computed,
+    stem: Features | OnTheFlyFeatures,
     bf16: bool,
     progress: Callable[[str], None],
-) -> Lessons:
-    """Open or make FEATURES/lessons-TEACHER/*.npy; features: the lower side's folder, whose key
-    stands for the pictures. Raises DataError where they are damaged."""
+) -> TargetCache:
+    """Open FEATURES/lessons-TEACHER/*.npy, after computing them where they are missing.
+
+    features: the stem's folder, whose key names the pictures. Raises DataError where files are
+    damaged."""
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark = folder / "done"
     if not mark.is_file():
-        with file_lock(folder / ".lock"):  # two runs of one teacher: the second finds it done
+        with file_lock(folder / ".lock"):  # of two runs, the second waits and finds it done
             if not mark.is_file():
-                progress(f"the teacher thinks about {len(scene)} pictures")
-                _write(folder, think(teacher, scene, lower, bf16), len(scene))
+                progress(f"computing the teacher's outputs for {len(scene)} pictures")
+                _write(folder, compute_targets(teacher, scene, stem, bf16), len(scene))
                 write_atomically(mark, b"")
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
@@ -122,22 +126,22 @@ def cache_lessons(
         raise DataError(f"{folder} cannot be used ({error}); delete it and start again") from error
     if any(len(array) != len(scene) for array in arrays.values()):
         raise DataError(f"{folder} holds other pictures; delete it and start again")
-    return Lessons(arrays)
+    return TargetCache(arrays)
 
 
-def with_opinions(
-    lessons: Lessons,
+def ensemble_targets(
+    cache: TargetCache,
     labels: tuple[str, ...],
     crop: CropSpec,
-    others: Sequence[Model],
+    others: Sequence[Predictor],
     pixels: NDArray[np.uint8],
-) -> Lessons:
-    """The same lessons with the mean of all networks' logits (up to a constant a row) in place of the
-    teacher's own: You et al., "Learning from Multiple Teacher Networks", KDD 2017.
+) -> TargetCache:
+    """Replace the teacher's logits by the mean of all networks' logits, up to a constant for each row.
 
-    labels, crop: of the lessons; pixels: (N, C, S, S) uint8, the pictures they are about. Raises
-    DataError where another network knows other classes or reads other crops."""
-    own = softmax(np.asarray(lessons.arrays["logits"], dtype=np.float64))
-    teacher = Model(labels, crop, lambda _: own, "fp32")
-    answers = asked_together([teacher, *others]).predict(pixels)
-    return Lessons({**lessons.arrays, "logits": np.log(answers).astype(np.float32)})
+    labels, crop: the teacher's; pixels: (N, C, S, S) uint8, the cached pictures. Raises DataError
+    where another network knows other classes or reads other crops. You et al., "Learning from
+    Multiple Teacher Networks", KDD 2017."""
+    own = probabilities(cache.arrays["logits"])
+    teacher = Predictor(labels, crop, lambda _: own, "fp32")
+    mean = ensemble([teacher, *others]).predict(pixels)
+    return TargetCache({**cache.arrays, "logits": np.log(mean).astype(np.float32)})

@@ -1,10 +1,12 @@
-"""What is trained: a network, and one step from a batch to a dict of named, weighted losses.
+"""Turn a batch into a dict of named, weighted losses, whose sum is minimised.
 
-`network` is what a checkpoint keeps; whatever else a task learns (projections) or follows (running
-statistics) is needed for training alone. The total is the sum of the dict.
+A task's `network` is what a checkpoint keeps; its projections and running statistics are needed for
+training alone.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 from distill.models.backbones import to_tokens
 from distill.models.student import Fusion, Student
-from distill.models.teacher import Teacher, Thoughts
+from distill.models.teacher import Teacher, TeacherOutputs
 from distill.recipe import Distillation
 from distill.training.losses import (
     RunningStandard,
@@ -29,99 +31,103 @@ Losses = dict[str, Tensor]
 
 
 class TeacherTask(nn.Module):
-    """The teacher on the annotators' votes."""
+    """Train a teacher on the annotators' votes."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.network = teacher
 
-    def forward(self, scene: Tensor, lower: Tensor, targets: Tensor) -> Losses:
-        """scene: (B, Ds, G, G), lower: (B, C, G', G'), targets: (B, K)."""
-        return {"votes": soft_cross_entropy(self.network(scene, lower).float(), targets)}
+    def forward(self, scene: Tensor, stem: Tensor, targets: Tensor) -> Losses:
+        """Compute the losses; scene: (B, Ds, G, G), stem: (B, C, G', G'), targets: (B, K)."""
+        return {"votes": soft_cross_entropy(self.network(scene, stem).float(), targets)}
 
 
 class StudentTask(nn.Module):
-    """The student on the votes alone: faces (B, C, S, S), targets (B, K)."""
+    """Train a student on the votes alone."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.network = student
 
     def forward(self, faces: Tensor, targets: Tensor) -> Losses:
+        """Compute the losses; faces: (B, C, S, S) of 0..255, targets: (B, K)."""
         return {"votes": soft_cross_entropy(self.network(faces).float(), targets)}
 
 
 class DistillationTask(nn.Module):
-    """The student on the votes and on what a teacher thinks of the same faces.
+    """Train a student on the votes and on a teacher's outputs for the same faces.
 
-    Each stream of the student learns its own backbone's tokens, place by place, and the pooled
-    embedding the teacher's, through linear projections that are dropped afterwards.
+    Each stream learns its own backbone's tokens, place by place, and the pooled embedding learns the
+    teacher's, through linear projections that are dropped afterwards.
     """
 
-    def __init__(self, student: Student, how: Distillation, teacher: Teacher) -> None:
-        """Raises UsageError where the lesson of relations does not fit the teacher's width."""
+    def __init__(self, student: Student, config: Distillation, teacher: Teacher) -> None:
+        """Raises UsageError where the relation heads do not divide the teacher's width."""
         super().__init__()
-        self.network, self.how = student, how
-        width, wide = student.config.width, teacher.config
-        if how.relations and wide.width % how.relation_heads:
+        self.network, self.config = student, config
+        width, sizes = student.config.width, teacher.config
+        if config.relations and sizes.width % config.relation_heads:
             raise UsageError(
-                f"the teacher's width {wide.width} is no multiple of 'distillation.relation_heads' "
-                f"{how.relation_heads}"
+                f"the teacher's width {sizes.width} is not a multiple of "
+                f"'distillation.relation_heads' {config.relation_heads}"
             )
-        self.to_scene = nn.Linear(width, wide.scene_width)
-        self.to_face = nn.Linear(width, wide.face_width)
-        self.to_embedding = nn.Linear(width, wide.width)
-        self.scene_standard = RunningStandard(wide.scene_width)
-        self.face_standard = RunningStandard(wide.face_width)
-        self.embedding_standard = RunningStandard(wide.width)
-        # Not a part of this module: it neither learns nor goes into a checkpoint.
+        self.to_scene = nn.Linear(width, sizes.scene_width)
+        self.to_face = nn.Linear(width, sizes.face_width)
+        self.to_embedding = nn.Linear(width, sizes.width)
+        self.scene_standard = RunningStandard(sizes.scene_width)
+        self.face_standard = RunningStandard(sizes.face_width)
+        self.embedding_standard = RunningStandard(sizes.width)
+        # In a list, so that it is not a submodule: it is neither trained nor saved.
         self._teacher = [teacher]
 
-    def forward(self, faces: Tensor, targets: Tensor, thoughts: Thoughts) -> Losses:
-        """faces: (B, C, S, S), targets: (B, K), thoughts: of these faces, on the student's grid."""
-        how, student = self.how, self.network
+    def forward(self, faces: Tensor, targets: Tensor, outputs: TeacherOutputs) -> Losses:
+        """Compute the losses whose weight is not 0.
+
+        faces: (B, C, S, S) of 0..255; targets: (B, K); outputs: the teacher's for these faces, the
+        backbones' grids on the student's, (B, D, S / 8, S / 8)."""
+        config, student = self.config, self.network
         scene, face = student.tokens(faces)  # (B, N, D)
         embedding = student.fusion(scene, face).mean(dim=(2, 3))  # (B, D)
         logits = student.head(student.dropout(embedding)).float()
         losses: Losses = {}
-        if how.votes:
-            losses["votes"] = how.votes * soft_cross_entropy(logits, targets)
-        if how.logits:
-            losses["logits"] = how.logits * self._logits(logits, thoughts.logits.float(), targets)
-        if how.tokens:
-            losses["tokens"] = how.tokens * (
+        if config.votes:
+            losses["votes"] = config.votes * soft_cross_entropy(logits, targets)
+        if config.logits:
+            losses["logits"] = config.logits * self._logits(logits, outputs.logits.float(), targets)
+        if config.tokens:
+            losses["tokens"] = config.tokens * (
                 feature_distance(
-                    self.to_scene(scene).float(), self.scene_standard(_tokens(thoughts.scene))
+                    self.to_scene(scene).float(), self.scene_standard(_tokens(outputs.scene))
                 )
                 + feature_distance(
-                    self.to_face(face).float(), self.face_standard(_tokens(thoughts.face))
+                    self.to_face(face).float(), self.face_standard(_tokens(outputs.face))
                 )
             )
-        if how.embedding:
-            losses["embedding"] = how.embedding * feature_distance(
+        if config.embedding:
+            losses["embedding"] = config.embedding * feature_distance(
                 self.to_embedding(embedding).float(),
-                self.embedding_standard(thoughts.embedding.float()),
+                self.embedding_standard(outputs.embedding.float()),
             )
-        if how.relations:
-            losses["relations"] = how.relations * self._relations(scene, face, thoughts)
+        if config.relations:
+            losses["relations"] = config.relations * self._relations(scene, face, outputs)
         return losses
 
     def _logits(self, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-        t = self.how.temperature
-        if self.how.logits_loss == "decoupled":
+        t = self.config.temperature
+        if self.config.logits_loss == "decoupled":
             return decoupled_distillation(student, teacher, targets.argmax(dim=1), t)
-        if self.how.logits_loss == "relation":
+        if self.config.logits_loss == "relation":
             return relation_distillation(student, teacher, t)
         return logit_distillation(student, teacher, t)
 
-    def _relations(self, scene: Tensor, face: Tensor, thoughts: Thoughts) -> Tensor:
+    def _relations(self, scene: Tensor, face: Tensor, outputs: TeacherOutputs) -> Tensor:
         teacher = self._teacher[0]
-        own = _questions(self.network.fusion, scene, face)
+        own = _qkv(self.network.fusion, scene, face)
         with torch.no_grad():
-            s = teacher.scene_in(_tokens(thoughts.scene))
-            f = teacher.face_in(_tokens(thoughts.face))
-            theirs = _questions(teacher, s, f)
-        heads = self.how.relation_heads
+            s = teacher.scene_in(_tokens(outputs.scene))
+            f = teacher.face_in(_tokens(outputs.face))
+            theirs = _qkv(teacher, s, f)
+        heads = self.config.relation_heads
         parts = [
             attention_relations(a.float(), b.float(), heads)
             for a, b in zip(own, theirs, strict=True)
@@ -129,24 +135,33 @@ class DistillationTask(nn.Module):
         return torch.stack(parts).mean()
 
 
+Task = TeacherTask | StudentTask | DistillationTask
+
+
 def _tokens(grid: Tensor) -> Tensor:
     return to_tokens(grid.float())
 
 
-def _questions(fusion: Fusion | Teacher, scene: Tensor, face: Tensor) -> list[Tensor]:
-    """Queries, keys and values of both directions, (B, N, D) each."""
+def _qkv(fusion: Fusion | Teacher, scene: Tensor, face: Tensor) -> list[Tensor]:
+    """Return queries, keys and values of both directions, (B, N, D) each."""
     s, f = fusion.scene_norm(scene), fusion.face_norm(face)
+    directions = (
+        (fusion.scene_to_face_attention, s, f),
+        (fusion.face_to_scene_attention, f, s),
+    )
     return [
-        part(x)
-        for asks, own, other in ((fusion.scene_asks, s, f), (fusion.face_asks, f, s))
-        for part, x in ((asks.query, own), (asks.key, other), (asks.value, other))
-    ]
+        projection(x)
+        for attention, own, other in directions
+        for projection, x in (
+            (attention.query, own), (attention.key, other), (attention.value, other),
+        )
+    ]  # fmt: skip
 
 
-def on_grid(thoughts: Thoughts, side: int) -> Thoughts:
-    """The backbones' grids brought to the student's side."""
+def resize_grids(outputs: TeacherOutputs, side: int) -> TeacherOutputs:
+    """Interpolate the backbones' grids to the student's, (B, D, side, side)."""
 
-    def to(grid: Tensor) -> Tensor:
+    def resize(grid: Tensor) -> Tensor:
         return functional.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
 
-    return Thoughts(thoughts.logits, thoughts.embedding, to(thoughts.scene), to(thoughts.face))
+    return replace(outputs, scene=resize(outputs.scene), face=resize(outputs.face))

@@ -1,4 +1,4 @@
-"""One training run in memory: the task, its average and its optimiser, moved an epoch at a time."""
+"""Train one run in memory, an epoch at a time: the task, its moving average and its optimiser."""
 
 from __future__ import annotations
 
@@ -17,24 +17,33 @@ from torch import Tensor, nn
 from distill.data.sampling import batches
 from distill.models import checkpoint, store
 from distill.models.precision import autocast, use_bf16
+from distill.models.predict import probabilities
 from distill.recipe import Recipe
-from distill.training.distributed import Process, own_module
-from distill.training.optimizer import adamw, follow, learning_rate, set_rate, sharp_gradients
-from distill.training.setup import Prepared
+from distill.training.distributed import Process, unwrap
+from distill.training.optimizer import (
+    adamw,
+    learning_rate,
+    sam_gradients,
+    set_learning_rate,
+    update_ema,
+)
+from distill.training.setup import TrainingSetup
+from distill.training.task import Losses
 from edge.base.errors import DataError, UsageError
-from edge.classify import softmax
 
-CLIP = 2.0  # of the gradients' norm
-SAY_EVERY = 50  # steps, where no terminal watches each
+CLIP = 2.0  # largest norm of the gradients
+SAY_EVERY = 50  # steps between lines, where the output is not a terminal
 
 
-class Loop:
-    """ready.task learns and `average` follows it; the average is what is validated and kept."""
+class Trainer:
+    """Train the setup's task, and validate and keep the moving average of its network's weights."""
 
-    def __init__(self, recipe: Recipe, ready: Prepared, process: Process, compiled: bool) -> None:
-        """compiled: by torch.compile. Raises DataError where nothing can be learned, UsageError
+    def __init__(
+        self, recipe: Recipe, setup: TrainingSetup, process: Process, compiled: bool
+    ) -> None:
+        """compiled: by torch.compile. Raises DataError where there are too few pictures, UsageError
         where a batch is too small for the processes."""
-        examples, t = ready.examples, recipe.training
+        examples, t = setup.examples, recipe.training
         if len(examples) < 2 * process.world:
             raise DataError("fewer than two usable training pictures; check --data and --layout")
         if t.batch < 2 * process.world:
@@ -42,112 +51,113 @@ class Loop:
                 f"a batch of {t.batch} over {process.world} processes is less than two pictures each; "
                 f"raise training.batch"
             )
-        self.recipe, self.ready, self.process = recipe, ready, process
-        self.task = ready.task
-        self.average = copy.deepcopy(self.task.network)
+        self.recipe, self.setup, self.process = recipe, setup, process
+        self.task: nn.Module = setup.networks.task
+        self.network: nn.Module = setup.networks.task.network
+        self.ema = copy.deepcopy(self.network)
         self._bf16 = use_bf16(t.precision, process.device)
-        pretrained = getattr(self.task.network, "above", None)
+        pretrained = getattr(self.network, "trainable_tail", None)
         rate = recipe.teacher.backbone_rate if recipe.teacher else 1.0
         self._optimiser = adamw(self.task, t, pretrained, rate)
-        # An epoch's, of which every process does as many.
         parts = batches(examples, t.batch, t.seed, 0, rank=process.rank, world=process.world)
-        self._steps = sum(1 for _ in parts)
+        self._steps = sum(1 for _ in parts)  # of an epoch, the same in every process
         self._compiled = compiled
-        self._plain = self._fast = self.task
+        self._eager: nn.Module = self.task
+        self._step_fn: Callable[..., Losses] = self.task
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What a run that is gone on with must have in common with this one."""
-        ready = self.ready
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run must have in common with this one to be resumed."""
+        setup = self.setup
         return {
             "recipe": self.recipe.model_dump(),
-            "labels": list(ready.labels),
-            "data": ready.examples.digest,
-            "backbones": ready.frozen,
-            "teacher": ready.teacher,
-            "start": ready.start,
+            "labels": list(setup.labels),
+            "data": setup.examples.digest,
+            "backbones": setup.networks.backbones,
+            "teacher": setup.networks.teacher,
+            "start": setup.start,
             "precision": "bf16" if self._bf16 else "fp32",
             "processes": self.process.world,
         }
 
     def resume(self, path: Path) -> tuple[int, float]:
-        """The epoch to go on with, and the best accuracy so far; to be called before `spread`.
+        """Load the file; return the next epoch and the best accuracy so far. Call it before `wrap`.
 
         Raises DataError where the file is another run's."""
-        state, own = store.load(path), self.identity
+        state, own = store.load(path), self.fingerprint
         if different := [key for key in own if state["identity"].get(key) != own[key]]:
             raise DataError(
                 f"{path} is another run (other {', '.join(different)}); choose another --out"
             )
-        self.task.load_state_dict(state["task"])
-        self.average.load_state_dict(state["average"])
+        self.task.load_state_dict(store.current_names(state["task"]))
+        self.ema.load_state_dict(store.current_names(state["average"]))
         self._optimiser.load_state_dict(state["optimiser"])
         return state["epoch"] + 1, state["best"]
 
     def state(self, epoch: int, best: float) -> dict[str, Any]:
-        """What `resume` reads."""
+        """Return what `resume` reads."""
         return {
-            "identity": self.identity,
+            "identity": self.fingerprint,
             "epoch": epoch,
             "best": best,
             "task": self.task.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.ema.state_dict(),
             "optimiser": self._optimiser.state_dict(),
         }
 
-    def contents(self, epoch: int, accuracy: float) -> dict[str, Any]:
-        """The average as a checkpoint."""
-        ready = self.ready
-        return checkpoint.contents(
-            self.average,
+    def checkpoint_state(self, epoch: int, accuracy: float) -> dict[str, Any]:
+        """Return the moving average as a checkpoint's content."""
+        setup = self.setup
+        return checkpoint.state(
+            self.ema,
             self.recipe,
-            ready.labels,
+            setup.labels,
             epoch,
             accuracy,
-            ready.frozen,
-            ready.teacher,
-            ready.start,
-            ready.layout,
+            setup.networks.backbones,
+            setup.networks.teacher,
+            setup.start,
+            setup.layout,
         )
 
-    def spread(self) -> None:
-        """Over all processes, and compiled where that was asked for."""
-        self._plain = self.process.spread(self.task)
-        self.task = own_module(self._plain)
-        self._fast = torch.compile(self._plain) if self._compiled else self._plain
+    def wrap(self) -> None:
+        """Share the task among all processes, and compile it where that was asked for."""
+        self._eager = self.process.wrap_ddp(self.task)
+        self.task = unwrap(self._eager)
+        self._step_fn = torch.compile(self._eager) if self._compiled else self._eager
 
     def headline(self, first: int) -> str:
-        """One line before the first epoch of this call."""
+        """Describe the run in one line, before its first epoch of this call."""
         process, t = self.process, self.recipe.training
-        weights = sum(p.numel() for p in self._learning())
+        weights = sum(p.numel() for p in self._trainable())
         return (
-            f"{len(self.ready.examples)} pictures, {self._steps} steps an epoch, epochs "
+            f"{len(self.setup.examples)} pictures, {self._steps} steps an epoch, epochs "
             f"{first}..{t.epochs - 1}, {weights / 1e6:.2f} M weights, {process.world} x "
             f"{process.device}, {'bf16' if self._bf16 else 'fp32'}, {torch.get_num_threads()} threads"
         )
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch's last step."""
+    def learning_rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch's last step."""
         t = self.recipe.training
         return learning_rate(t, (epoch + 1) * self._steps - 1, self._steps * t.epochs)
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """Learn from every picture once; the mean of each loss over the steps and processes."""
+        """Train on every picture once; return the mean of each loss over steps and processes."""
         t, process = self.recipe.training, self.process
-        # A process draws its own changes; alone, it is rank 0.
+        # Each process draws its own augmentation; a process by itself has rank 0.
         seed = (t.seed * 100_003 + epoch) * 1_009 + process.rank
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         self.task.train()
         totals: dict[str, float] = defaultdict(float)
         parts = batches(
-            self.ready.examples, t.batch, t.seed, epoch, t.balance, process.rank, process.world
+            self.setup.examples, t.batch, t.seed, epoch, t.balance, process.rank, process.world
         )
         for index, rows in enumerate(parts):
             losses = self._step(epoch * self._steps + index, epoch, rows, generator)
             for name, value in losses.items():
                 totals[name] += value
-            if process.first and (sys.stdout.isatty() or index % SAY_EVERY == 0):
+            if process.is_main and (sys.stdout.isatty() or index % SAY_EVERY == 0):
                 total = sum(losses.values())
                 print(f"epoch {epoch} step {index}/{self._steps} loss {total:.4f}", flush=True)
         return {name: process.mean(value / self._steps) for name, value in totals.items()}
@@ -155,40 +165,38 @@ class Loop:
     def _step(
         self, step: int, epoch: int, rows: NDArray[np.int64], generator: torch.Generator
     ) -> dict[str, float]:
-        """step: counted from the run's first."""
+        """Train on one batch; step: counted from the run's first."""
         t, process = self.recipe.training, self.process
-        set_rate(self._optimiser, learning_rate(t, step, self._steps * t.epochs))
-        inputs = self.ready.course.batch(rows, epoch, generator)
-        # A batch of another size than the rest, the last one, would be compiled for itself.
-        network: Callable[..., Any] = (
-            self._fast if len(rows) == t.batch // process.world else self._plain
-        )
+        set_learning_rate(self._optimiser, learning_rate(t, step, self._steps * t.epochs))
+        inputs = self.setup.networks.batches.batch(rows, epoch, generator)
+        # The epoch's last batch may be smaller, and would be compiled once more.
+        forward = self._step_fn if len(rows) == t.batch // process.world else self._eager
 
-        def losses() -> dict[str, Tensor]:
+        def losses() -> Losses:
             with autocast(process.device, self._bf16):
-                return dict(network(*inputs))
+                return dict(forward(*inputs))
 
         named = losses()
         self._optimiser.zero_grad(set_to_none=True)
         _total(named).backward()  # type: ignore[no-untyped-call]
-        learning = self._learning()
+        trainable = self._trainable()
         if t.sharpness:
-            sharp_gradients(lambda: _total(losses()), self.task, learning, t.sharpness)
-        nn.utils.clip_grad_norm_(learning, CLIP)
+            sam_gradients(lambda: _total(losses()), self.task, trainable, t.sharpness)
+        nn.utils.clip_grad_norm_(trainable, CLIP)
         self._optimiser.step()
-        follow(self.average, self.task.network, min(t.average, (1 + step) / (10 + step)))
+        update_ema(self.ema, self.network, min(t.average, (1 + step) / (10 + step)))
         return {name: float(value.detach()) for name, value in named.items()}
 
     def validate(self) -> tuple[float, float]:
-        """Of the average: accuracy, and cross-entropy against the votes."""
-        kept = self.ready.truth >= 0
-        p = softmax(self.ready.course.validate(self.average).astype(np.float64))[kept]
-        accuracy = float((p.argmax(axis=1) == self.ready.truth[kept]).mean())
-        return accuracy, float(-(self.ready.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
+        """Return the moving average's accuracy, and its cross-entropy against the votes."""
+        kept = self.setup.truth >= 0
+        p = probabilities(self.setup.networks.batches.validate(self.ema))[kept]
+        accuracy = float((p.argmax(axis=1) == self.setup.truth[kept]).mean())
+        return accuracy, float(-(self.setup.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
 
-    def _learning(self) -> list[nn.Parameter]:
+    def _trainable(self) -> list[nn.Parameter]:
         return [p for p in self.task.parameters() if p.requires_grad]
 
 
-def _total(named: dict[str, Tensor]) -> Tensor:
+def _total(named: Losses) -> Tensor:
     return torch.stack(list(named.values())).sum()

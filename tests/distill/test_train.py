@@ -98,7 +98,7 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
     kill_after_an_epoch(broken, arguments(recipe, tiny_ferplus, broken))
     done = command("distill.train", *arguments(recipe, tiny_ferplus, broken), "--resume")
     assert done.code == 0, done.err
-    assert "epochs 0..3" not in done.out, "it went on, it did not start again"
+    assert "epochs 0..3" not in done.out, "it resumed, it did not start again"
     assert_same(whole, broken)
 
     chosen = torch.load(broken / "best.pt", weights_only=True)
@@ -108,7 +108,7 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
 
     done = command("distill.train", *arguments(recipe, tiny_ferplus, broken))
     assert done.code == 2
-    assert "holds a run; go on with it by --resume, or choose another --out" in done.last
+    assert "holds a run; resume it by --resume, or choose another --out" in done.last
     other = [*arguments(recipe, tiny_ferplus, broken), "--resume", "--seed", "4"]
     done = command("distill.train", *other)
     assert done.code == 1
@@ -301,7 +301,7 @@ def test_data_that_is_not_there_is_one_line(
 
 
 def augment(faces: torch.Tensor, config: Augmentation, drawn: torch.Generator) -> torch.Tensor:
-    """As a student's course does it."""
+    """As a student's batches do it."""
     return corrupt(warp(faces, random_affine(len(faces), config, drawn)), config, drawn)
 
 

@@ -257,13 +257,15 @@ def test_the_same_images_under_the_challenges_labels(
 
 def test_probabilities_do_not_depend_on_the_batch() -> None:
     """The last, smaller batch of a split answers as a full one does."""
+    from distill.models.logits import predict_student
     from distill.models.student import Student, StudentConfig
-    from distill.training.batches import predict
 
     torch.manual_seed(0)
     student = Student(StudentConfig(classes=8)).eval()
     faces = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64)).astype(np.uint8)
-    assert np.allclose(predict(student, faces, 2), predict(student, faces, 5), atol=1e-4)
+    assert np.allclose(
+        predict_student(student, faces, 2), predict_student(student, faces, 5), atol=1e-4
+    )
 
 
 def test_thirty_faces_go_through_the_whole_node(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 
 from distill.data.augment import random_affine, warp
 from distill.data.sampling import Examples
-from distill.models.backbones import Lower, SFace, split
+from distill.models.backbones import SFace, split_backbone
 from distill.models.feature_cache import (
     BATCH,
     Features,
@@ -19,11 +20,12 @@ from distill.models.feature_cache import (
     features_folder,
     pack,
     unpack,
+    weights_digest,
 )
 from distill.models.teacher import Teacher, TeacherConfig
 from distill.recipe import Augmentation, CropRecipe, Recipe, TeacherRecipe, Training
-from distill.training.batches import TeacherCourse
-from distill.training.target_cache import cache_lessons
+from distill.training.batches import TeacherBatches
+from distill.training.target_cache import cache_targets
 from edge.base.errors import DataError
 
 CONFIG = TeacherConfig(classes=3, scene_width=5, face_width=4, width=8, heads=2)
@@ -76,7 +78,7 @@ def test_cached_features_are_what_the_network_gives_and_are_computed_once(
     assert again.seen == 0
 
 
-def test_a_killed_cache_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_killed_cache_resumes_to_the_same_result(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
     whole = cache(tmp_path / "whole", Counting()).read(rows)
     cache(tmp_path / "cut", Counting())
@@ -107,13 +109,13 @@ def test_other_weights_crops_or_precision_have_a_cache_of_their_own(tmp_path: Pa
     crops = tmp_path / "data.crops" / "abc"
     face = SFace()
     with pytest.raises(DataError, match="holds no finished crops of 'train'"):
-        features_folder(crops, "train", Lower(face, split(face, 2)[0]), False)
+        features_folder(crops, "train", split_backbone(face, 2)[0], False)
     for folder in (crops, crops.with_name("def")):
         folder.mkdir(parents=True)
         (folder / "train.key").write_text("these pictures")
 
     def name(units: int, bf16: bool = False, folder: Path = crops) -> Path:
-        return features_folder(folder, "train", Lower(face, split(face, units)[0]), bf16)
+        return features_folder(folder, "train", split_backbone(face, units)[0], bf16)
 
     names = [name(2), name(3), name(2, bf16=True), name(2, folder=crops.with_name("def"))]
     (crops / "train.key").write_text("the same names, one picture written anew")
@@ -122,39 +124,50 @@ def test_other_weights_crops_or_precision_have_a_cache_of_their_own(tmp_path: Pa
     assert {place.parent.parent for place in names} == {tmp_path / "data.features"}
 
 
-def test_lessons_are_the_teachers_and_move_with_the_picture(
+def test_targets_are_the_teachers_and_move_with_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(1)
     teacher = Teacher(CONFIG).eval()
     scene = cache(tmp_path / "s", Counting())
-    lower = cache(tmp_path / "f", Counting(4, 1))
-    lessons = cache_lessons(tmp_path, teacher, scene, lower, False, lambda line: None)
+    stem = cache(tmp_path / "f", Counting(4, 1))
+    targets = cache_targets(tmp_path, teacher, scene, stem, False, lambda line: None)
     rows = np.array([0, 77])
-    places = random_affine(2, Augmentation(), torch.Generator().manual_seed(0))
-    thoughts = lessons.read(rows, places, 8)
-    expected = teacher.think(scene.read(rows), lower.read(rows))
-    assert torch.allclose(thoughts.logits, expected.logits, atol=1e-4)
-    assert torch.allclose(thoughts.embedding, expected.embedding, atol=1e-2)
-    assert thoughts.scene.shape == (2, 5, 8, 8)
-    assert torch.allclose(thoughts.face, warp(expected.face, places, 8), atol=0.02)
+    affine = random_affine(2, Augmentation(), torch.Generator().manual_seed(0))
+    outputs = targets.read(rows, affine, 8)
+    expected = teacher.forward_outputs(scene.read(rows), stem.read(rows))
+    assert torch.allclose(outputs.logits, expected.logits, atol=1e-4)
+    assert torch.allclose(outputs.embedding, expected.embedding, atol=1e-2)
+    assert outputs.scene.shape == (2, 5, 8, 8)
+    assert torch.allclose(outputs.face, warp(expected.face, affine, 8), atol=0.02)
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: full)
         with pytest.raises(DataError, match=r"needs 0\.0 GB"):
-            cache_lessons(tmp_path, Teacher(CONFIG), scene, lower, False, lambda line: None)
+            cache_targets(tmp_path, Teacher(CONFIG), scene, stem, False, lambda line: None)
     said: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         teacher = Teacher(CONFIG)
         calls = [
-            pool.submit(cache_lessons, tmp_path, teacher, scene, lower, False, said.append)
+            pool.submit(cache_targets, tmp_path, teacher, scene, stem, False, said.append)
             for _ in range(2)
         ]
         one, two = (call.result() for call in calls)
     assert len(said) == 1, "the second waited and found it done"
-    assert torch.equal(one.read(rows, places, 8).face, two.read(rows, places, 8).face)
-    other = cache_lessons(tmp_path, Teacher(CONFIG), scene, lower, False, lambda line: None)
-    assert not torch.allclose(other.read(rows, places, 8).logits, thoughts.logits)
+    assert torch.equal(one.read(rows, affine, 8).face, two.read(rows, affine, 8).face)
+    other = cache_targets(tmp_path, Teacher(CONFIG), scene, stem, False, lambda line: None)
+    assert not torch.allclose(other.read(rows, affine, 8).logits, outputs.logits)
+
+
+def test_a_digest_that_0_1_0_wrote_is_still_met() -> None:
+    layer = nn.Linear(2, 2)
+    now = nn.ModuleDict({"stem": nn.ModuleDict({"stages": layer}), "trainable_tail": layer})
+    then = nn.ModuleDict({"lower": nn.ModuleDict({"below": layer}), "above": layer})
+    assert weights_digest(now) == weights_digest(then)
+    digest = hashlib.sha256()
+    for name, value in sorted(then.state_dict().items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    assert weights_digest(now) == digest.hexdigest()
 
 
 @pytest.mark.parametrize("cached", [(), ("scene",), ("face",), ("scene", "face")])
@@ -171,7 +184,7 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
     frozen = (Counting(), Counting(4, 1))
     grids = (cache(tmp_path / "s", Counting()), cache(tmp_path / "f", Counting(4, 1)))
     examples = Examples(pixels(), np.full((COUNT, 3), 1 / 3, np.float32), np.arange(COUNT), "")
-    course = TeacherCourse(
+    batches = TeacherBatches(
         recipe,
         examples,
         grids,
@@ -181,14 +194,14 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
         grids[1] if "face" in cached else None,
     )
     rows = np.array([3, 8])
-    scene, lower, targets = course.batch(rows, 0, torch.Generator().manual_seed(4))
+    scene, stem, targets = batches.batch(rows, 0, torch.Generator().manual_seed(4))
     assert scene.shape == (2, 5, 7, 7)
-    assert lower.shape == (2, 4, 7, 7)
+    assert stem.shape == (2, 4, 7, 7)
     assert targets.shape == (2, 3)
-    places = random_affine(2, recipe.augmentation, torch.Generator().manual_seed(4))
+    affine = random_affine(2, recipe.augmentation, torch.Generator().manual_seed(4))
     for part, name, grid, network in zip(
-        (scene, lower), ("scene", "face"), grids, frozen, strict=True
+        (scene, stem), ("scene", "face"), grids, frozen, strict=True
     ):
-        moved = warp(grid.read(rows), places)
+        moved = warp(grid.read(rows), affine)
         assert torch.allclose(part, moved, atol=1e-6) is (name in cached)
         assert network.seen == (0 if name in cached else 2)

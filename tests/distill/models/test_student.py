@@ -42,9 +42,9 @@ def test_without_attention_the_student_costs_the_same_and_tokens_do_not_meet() -
     scene, face = torch.randn(2, 1, 64, 128)
     other = face.clone()
     other[0, 5] += 3.0
-    x, y = (without.fusion.scene_asks(scene, f) for f in (face, other))
+    x, y = (without.fusion.scene_to_face_attention(scene, f) for f in (face, other))
     assert torch.equal(x, y)
-    x, y = (with_it.fusion.scene_asks(scene, f) for f in (face, other))
+    x, y = (with_it.fusion.scene_to_face_attention(scene, f) for f in (face, other))
     assert not torch.allclose(x, y)
 
 
@@ -78,8 +78,9 @@ def test_each_stream_asks_the_other() -> None:
     """Changing one stream's tokens changes what the other one's attention gives."""
     student = trained_like(StudentConfig(classes=8))
     scene, face = student.tokens(faces(1))
+    attention = student.fusion.scene_to_face_attention
     with torch.no_grad():
-        plain = student.fusion.scene_asks(scene, face)
-        assert not torch.allclose(plain, student.fusion.scene_asks(scene, face.flip(1) * 2))
+        plain = attention(scene, face)
+        assert not torch.allclose(plain, attention(scene, face.flip(1) * 2))
         # Attention over a set: the order of the context's tokens does not matter.
-        torch.testing.assert_close(plain, student.fusion.scene_asks(scene, face.flip(1)))
+        torch.testing.assert_close(plain, attention(scene, face.flip(1)))

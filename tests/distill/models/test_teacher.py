@@ -9,11 +9,10 @@ import torch
 from distill.models.backbones import (
     IR50,
     Dinov2,
-    Frozen,
-    Lower,
+    FrozenBackbones,
     SFace,
     as_rgb,
-    split,
+    split_backbone,
     to_grid,
     to_tokens,
 )
@@ -46,7 +45,7 @@ def test_sface_is_read_from_its_initialisers_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'conv_5_dw_conv2d_weight' is missing"):
         SFace.from_onnx(tmp_path / "half.onnx")
     (tmp_path / "garbage.onnx").write_bytes(b"\x01garbage")
-    with pytest.raises(DataError, match="no ONNX file"):
+    with pytest.raises(DataError, match="not a readable ONNX file"):
         SFace.from_onnx(tmp_path / "garbage.onnx")
 
 
@@ -66,7 +65,7 @@ def test_ir50_loads_the_usual_checkpoints(tmp_path: Path, form: str) -> None:
 
 def test_a_checkpoint_of_something_else_or_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(DataError, match="is no IR-50: 'input_layer"):
+    with pytest.raises(DataError, match="is not IR-50: 'input_layer"):
         IR50.from_checkpoint(tmp_path / "other.pth")
     torch.save({"model": Path("x")}, tmp_path / "code.pth")
     with pytest.raises(DataError, match="holds no weights alone"):
@@ -108,9 +107,9 @@ def test_tokens_are_places_a_moved_face_moves_its_tokens() -> None:
 
 def test_finer_grids_are_pooled_place_by_place() -> None:
     teacher = Teacher(CONFIG).eval()
-    lower = torch.zeros(1, 16, 14, 14)
-    lower[:, :, 6:8, 10:12] = 1.0
-    face = teacher.think(grid(1, 24, 1, 14), lower).face
+    stem = torch.zeros(1, 16, 14, 14)
+    stem[:, :, 6:8, 10:12] = 1.0
+    face = teacher.forward_outputs(grid(1, 24, 1, 14), stem).face
     assert face.shape == (1, 16, 7, 7)
     assert int(face[0, 0].flatten().argmax()) == 3 * 7 + 5
     assert float(face.max()) == 1.0
@@ -147,13 +146,13 @@ def test_each_backbone_and_each_part_counts_and_an_absent_one_does_not() -> None
 @pytest.mark.parametrize(("units", "learning"), [(0, 0), (3, 3), (12, 12)])
 def test_the_face_backbone_learns_in_as_many_units_as_told(units: int, learning: int) -> None:
     face = SFace()
-    below, above = split(face, units)
-    assert len(above) == learning
-    assert all(p.requires_grad for p in above.parameters())
-    assert not any(p.requires_grad for p in below.parameters())
+    stem, tail = split_backbone(face, units)
+    assert len(tail) == learning
+    assert all(p.requires_grad for p in tail.parameters())
+    assert not any(p.requires_grad for p in stem.parameters())
     assert face.conv_1_conv2d.weight.requires_grad is (units == 12)
     with pytest.raises(DataError, match="has only 12"):
-        split(face, 13)
+        split_backbone(face, 13)
 
 
 def test_a_stage_later_the_face_grid_is_7x7(tmp_path: Path) -> None:
@@ -175,14 +174,14 @@ def test_frozen_side_and_learning_units_are_the_whole_backbone(tiny_dinov2: Path
     face, scene = SFace().eval(), Dinov2(str(tiny_dinov2), 7)
     faces = torch.rand(2, 1, 64, 64) * 255
     whole = face(faces)
-    below, above = split(face, 3)
-    frozen = Frozen(scene, Lower(face, below)).train()
+    stem, tail = split_backbone(face, 3)
+    frozen = FrozenBackbones(scene, stem).train()
     before = weights_digest(frozen)
     for _ in range(2):
-        seen, lower = frozen(faces)
+        seen, grid_of_stem = frozen(faces)
     assert weights_digest(frozen) == before, "no batch statistics move"
     assert torch.equal(seen, scene(faces))
-    assert torch.allclose(above(lower), whole, atol=1e-5)
+    assert torch.allclose(tail(grid_of_stem), whole, atol=1e-5)
     assert sum(p.numel() for p in frozen.parameters()) + sum(
-        p.numel() for p in above.parameters()
+        p.numel() for p in tail.parameters()
     ) == sum(p.numel() for m in (scene, face) for p in m.parameters())

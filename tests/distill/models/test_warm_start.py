@@ -1,4 +1,4 @@
-"""A student that goes on from another answers as that one did before it has learned anything."""
+"""A student that starts from another answers as that one did before it is trained."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 
 from distill.models import store
 from distill.models.build import build_student
-from distill.models.checkpoint import contents, load_checkpoint
+from distill.models.checkpoint import load_checkpoint, state
 from distill.models.student import RepBlock, Student
-from distill.models.warm_start import begin, read_start
+from distill.models.warm_start import read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import BundleError, DataError, UsageError
 from edge.base.files import sha256
@@ -58,8 +58,23 @@ def trained(tmp_path: Path) -> Path:
     student = build_student(recipe(), len(LABELS))
     in_use(student)
     path = tmp_path / "best.pt"
-    store.save(path, contents(student, recipe(), LABELS, 3, 0.8, teacher="somebody"))
+    store.save(path, state(student, recipe(), LABELS, 3, 0.8, teacher="somebody"))
     return path
+
+
+def test_a_checkpoint_of_0_1_0_is_read_under_the_names_it_was_written_with(trained: Path) -> None:
+    content, now = store.load(trained), load_checkpoint(trained).student
+    stored = {
+        name.replace("scene_to_face_attention", "scene_asks").replace(
+            "face_to_scene_attention", "face_asks"
+        ): value
+        for name, value in content["network"].items()
+    }
+    assert "fusion.scene_asks.query.weight" in stored
+    store.save(trained, content | {"network": stored})
+    student = load_checkpoint(trained).student
+    assert torch.equal(answers(student, faces(5)), answers(now, faces(5)))
+    assert torch.equal(read_start(trained).weights["head.bias"], now.head.bias)
 
 
 @pytest.mark.parametrize("depths", [[1, 1, 1], [2, 1, 3]])
@@ -67,7 +82,7 @@ def test_from_a_checkpoint_as_deep_or_deeper_it_answers_as_that_one(
     trained: Path, depths: list[int]
 ) -> None:
     student = build_student(recipe(depths=depths), len(LABELS))
-    begin(student, read_start(trained), LABELS, faces(64))
+    warm_start(student, read_start(trained), LABELS, faces(64))
     before = load_checkpoint(trained).student
     assert float((answers(student, faces(9)) - answers(before, faces(9))).abs().max()) < 1e-4
     student.train()
@@ -82,20 +97,20 @@ def test_from_a_checkpoint_as_deep_or_deeper_it_answers_as_that_one(
 def test_from_the_shipped_bundle_it_answers_as_the_deployed_file() -> None:
     bundle, start = load_bundle(), read_start(SHIPPED)
     student = build_student(start.recipe, len(start.labels))
-    begin(student, start, start.labels, bundle.known_inputs())
+    warm_start(student, start, start.labels, bundle.known_inputs())
     backend = open_backend("ort", bundle.model("fp32"), 1)
     expected = backend.run(bundle.known_inputs().astype(np.float32))["logits"]
     backend.close()
     assert np.abs(answers(student, bundle.known_inputs()).numpy() - expected).max() < 1e-3
-    assert start.facts["sha256"] == bundle.sha256
-    assert start.facts["recipe"]["name"] == start.recipe.name
+    assert start.metadata["sha256"] == bundle.sha256
+    assert start.metadata["recipe"]["name"] == start.recipe.name
 
 
 def test_classes_that_the_start_does_not_know_stay_fresh(trained: Path) -> None:
     torch.manual_seed(9)
     student = build_student(recipe(), 3)
     fresh = student.head.weight[1].clone()
-    begin(student, read_start(trained), ("cross", "bored", "calm"), faces(8))
+    warm_start(student, read_start(trained), ("cross", "bored", "calm"), faces(8))
     theirs = load_checkpoint(trained).student.head
     assert torch.equal(student.head.weight[0], theirs.weight[2])
     assert torch.equal(student.head.weight[2], theirs.weight[0])
@@ -114,14 +129,14 @@ def test_another_shape_is_refused_in_one_line(
     trained: Path, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        begin(build_student(recipe(**changes), 3), read_start(trained), LABELS, faces(8))
+        warm_start(build_student(recipe(**changes), 3), read_start(trained), LABELS, faces(8))
 
 
 def test_a_start_deeper_than_the_recipe_is_refused(trained: Path) -> None:
     start = read_start(trained)
     deep = replace(start, config=replace(start.config, depths=(1, 2, 1)))
     with pytest.raises(UsageError, match="may have more, not fewer"):
-        begin(build_student(recipe(), 3), deep, LABELS, faces(8))
+        warm_start(build_student(recipe(), 3), deep, LABELS, faces(8))
 
 
 def test_a_bundle_that_is_no_student_of_its_recipe_is_refused(tmp_path: Path) -> None:
@@ -133,7 +148,7 @@ def test_a_bundle_that_is_no_student_of_its_recipe_is_refused(tmp_path: Path) ->
         (folder / "bundle.json").write_text(json.dumps(description | changes))
 
     describe(provenance=description["provenance"] | {"recipe": "by hand"})
-    with pytest.raises(DataError, match="names no recipe that can be gone on with"):
+    with pytest.raises(DataError, match="names no recipe to train by"):
         read_start(folder)
     wider = json.loads(json.dumps(description["provenance"]))
     wider["recipe"]["student"]["widths"] = [32, 48, 96, 192]
@@ -153,7 +168,7 @@ def test_a_bundle_that_is_no_student_of_its_recipe_is_refused(tmp_path: Path) ->
 TINY = RECIPE.replace("epochs: 4", "epochs: 2")
 
 
-def test_training_goes_on_from_where_another_ended(
+def test_training_starts_from_where_another_ended(
     detector_file: Path,
     tiny_ferplus: Path,
     tmp_path: Path,
@@ -178,12 +193,12 @@ def test_training_goes_on_from_where_another_ended(
     assert losses(second)[0] < losses(first)[0], "it did not start at nothing"
     kept = load_checkpoint(second / "best.pt")
     assert kept.student.config.depths == (1, 1, 2)
-    assert kept.facts["start"]["sha256"] == store.digest_of(first / "best.pt")
-    assert kept.facts["start"]["recipe"]["training"]["epochs"] == 2
+    assert kept.metadata["start"]["sha256"] == store.digest_of(first / "best.pt")
+    assert kept.metadata["start"]["recipe"]["training"]["epochs"] == 2
 
     done = command("distill.train", *again[:-2], "--resume")
     assert "is another run (other start)" in done.last
-    assert kept.facts["layout"] == "ferplus"
+    assert kept.metadata["layout"] == "ferplus"
     done = command("distill.train", *again[:-1], str(second / "last.pt"), "--resume")
     assert "is for resuming alone; give best.pt" in done.last
     done = command("distill.train", *again[:-1], str(SHIPPED))

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from distill.models.student import Student, StudentConfig
-from distill.models.teacher import Teacher, TeacherConfig, Thoughts
+from distill.models.teacher import Teacher, TeacherConfig, TeacherOutputs
 from distill.recipe import Distillation, Training
-from distill.training.batches import mix
+from distill.training.batches import mixup
 from distill.training.losses import RunningStandard
-from distill.training.optimizer import adamw, follow, learning_rate, sharp_gradients
-from distill.training.task import DistillationTask, on_grid
+from distill.training.optimizer import adamw, learning_rate, sam_gradients, update_ema
+from distill.training.task import DistillationTask, resize_grids
 
 STUDENT = StudentConfig(
     classes=3, size=32, widths=(4, 6, 8, 8), depths=(1, 1, 1), width=8, heads=2, dropout=0.0
@@ -20,48 +20,48 @@ STUDENT = StudentConfig(
 TEACHER = TeacherConfig(classes=3, scene_width=12, face_width=10, width=16, heads=2)
 
 
-def lesson(batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Thoughts]:
+def batch(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, TeacherOutputs]:
     g = torch.Generator().manual_seed(seed)
-    thoughts = Thoughts(
-        logits=torch.randn(batch, 3, generator=g),
-        embedding=torch.randn(batch, 16, generator=g),
-        scene=torch.randn(batch, 12, 4, 4, generator=g),
-        face=torch.randn(batch, 10, 4, 4, generator=g),
+    outputs = TeacherOutputs(
+        logits=torch.randn(size, 3, generator=g),
+        embedding=torch.randn(size, 16, generator=g),
+        scene=torch.randn(size, 12, 4, 4, generator=g),
+        face=torch.randn(size, 10, 4, 4, generator=g),
     )
-    faces = torch.rand(batch, 1, 32, 32, generator=g) * 255
-    return faces, torch.softmax(torch.randn(batch, 3, generator=g), dim=1), thoughts
+    faces = torch.rand(size, 1, 32, 32, generator=g) * 255
+    return faces, torch.softmax(torch.randn(size, 3, generator=g), dim=1), outputs
 
 
 def task(**weights: object) -> DistillationTask:
     torch.manual_seed(0)
-    how = Distillation(**weights)  # type: ignore[arg-type]
-    return DistillationTask(Student(STUDENT), how, Teacher(TEACHER).eval())
+    config = Distillation(**weights)  # type: ignore[arg-type]
+    return DistillationTask(Student(STUDENT), config, Teacher(TEACHER).eval())
 
 
-def test_every_lesson_has_its_name_and_its_weight() -> None:
-    faces, targets, thoughts = lesson(6)
-    named = task(relations=1.0, relation_heads=2)(faces, targets, thoughts)
+def test_every_loss_has_its_name_and_its_weight() -> None:
+    faces, targets, outputs = batch(6)
+    named = task(relations=1.0, relation_heads=2)(faces, targets, outputs)
     assert set(named) == {"votes", "logits", "tokens", "embedding", "relations"}
     assert all(value.ndim == 0 and value.item() > 0 for value in named.values())
-    double = task(logits=2.0, tokens=0.0)(faces, targets, thoughts)
+    double = task(logits=2.0, tokens=0.0)(faces, targets, outputs)
     assert set(double) == {"votes", "logits", "embedding"}
     assert float(double["logits"].detach()) == pytest.approx(
         2 * float(named["logits"].detach()), rel=1e-4
     )
     for kind in ("decoupled", "relation"):
-        other = task(logits_loss=kind)(faces, targets, thoughts)
+        other = task(logits_loss=kind)(faces, targets, outputs)
         assert other["logits"].detach().item() != pytest.approx(named["logits"].detach().item())
 
 
 @pytest.mark.parametrize("name", ["logits", "tokens", "embedding", "relations"])
-def test_each_lesson_by_itself_can_be_learned(name: str) -> None:
+def test_each_loss_by_itself_can_be_learned(name: str) -> None:
     only = {"votes": 0.0, "logits": 0.0, "tokens": 0.0, "embedding": 0.0, "relations": 0.0}
     it = task(**{**only, name: 1.0}, relation_heads=2)
-    batch = lesson(8)
+    inputs = batch(8)
     learns = torch.optim.Adam([p for p in it.parameters() if p.requires_grad], lr=0.01)
     seen = []
     for _ in range(60):
-        loss = it(*batch)[name]
+        loss = it(*inputs)[name]
         learns.zero_grad()
         loss.backward()
         learns.step()
@@ -71,12 +71,12 @@ def test_each_lesson_by_itself_can_be_learned(name: str) -> None:
 
 def test_each_stream_learns_its_own_backbone() -> None:
     it = task(votes=0.0, logits=0.0, embedding=0.0)
-    faces, targets, thoughts = lesson(6)
-    it(faces, targets, thoughts)["tokens"].backward()
+    faces, targets, outputs = batch(6)
+    it(faces, targets, outputs)["tokens"].backward()
     assert it.network.scene.wide.weight.grad is not None
     before = [it.network.scene.wide.weight.grad.clone(), it.network.face.wide.weight.grad.clone()]
     it.zero_grad()
-    it(faces, targets, replace(thoughts, scene=thoughts.scene.flip(0)))["tokens"].backward()
+    it(faces, targets, replace(outputs, scene=outputs.scene.flip(0)))["tokens"].backward()
     assert not torch.allclose(it.network.scene.wide.weight.grad, before[0])
     assert torch.allclose(it.network.face.wide.weight.grad, before[1], atol=1e-6)
 
@@ -85,17 +85,17 @@ def test_the_teacher_is_no_part_of_what_is_saved_or_learns() -> None:
     it = task(relations=1.0, relation_heads=2)
     assert not [name for name in it.state_dict() if "teacher" in name]
     assert sum(p.numel() for p in it.parameters()) < 20_000
-    moved = on_grid(lesson(2)[2], 8)
+    moved = resize_grids(batch(2)[2], 8)
     assert moved.scene.shape == (2, 12, 8, 8)
 
 
 def test_mixup_mixes_pictures_and_targets_alike() -> None:
     x = torch.eye(4)
-    targets, mixed = mix(0.5, torch.Generator().manual_seed(3), x, 10 * x)
+    targets, mixed = mixup(0.5, torch.Generator().manual_seed(3), x, 10 * x)
     assert torch.allclose(10 * targets, mixed)
     assert torch.allclose(targets.sum(dim=1), torch.ones(4))
     assert 0 < float(targets[targets > 0].min()) < 1
-    assert mix(0.0, torch.Generator(), x, x)[0] is x
+    assert mixup(0.0, torch.Generator(), x, x)[0] is x
 
 
 def test_sharpness_aware_gradients_are_those_of_the_worst_point_nearby() -> None:
@@ -106,7 +106,7 @@ def test_sharpness_aware_gradients_are_those_of_the_worst_point_nearby() -> None
     loss = lambda: (a * holder.w**2).sum()  # noqa: E731
     loss().backward()
     g = 2 * a * torch.tensor([1.0, -2.0])
-    sharp_gradients(loss, holder, [holder.w], rho)
+    sam_gradients(loss, holder, [holder.w], rho)
     expected = 2 * a * (torch.tensor([1.0, -2.0]) + rho * g / g.norm())
     assert torch.allclose(holder.w.grad, expected)
     assert torch.allclose(holder.w.data, torch.tensor([1.0, -2.0])), "weights stand where they were"
@@ -117,7 +117,7 @@ def test_sharpness_aware_step_counts_a_teachers_statistics_once() -> None:
     x = torch.randn(8, 3)
     loss = lambda: (holder["line"](x) - holder["standard"](x)).pow(2).sum()  # noqa: E731
     loss().backward()
-    sharp_gradients(loss, holder, holder.parameters(), 0.05)
+    sam_gradients(loss, holder, holder.parameters(), 0.05)
     assert int(holder["standard"].seen) == 1
     assert holder["standard"].training
 
@@ -128,7 +128,7 @@ def test_sharpness_aware_step_counts_batch_statistics_once() -> None:
     loss = lambda: norm(x).pow(3).sum()  # noqa: E731
     loss().backward()
     mean = norm.running_mean.clone()
-    sharp_gradients(loss, norm, norm.parameters(), 0.05)
+    sam_gradients(loss, norm, norm.parameters(), 0.05)
     assert torch.equal(norm.running_mean, mean)
     assert norm.momentum == 0.1
 
@@ -139,8 +139,8 @@ def test_schedule_groups_and_average() -> None:
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == pytest.approx(0.1)
     assert rates[-1] < 1e-3
-    network = nn.ModuleDict({"above": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    groups = adamw(network, training, network["above"], 0.2).param_groups
+    network = nn.ModuleDict({"tail": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = adamw(network, training, network["tail"], 0.2).param_groups
     assert [(g["share"], g["weight_decay"], len(g["params"])) for g in groups] == [
         (1.0, 0.3, 1),
         (1.0, 0.0, 1),
@@ -150,5 +150,5 @@ def test_schedule_groups_and_average() -> None:
     average, new = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     average.weight.data.fill_(1.0)
     new.weight.data.fill_(2.0)
-    follow(average, new, 0.75)
+    update_ema(average, new, 0.75)
     assert average.weight.detach().item() == pytest.approx(1.25)
