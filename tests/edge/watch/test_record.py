@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from support.clock import Clock
 from support.command import Done
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
 from support.paths import ROOT
+from support.patience import PATIENCE, wait_for
 
 
 class Faulty(Store):
@@ -150,29 +151,33 @@ def test_old_readings_are_deleted_where_that_was_asked_for(tmp_path: Path) -> No
     assert bench.stored() == [2]
 
 
-def start(broker: Mosquitto, record: object, *more: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "edge.watch.run",
-        "--broker",
-        broker.url,
-        "--record",
-        str(record),
-    ]
-    return subprocess.Popen([*command, *more], cwd=ROOT, stderr=subprocess.PIPE)
+class Recording(subprocess.Popen[bytes]):
+    """`edge-watch --record` in a process of its own, which hears the nodes once this returns."""
+
+    def __init__(self, broker: Mosquitto, record: object, *more: str) -> None:
+        command = [sys.executable, "-m", "edge.watch.run", "--broker", broker.url]
+        self._log = Path(tempfile.mkstemp(suffix=".log", dir=broker.log.parent)[1])
+        with self._log.open("wb") as log:
+            super().__init__([*command, "--record", str(record), *more], cwd=ROOT, stderr=log)
+        wait_for(lambda: "broker connected" in self.told() or self.poll() is not None, self.told)
+        assert self.poll() is None, self.told()
+
+    def told(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> None:
+        self.send_signal(signal.SIGTERM)
+        assert self.wait(PATIENCE) == 0
 
 
-def wait_for(store: Store, number: int) -> None:
-    deadline = time.monotonic() + 40
-    while True:
+def wait_for_readings(store: Store, number: int) -> None:
+    def stored() -> bool:
         try:
-            if len(list(store.readings())) >= number:
-                return
+            return len(list(store.readings())) >= number
         except StoreError:
-            pass  # the recorder makes its tables while this asks
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+            return False  # the recorder makes its tables while this asks
+
+    wait_for(stored, f"{number} readings")
 
 
 def test_a_recorder_that_was_away_gets_what_came_meanwhile(database: str, tmp_path: Path) -> None:
@@ -183,26 +188,19 @@ def test_a_recorder_that_was_away_gets_what_came_meanwhile(database: str, tmp_pa
     school.connect("127.0.0.1", broker.port)
     school.loop_start()
     school.subscribe(f"edge/v1/{NODE}/ack", qos=1)
-    recorder, store = start(broker, database), Store(database)
-    deadline = time.monotonic() + 30
-    while not acks:
-        school.publish(*counts(1), qos=1)
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+    recorder, store = Recording(broker, database), Store(database)
+    school.publish(*counts(1), qos=1)
+    wait_for(lambda: acks, "an ack")
     recorder.kill()
     recorder.wait()
     for seq in range(2, 301):
-        school.publish(*counts(seq), qos=1).wait_for_publish(10)
+        school.publish(*counts(seq), qos=1).wait_for_publish(PATIENCE)
     school.publish("edge/v1/a/b/c/counts", b"{", qos=1)
-    recorder = start(broker, database)
-    wait_for(store, 300)
-    recorder.send_signal(signal.SIGTERM)
-    assert recorder.wait(20) == 0
+    recorder = Recording(broker, database)
+    wait_for_readings(store, 300)
+    recorder.end()
     assert [row["seq"] for row in store.readings()] == list(range(1, 301))
-    deadline = time.monotonic() + 5
-    while acks[-1] != 300 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert acks[-1] == 300
+    wait_for(lambda: acks[-1] == 300, lambda: f"ack {acks}")
     school.loop_stop()
     store.close()
     broker.stop()
@@ -211,24 +209,21 @@ def test_a_recorder_that_was_away_gets_what_came_meanwhile(database: str, tmp_pa
 def test_two_recorders_of_a_group_share_the_load(tmp_path: Path) -> None:
     broker, record = Mosquitto(tmp_path), tmp_path / "x.sqlite"
     group = ["--group", "school", "--client-id"]
-    recorders = [start(broker, record, *group, name) for name in ("one", "two")]
+    recorders = [Recording(broker, record, *group, name) for name in ("one", "two")]
     school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     school.connect("127.0.0.1", broker.port)
     school.loop_start()
     store = Store(str(record))
-    time.sleep(4)
     for seq in range(1, 201):
         school.publish(*counts(seq), qos=1)
-    wait_for(store, 200)
+    wait_for_readings(store, 200)
     assert [row["seq"] for row in store.readings()] == list(range(1, 201))
     for recorder in recorders:
-        recorder.send_signal(signal.SIGTERM)
-        assert recorder.wait(20) == 0
+        recorder.end()
     log = broker.log.read_text()
     assert " as one " in log
     assert " as two " in log
-    told = [recorder.stderr.read().decode() for recorder in recorders if recorder.stderr]
-    shares = [int(re.findall(r"stored (\d+) readings", text)[-1]) for text in told]
+    shares = [int(re.findall(r"stored (\d+) readings", r.told())[-1]) for r in recorders]
     assert sum(shares) == 200
     assert min(shares) > 20, "each had its part"
     school.loop_stop()
@@ -280,14 +275,13 @@ def test_the_commands_delete_and_export(command: Any, tmp_path: Path) -> None:
 
 def test_simulated_nodes_know_what_a_recorder_stored(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path, "allow_anonymous true\nmax_queued_messages 0\n")
-    recorder = start(broker, tmp_path / "x.sqlite")
+    recorder = Recording(broker, tmp_path / "x.sqlite")
     command = [sys.executable, "-m", "edge.watch.run", "simulate", "--broker", broker.url]
     options = ["--nodes", "20", "--window", "1", "--seconds", "8"]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "0 not stored by a recorder" in done.stdout
-    recorder.send_signal(signal.SIGTERM)
-    assert recorder.wait(20) == 0
+    recorder.end()
     made = int(done.stdout.split(" readings")[0].split()[-1])
     store = Store(str(tmp_path / "x.sqlite"))
     assert len(list(store.readings())) == made >= 100
