@@ -66,6 +66,13 @@ class _Messages(ast.NodeVisitor):
         self.found.append(pattern("".join(parts)))
         self.generic_visit(node)  # a text inside of {}
 
+    def visit_Call(self, node: ast.Call) -> None:
+        before = len(self.found)
+        self.generic_visit(node)
+        # How a connection stands is a state and a detail, printed as "away: DETAIL".
+        if isinstance(node.func, ast.Name) and node.func.id in ("away", "refused"):
+            self.found += [f"{node.func.id}: {text}" for text in self.found[before:]]
+
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str):
             self.found.append(pattern(node.value))
