@@ -1,4 +1,4 @@
-"""From five landmarks to the student's input: the one crop that training and running share.
+"""Cut faces from five landmarks to the student's input: the one crop that training and node share.
 
 Alignment decides more accuracy than architecture does, so laboratory and node call this very
 function; the template and the size come from the bundle.
@@ -17,7 +17,7 @@ from edge.records import Face
 
 
 def similarity(points: NDArray[np.float32], template: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least-squares similarity (rotation, one scale, shift) that takes points to template.
+    """Return the least-squares similarity (rotation, one scale, shift) that takes points to template.
 
     points, template: (P, 2). Returns (2, 3) float64. Umeyama 1991, which has a closed form
     in the plane: with complex z (points) and w (template), both centred, the rotation and
@@ -27,7 +27,7 @@ def similarity(points: NDArray[np.float32], template: NDArray[np.float64]) -> ND
     w = template[:, 0] + 1j * template[:, 1]
     z_mean, w_mean = z.mean(), w.mean()
     spread = float(np.sum(np.abs(z - z_mean) ** 2))
-    # Five equal points have no size or angle: keep the scale finite, the picture will be one colour.
+    # Five equal points have no size or angle: keep the scale finite, the crop will be one colour.
     a = np.sum(np.conj(z - z_mean) * (w - w_mean)) / max(spread, 1e-6)
     b = w_mean - a * z_mean
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
@@ -85,7 +85,7 @@ def _batch(crops: list[NDArray[np.uint8]], spec: CropSpec) -> NDArray[np.uint8]:
 def crop_faces(
     pixels: NDArray[np.uint8], faces: Sequence[Face], spec: CropSpec
 ) -> NDArray[np.uint8]:
-    """Aligned crops of all faces of one picture.
+    """Cut an aligned crop of each face of one image.
 
     pixels: (H, W) or (H, W, 3) uint8. Returns (N, C, S, S) uint8, N = len(faces).
     """
@@ -96,7 +96,7 @@ def crop_faces(
 
 
 def crop_whole(pixels: NDArray[np.uint8], spec: CropSpec) -> NDArray[np.uint8]:
-    """The laboratory's fallback where no face was found: the whole picture. Returns (1, C, S, S)."""
+    """Return the whole image as (1, C, S, S): the laboratory's fallback where no face was found."""
     source = _to_channels(pixels, spec.channels)
     shrinks = min(source.shape[:2]) > spec.size
     whole = cv2.resize(

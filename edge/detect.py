@@ -1,4 +1,4 @@
-"""Frame > faces, by YuNet behind the backend protocol, with our own vectorised decoding.
+"""Find faces (Frame -> Face) by YuNet behind the backend protocol, with our own vectorised decoding.
 
 Model: Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023 (OpenCV Zoo,
 `face_detection_yunet_2023mar.onnx`). It answers at strides 8, 16 and 32 with class and object
@@ -28,14 +28,14 @@ STRIDES = (8, 16, 32)
 
 
 def letterbox_scale(shape: tuple[int, ...], width: int, height: int) -> float:
-    """Factor that fits a picture of `shape` (H, W, ...) into width x height."""
+    """Return the factor that fits a frame of `shape` (H, W, ...) into width x height."""
     return min(width / shape[1], height / shape[0])
 
 
 def decode(
     outputs: dict[str, NDArray[np.float32]], width: int, height: int, threshold: float
 ) -> NDArray[np.float32]:
-    """YuNet's raw maps to candidates.
+    """Decode YuNet's raw maps to candidates.
 
     outputs: `cls_s`, `obj_s` (1, n, 1), `bbox_s` (1, n, 4), `kps_s` (1, n, 10) for s in 8, 16, 32,
     where n = (height / s) * (width / s), row by row.
@@ -69,7 +69,7 @@ def decode(
 
 
 def suppress(candidates: NDArray[np.float32], overlap: float) -> NDArray[np.float32]:
-    """Greedy non-maximum suppression. candidates: (M, 15), best of each overlapping group kept."""
+    """Keep the best of each overlapping group (greedy non-maximum suppression); candidates: (M, 15)."""
     if len(candidates) < 2:
         return candidates
     kept = cv2.dnn.NMSBoxes(
@@ -79,7 +79,7 @@ def suppress(candidates: NDArray[np.float32], overlap: float) -> NDArray[np.floa
 
 
 class Detector:
-    """Finds faces; every picture is scaled to fit width x height and padded right and below."""
+    """Finds faces; every frame is scaled to fit width x height and padded right and below."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Detector:
         self.score, self.overlap = score, overlap
 
     def find(self, pixels: NDArray[np.uint8]) -> list[Face]:
-        """pixels: (H, W, 3) uint8 BGR. Returns faces in pixels of that picture, best score first."""
+        """Find faces in pixels, (H, W, 3) uint8 BGR; in pixels of that frame, best score first."""
         scale = letterbox_scale(pixels.shape, self.width, self.height)
         w = max(1, min(self.width, round(pixels.shape[1] * scale)))
         h = max(1, min(self.height, round(pixels.shape[0] * scale)))
@@ -121,7 +121,7 @@ class Detector:
 
 
 def open_detector(settings: Settings) -> tuple[Detector, Opened]:
-    """The detector; the fake backend has none: people without the hardware still want faces found.
+    """Open the detector. With the fake backend too: faces are found by ONNX Runtime then.
 
     Raises WeightsError or BackendError."""
     d, choice = settings.detector, settings.runtime.backend
@@ -134,7 +134,7 @@ def open_detector(settings: Settings) -> tuple[Detector, Opened]:
                 models,
                 detector_profile(d.width, d.height),
                 engines_folder(settings),
-                lambda backend, precision: None,  # proven when it was built, on the portrait
+                lambda backend, precision: None,  # verified on the portrait when it was built
             )
         except BackendError as error:
             if choice == "trt":

@@ -1,7 +1,7 @@
 """Everything that travels down the pipe, in the order it travels.
 
-Frame or Tick > Face > Track > Expression > Reading. Only a Frame holds pixels, so no stage
-after the classifier could publish a picture by accident.
+Frame or Tick -> Face -> Track -> Expression -> Reading. Only a Frame holds pixels, so no stage
+after the classifier could publish an image by accident.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ UNCLASSIFIED, OTHER = "unclassified", "other"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture.
+    """One frame of a source.
 
     pixels: (H, W, 3) uint8, BGR.
     time: seconds on a clock that never steps back (monotonic for a camera, file time for a file).
     utc: seconds since the Unix epoch by the system's clock, which may step.
-    dropped: pictures the source had to skip just before this one.
+    dropped: frames the source had to skip just before this one.
     """
 
     pixels: NDArray[np.uint8]
@@ -33,7 +33,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed and no picture came; windows still close."""
+    """Time passed and no frame came; windows still close. camera: why, as in Reading."""
 
     time: float
     utc: float
@@ -45,7 +45,7 @@ class Face:
     """One detected face, in pixels of the Frame.
 
     box: (4,) float32: left, top, width, height.
-    landmarks: (5, 2) float32, in the picture's own left-to-right order: left eye, right eye,
+    landmarks: (5, 2) float32, in the frame's own left-to-right order: left eye, right eye,
     nose tip, left mouth corner, right mouth corner.
     score: 0..1.
     """
@@ -87,8 +87,8 @@ class Reading:
     counts: people by label; None when suppressed or nothing was seen.
     person_seconds: by label; None likewise.
     suppressed: fewer people than the minimum group were in view at some moment.
-    seen: share of the window covered by pictures, 0..1.
-    frames, dropped: pictures read and skipped; None when suppressed, since a node that cannot keep
+    seen: share of the window covered by frames, 0..1.
+    frames, dropped: frames read and skipped; None when suppressed, since a node that cannot keep
     up skips more with every person.
     low_confidence: share of person-time whose best probability was low; None when suppressed.
     camera: "live", "file" or the reason why nothing came.

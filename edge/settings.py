@@ -40,13 +40,13 @@ def _path(value: object) -> object:
 
 
 def own_hostname() -> str:
-    """This machine's name, as a topic segment."""
+    """Return this machine's name as a topic segment."""
     name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
     return name or "node"
 
 
 def default_state() -> Path:
-    """systemd's state directory, or `$XDG_STATE_HOME/edge-node`, or `~/.local/state/edge-node`."""
+    """Return systemd's state folder, or `$XDG_STATE_HOME/edge-node`, or `~/.local/state/edge-node`."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given)
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-node"
@@ -80,22 +80,22 @@ class Camera(Strict):
         default=1.0, gt=0, le=240, description="pace of a folder of pictures in its own time"
     )
     timeout_seconds: float = Field(
-        default=2.0, ge=0.2, le=60, description="without a picture for so long, the camera is away"
+        default=2.0, ge=0.2, le=60, description="without a frame for so long, the camera is away"
     )
     hang_seconds: float = Field(
         default=15.0,
         ge=1,
         le=600,
-        description="a driver that takes longer is left alone, opened anew",
+        description="a driver call that takes longer is abandoned, the camera opened again",
     )
     freeze_seconds: float = Field(
         default=30.0,
         ge=0,
         le=3600,
-        description="the very same picture for so long is none; 0 is off",
+        description="the same frame for so long counts as none; 0 is off",
     )
     give_up_after: int = Field(
-        default=30, ge=0, le=10000, description="attempts without a picture, then exit; 0 is never"
+        default=30, ge=0, le=10000, description="attempts without a frame, then exit; 0 is never"
     )
 
     @model_validator(mode="before")
@@ -153,7 +153,7 @@ class Classification(Strict):
 class Window(Strict):
     seconds: float = Field(default=10.0, ge=1, le=3600)
     max_gap_seconds: float = Field(
-        default=2.0, gt=0, le=60, description="a picture stands for at most so long"
+        default=2.0, gt=0, le=60, description="a frame stands for at most so long"
     )
 
 
@@ -176,7 +176,7 @@ class Privacy(Strict):
     )
     masks: list[list[float]] = Field(
         default=[],
-        description="zones never looked at: left, top, right, bottom, shares of the picture",
+        description="zones never looked at: left, top, right, bottom, shares of the frame",
     )
 
     @model_validator(mode="after")
@@ -252,7 +252,7 @@ class Clock(Strict):
             try:
                 server.encode("idna")
             except UnicodeError:
-                raise ValueError(f"servers: '{server:.60}' is no host name") from None
+                raise ValueError(f"servers: '{server:.60}' is not a valid host name") from None
         return self
 
 
@@ -302,7 +302,7 @@ class Update(Strict):
         if not all("!" <= c <= "~" for c in self.url):
             raise ValueError("url must be of ASCII characters, without spaces")
         if self.key is None:
-            raise ValueError("needs key beside url: releases are signed")
+            raise ValueError("needs key with url: releases are signed")
         return self
 
 

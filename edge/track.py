@@ -1,4 +1,4 @@
-"""Faces > people: who is in view, through short gaps and crossings.
+"""Follow faces as people (Face -> Track): who is in view, through short gaps and crossings.
 
 A constant-velocity alpha-beta filter forecasts each face's centre and size; the assignment is
 optimal (Hungarian) over distance and size. Weak detections may keep a person but never start one
@@ -52,7 +52,7 @@ class _Person:
         self.face, self.time, self.hits = face, time, self.hits + 1
 
     def moved(self, time: float) -> Face:
-        """The last face, where it should be by now."""
+        """Return the last face, moved to where it should be by now."""
         shift = (self.forecast(time) - _centre(self.face)).astype(np.float32)
         box = self.face.box + np.array([shift[0], shift[1], 0, 0], dtype=np.float32)
         return Face(box=box, landmarks=self.face.landmarks + shift, score=self.face.score)
@@ -73,7 +73,7 @@ class Tracker:
         forget_seconds: float = 1.5,
     ) -> None:
         """strong_score: what starts a person; confirm_frames: sights before one counts (at once in
-        the first picture, and in pictures farther apart than hold_seconds); hold_seconds: unseen
+        the first frame, and in frames farther apart than hold_seconds); hold_seconds: unseen
         but still counted; forget_seconds: unseen and then forgotten."""
         self.strong_score = strong_score
         self.confirm_frames = confirm_frames
@@ -83,9 +83,11 @@ class Tracker:
         self._previous: float | None = None
 
     def update(self, faces: Sequence[Face], time: float, shape: tuple[int, ...]) -> list[Track]:
-        """faces: of one picture of `shape` (H, W, ...) at `time` seconds. Returns confirmed people
-        in view, by id: seen now, or unseen for at most hold_seconds and not gone over the edge."""
-        # In the first picture nobody has just walked in, and where pictures are far apart none can
+        """Follow the faces of one frame of `shape` (H, W, ...) at `time` seconds.
+
+        Returns confirmed people in view, by id: seen now, or unseen for at most hold_seconds and not
+        gone over the edge."""
+        # In the first frame nobody has just walked in, and where frames are far apart none can
         # be confirmed by a next one: whoever is there counts at once.
         at_once = self._previous is None or time - self._previous > self.hold
         self._people = [p for p in self._people if time - p.time <= self.forget]
@@ -118,7 +120,7 @@ class Tracker:
     def _match(
         self, people: list[_Person], faces: list[Face], time: float
     ) -> tuple[list[_Person], list[Face]]:
-        """Give faces to people; returns who and what is left over."""
+        """Give faces to people; return who and what is left over."""
         if not people or not faces:
             return people, faces
         where = np.array([p.forecast(time) for p in people])

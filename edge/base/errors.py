@@ -6,7 +6,7 @@ EdgeError                exit 1, the message is one line that says what to do
 +-- WeightsError         a weight file that is missing or has another hash
 +-- BundleError          a model bundle that cannot be trusted
 +-- BackendError         a runtime that is missing or refuses the model
-+-- SourceError          a camera, file, folder or address that gives no pictures
++-- SourceError          a camera, file, folder or address that gives no frames
 +-- BrokerError          readings that the broker did not take in time
 +-- OutboxError          the file that keeps the readings
 +-- DataError            a data set that does not have the layout it claims

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Stages:
-    """Wall time of each stage over the last `keep` pictures."""
+    """Keeps the wall time of each stage over the last `keep` frames."""
 
     def __init__(self, keep: int = 1000) -> None:
         self._keep = keep
@@ -27,7 +27,7 @@ class Stages:
         self._times.setdefault(stage, deque(maxlen=self._keep)).append(seconds)
 
     def milliseconds(self, stage: str) -> tuple[float, float] | None:
-        """Median and 95th percentile, or None before the first picture."""
+        """Return median and 95th percentile, or None before the first frame."""
         times = self._times.get(stage)
         if not times:
             return None

@@ -109,7 +109,7 @@ class Bundle:
         return CropSpec(size=entry.size, channels=entry.channels, template=points)
 
     def model(self, precision: str = "int8") -> Path:
-        """ONNX Runtime's file of a precision; raises BundleError where the bundle has none."""
+        """Return ONNX Runtime's file of a precision; raises BundleError where the bundle has none."""
         return self.file(ROLES[precision])
 
     def file(self, role: str) -> Path:
@@ -119,7 +119,7 @@ class Bundle:
         return self.folder / entry.name
 
     def known_inputs(self) -> NDArray[np.uint8]:
-        """(N, C, S, S) uint8."""
+        """Return (N, C, S, S) uint8; raises BundleError."""
         path = self.folder / self.description.known_answers.inputs.name
         try:
             return np.asarray(np.load(path, allow_pickle=False), dtype=np.uint8)
@@ -129,8 +129,9 @@ class Bundle:
             ) from error
 
     def answer_error(self, backend: Backend, precision: str = "int8") -> float:
-        """Largest difference between the backend's logits and the stored ones; raises BundleError
-        where there are not as many logits as labels."""
+        """Return the largest difference between the backend's logits and the stored ones.
+
+        Raises BundleError where there are not as many logits as labels."""
         roles = TENSORRT_ROLES if backend.name == "tensorrt" else ROLES
         rows = self.description.known_answers.logits.get(roles[precision], [])
         if len({len(row) for row in rows}) != 1:
@@ -145,7 +146,7 @@ class Bundle:
         return float(np.abs(logits - stored).max())
 
     def self_test(self, backend: Backend, precision: str = "int8") -> float:
-        """answer_error; raises BundleError where it is above ANSWER_TOLERANCE."""
+        """Return answer_error; raises BundleError where it is above ANSWER_TOLERANCE."""
         error = self.answer_error(backend, precision)
         if not error <= ANSWER_TOLERANCE:  # also refuses NaN
             raise BundleError(

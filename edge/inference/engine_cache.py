@@ -1,9 +1,9 @@
-"""Built TensorRT engines on disk: found by everything that matters, never served unproven.
+"""Built TensorRT engines on disk: found by everything that matters, never served unverified.
 
 ENGINES/KEY.engine   what the builder wrote
-ENGINES/KEY.json     the sidecar: what is inside, its sha256, and that it passed its known answers;
-                     an engine without one is not served
-ENGINES/set-aside/   engines that disagreed, were cut or would not load, with the reason beside them
+ENGINES/KEY.json     the sidecar: what is inside, its sha256, that it passed its self-test; an engine
+                     without one is not served
+ENGINES/set-aside/   engines that disagreed, were cut or would not load, each with a .reason
 
 KEY is a hash of the ONNX file, the TensorRT version, the device, the precision and the profile: an
 engine is good for just these.
@@ -71,7 +71,7 @@ def facts_of(
     profile: Profile,
     device: Device,
 ) -> Facts:
-    """model: the ONNX file that the engine is built from."""
+    """Collect what an engine of `model` (an ONNX file) for `device` depends on; raises OSError."""
     return Facts(
         onnx_sha256=sha256(model.read_bytes()),
         precision=precision,
@@ -111,7 +111,7 @@ class Sidecar(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One that may be served."""
+    """An engine that may be served."""
 
     path: Path
     sidecar: Sidecar
@@ -122,11 +122,12 @@ class Engine:
 
 
 def engine_file(folder: Path, facts: Facts) -> Path:
+    """Return where the engine for these facts is, once it is built."""
     return folder / f"{facts.key}.engine"
 
 
 def find(folder: Path, facts: Facts) -> Engine | None:
-    """The proven engine for these facts; a damaged one is set aside and None."""
+    """Return the verified engine for these facts, or None; a damaged one is quarantined."""
     path = engine_file(folder, facts)
     mark = path.with_suffix(".json")
     try:
@@ -135,26 +136,28 @@ def find(folder: Path, facts: Facts) -> Engine | None:
     except FileNotFoundError:
         return None
     except ValidationError:
-        set_aside(path, "its sidecar cannot be read")
+        quarantine(path, "its sidecar cannot be read")
         return None
     if sidecar.schema_ != SCHEMA:
-        set_aside(path, f"its sidecar has schema {sidecar.schema_}")
+        quarantine(path, f"its sidecar has schema {sidecar.schema_}")
         return None
     if len(plan) != sidecar.bytes or sha256(plan) != sidecar.sha256:
-        set_aside(path, f"{len(plan)} bytes that are not those that were proven")
+        quarantine(path, f"{len(plan)} bytes that are not those that were proven")
         return None
     return Engine(path, sidecar)
 
 
-def keep(path: Path, sidecar: Sidecar) -> Engine:
-    """Make an engine servable, which it is from the moment that its sidecar stands."""
+def write_sidecar(path: Path, sidecar: Sidecar) -> Engine:
+    """Make an engine servable: from the moment that its sidecar is there, the node finds it."""
     text = json.dumps(sidecar.model_dump(by_alias=True), indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), text.encode())
     return Engine(path, sidecar)
 
 
-def set_aside(path: Path, reason: str) -> Path:
-    """Move an engine away, its sidecar first, so that at no moment it could be served."""
+def quarantine(path: Path, reason: str) -> Path:
+    """Move an engine to set-aside/, its sidecar first, so that it is never found while it moves.
+
+    Returns where the engine is now."""
     folder = path.parent / "set-aside"
     folder.mkdir(parents=True, exist_ok=True)
     number = sum(1 for _ in folder.glob(f"{path.stem}-*.reason"))
@@ -173,7 +176,7 @@ def build_lock(folder: Path) -> AbstractContextManager[bool]:
 
 
 def choose(engines: Sequence[Engine]) -> Engine:
-    """The one that is served: the fastest at the usual batch, INT8 where nothing was measured.
+    """Return the fastest engine at the usual batch; INT8 where nothing was measured.
 
     Raises BackendError where there is none."""
     if not engines:

@@ -1,7 +1,7 @@
-"""Settings > the two networks on their runtimes, proven before they are used.
+"""Open the two networks that the settings name, each on its runtime and verified before it is used.
 
-`auto` takes TensorRT where a proven engine for this very device is on the disk, else ONNX Runtime, and
-says why; each network for itself.
+`auto` takes TensorRT where a verified engine for this very device is on the disk, else ONNX Runtime,
+and says why; each network for itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from edge.base.errors import BackendError, BundleError, EdgeError, UsageError
 from edge.inference.backends import Backend
 from edge.inference.bundle import TENSORRT_ROLES, Bundle, load_bundle
-from edge.inference.engine_cache import FACES, Profile, choose, facts_of, find, set_aside
+from edge.inference.engine_cache import FACES, Profile, choose, facts_of, find, quarantine
 from edge.settings import Settings
 
 
@@ -46,17 +46,19 @@ def open_backend(choice: str, model: Path, threads: int = 2) -> Backend:
 
 
 def engines_folder(settings: Settings) -> Path:
+    """Return where the node keeps its TensorRT engines."""
     return settings.runtime.engines or settings.state_folder / "engines"
 
 
 def student_profile(bundle: Bundle) -> Profile:
-    """(N, C, S, S) for the smallest, the usual and the largest batch."""
+    """Return (N, C, S, S) for the smallest, the usual and the largest batch."""
     c, s = bundle.crop.channels, bundle.crop.size
     small, usual, large = ((n, c, s, s) for n in FACES)
     return small, usual, large
 
 
 def detector_profile(width: int, height: int) -> Profile:
+    """Return (1, 3, H, W) three times: the detector sees one frame at a time."""
     shape = (1, 3, height, width)
     return shape, shape, shape
 
@@ -65,12 +67,12 @@ def open_engine(
     models: Mapping[str, Path],
     profile: Profile,
     folder: Path,
-    prove: Callable[[Backend, str], object],
+    self_test: Callable[[Backend, str], object],
 ) -> Opened:
-    """The best proven engine among those of `models` (ONNX files by precision).
+    """Open the best verified engine among those of `models` (ONNX files by precision).
 
-    prove: raises EdgeError where a backend of that precision answers wrongly; such an engine, or one
-    that does not load, is set aside. Raises BackendError where none is left.
+    self_test: raises EdgeError where a backend of that precision answers wrongly; such an engine, or
+    one that does not load, is quarantined. Raises BackendError where none is left.
     """
     from edge.inference.backends.trt import TensorRT, device
 
@@ -84,18 +86,20 @@ def open_engine(
     try:
         backend = TensorRT(chosen.path)
         try:
-            prove(backend, chosen.precision)
+            self_test(backend, chosen.precision)
         except BaseException:
             backend.close()
             raise
     except EdgeError as error:
-        set_aside(chosen.path, str(error))
+        quarantine(chosen.path, str(error))
         raise BackendError(f"{error}; the engine was set aside, run export-engine") from error
     return Opened(backend, chosen.precision, chosen.path.name)
 
 
 def open_student(settings: Settings) -> tuple[Bundle, Opened]:
-    """The bundle and its student, which has passed the bundle's known answers."""
+    """Load the bundle and open its student, which has passed the bundle's self-test.
+
+    Raises BundleError or BackendError; `auto` falls back to ONNX Runtime, and says why."""
     bundle = load_bundle(settings.runtime.bundle)
     choice, threads = settings.runtime.backend, settings.runtime.threads
     fallback = None

@@ -1,4 +1,4 @@
-"""Weights that are not ours: a locked list (`weights.json`) and the one resolver.
+"""Find weights that are not ours: a locked list (`weights.json`) and the one resolver.
 
 A file is looked for in a folder, then in the cache, then at its sources; whatever is found counts
 only when its sha256 is the locked one. Where the list holds a patch, the patched file is made once,
@@ -30,13 +30,13 @@ MAX_BYTES = 64 * 1024 * 1024
 
 
 def locked() -> dict[str, dict[str, Any]]:
-    """The list, by name."""
+    """Return the entries of weights.json by name."""
     text = Path(__file__).with_name("weights.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/edge-node`, or `~/.cache/edge-node`."""
+    """Return `$XDG_CACHE_HOME/edge-node`, or `~/.cache/edge-node`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-node"
 
 
@@ -67,7 +67,7 @@ def _from_url(source: dict[str, str]) -> bytes:
 
 
 def fetch(source: dict[str, str]) -> bytes:
-    """The bytes of one source; raises OSError, SubprocessError, BadZipFile or KeyError."""
+    """Download the bytes of one source; raises OSError, SubprocessError, BadZipFile or KeyError."""
     return _from_package(source) if "package" in source else _from_url(source)
 
 
@@ -89,7 +89,7 @@ def original(
     folder: Path | None,
     fetcher: Callable[[dict[str, str]], bytes],
 ) -> bytes:
-    """The locked bytes, from the folder or else from the sources."""
+    """Return the locked bytes, from the folder or else from the sources; raises WeightsError."""
     if folder is not None and (folder / entry["file"]).is_file():
         data: bytes = (folder / entry["file"]).read_bytes()
         if sha256(data) != entry["sha256"]:
@@ -128,9 +128,9 @@ def resolve(
     cache: Path | None = None,
     fetcher: Callable[[dict[str, str]], bytes] = fetch,
 ) -> Path:
-    """Path of the usable (where listed: patched) file `name`.
+    """Return the path of the usable (where listed: patched) file `name`.
 
-    folder: looked in first; a file of another hash there is an error, never passed over.
+    folder: looked in first; a file of another hash there is an error, never ignored.
     cache: default `default_cache()`; a damaged file there is replaced.
     Raises WeightsError with one line that says what to do.
     """

@@ -1,1 +1,1 @@
-"""Where pictures come from: cameras, files, folders, test patterns, faulty cameras."""
+"""Where frames come from: cameras, files, folders, test patterns, faulty cameras."""

@@ -1,11 +1,11 @@
-"""Cameras that fail on purpose, to see what a node and its school make of it: `--camera test:hang`.
+"""Fail on purpose, to see what a node and its school make of it: `--camera test:hang`.
 
 Each gives the test pattern for GOOD_SECONDS, then its fault for BAD_SECONDS, and so on.
 
-    test:die      reads fail, and the device is gone when it is opened again
-    test:freeze   the same picture again and again, as if it were new
-    test:hang     a read does not return
-    test:lie      reads succeed and hold no picture
+    test:die      disconnects: reads fail, and the device is gone when it is opened again
+    test:freeze   freezes: the same frame again and again, as if it were new
+    test:hang     stalls: a read does not return
+    test:lie      gives empty frames: reads succeed and hold no pixels
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOOD_SECONDS, BAD_SECONDS = 10.0, 60.0
 
 
 class Faulty:
-    """A capture around a good one; `open` is its opener."""
+    """Wrap a good capture; `open` is its opener."""
 
     def __init__(
         self, kind: Kind, capture: Capture, good: float | None = None, bad: float | None = None
@@ -44,7 +44,7 @@ class Faulty:
         self._never = threading.Event()
 
     def _left(self) -> float:
-        """Seconds that the present fault lasts; 0 in good times."""
+        """Return the seconds that the present fault lasts; 0 in good times."""
         moment = (time.monotonic() - self._began) % (self._good + self._bad)
         return self._good + self._bad - moment if moment >= self._good else 0.0
 

@@ -1,4 +1,4 @@
-"""Pictures as the stages want them, whatever a device or a file gives."""
+"""Pixels as the stages want them, whatever a device or a picture file gives."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from edge.base.errors import SourceError
 
-# A 4 GB board cannot hold a picture of 20,000 pixels a side beside anything else.
+# A board of 4 GB has no room left with a picture of 20,000 pixels a side.
 MAX_SIDE = 8192
 
 
 def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
-    """Any picture a capture gives as (H, W, 3) uint8 BGR, or None where it is no picture.
+    """Convert what a capture gives to (H, W, 3) uint8 BGR; None where it is an empty frame.
 
     Grey becomes three equal channels, a fourth channel goes, 16 bits become 8 by their high byte.
     """
@@ -34,7 +34,7 @@ def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR of a picture file; raises SourceError naming it."""
+    """Read a picture file as (H, W, 3) uint8 BGR; raises SourceError naming it."""
     try:
         picture = as_bgr(cv2.imread(str(path), cv2.IMREAD_COLOR))
     except cv2.error as error:

@@ -1,8 +1,8 @@
-"""A source that runs whether or not we look, and that may hang, freeze, lie or go away.
+"""Read a camera, which runs whether or not we look: it may disconnect, stall, freeze, send nothing.
 
-A thread reads into a one-slot mailbox: the newest picture wins, skipped ones are counted. The reader
-may be stuck in a driver for ever, so it is watched from outside and abandoned; where no picture comes
-in time, a Tick says so and why.
+A thread reads into a one-slot mailbox: the newest frame wins, skipped ones are counted. A driver may
+block the thread for ever, so it is watched from outside and abandoned; where no frame comes in time, a
+Tick says so and why.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 30.0
-MOST_LEFT_BEHIND = 100
-# Every eighth pixel of a picture tells it from the next: a sensor's noise alone changes them.
+MOST_ABANDONED = 100
+# Why no frame comes, in the words of the messages.
+LIVE, DISCONNECTED, STALLED, FROZEN = "live", "away", "hanging", "frozen"
+# Every eighth pixel of a frame tells it from the next: a sensor's noise alone changes them.
 FINGERPRINT_STEP = 8
 
 
@@ -44,9 +46,9 @@ class Capture(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """timeout: seconds without a picture until the camera is away; hang: seconds that one call to the
-    driver may take; freeze: seconds that the very same picture may repeat, 0 for ever; give_up:
-    attempts without a picture after which this process cannot help any more, 0 for never."""
+    """timeout: seconds without a frame until the camera counts as disconnected; hang: seconds that one
+    call to the driver may take; freeze: seconds that the same frame may repeat, 0 for ever; give_up:
+    attempts without a frame after which the source raises SourceError, 0 for never."""
 
     timeout: float = 2.0
     hang: float = 15.0
@@ -63,7 +65,7 @@ class _Shot:
 
 
 class _Reader:
-    """One thread at one device, until it is told to stop or is left behind in a driver."""
+    """One thread at one device, until it is told to stop or is abandoned in a driver."""
 
     def __init__(
         self,
@@ -72,16 +74,16 @@ class _Reader:
         limits: Limits,
         backoff: Backoff,
     ) -> None:
-        """backoff: of the attempts, the first of which waits too where there is no open capture."""
+        """backoff: of the attempts; without an open capture the first attempt waits too."""
         self._opener, self._capture, self._limits = opener, capture, limits
         self._backoff = backoff
-        self.news = threading.Condition()
+        self.arrived = threading.Condition()
         self.stop = threading.Event()
         self.slot: _Shot | None = None
         self._skipped = 0
-        self.fault = ""  # why no picture comes: "", away or frozen
-        self.failures = 0  # attempts since the last good picture
-        self.called = 0.0  # when the driver was called that has not answered yet; 0 where none
+        self.fault = ""  # why no frame comes: "", DISCONNECTED or FROZEN
+        self.failures = 0  # attempts since the last good frame
+        self.called = 0.0  # when the driver was called, 0 once it has returned
         self._seen, self._same_since = 0, 0.0
         self.thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self.thread.start()
@@ -100,38 +102,38 @@ class _Reader:
                 continue
             self._backoff.reset()
             self.fault, self.failures = "", 0
-            with self.news:
+            with self.arrived:
                 if self.slot is not None:
                     self._skipped += 1
                 self.slot = _Shot(pixels, time.monotonic(), time.time(), self._skipped)
-                self.news.notify()
+                self.arrived.notify()
         self._release()
 
     def take(self, seconds: float) -> _Shot | None:
-        """The newest picture, waited for so long."""
-        with self.news:
+        """Return the newest frame, waiting at most so long."""
+        with self.arrived:
             if self.slot is None:
-                self.news.wait(seconds)
+                self.arrived.wait(seconds)
             shot, self.slot = self.slot, None
             if shot is not None:
                 self._skipped = 0
             return shot
 
     def _read(self) -> NDArray[np.uint8] | None:
-        """One picture, opening the device where needed; None (and the device closed) where none."""
+        """Read one frame, opening the device where needed; None, and the device closed, without one."""
         self.called = time.monotonic()
         try:
             if self._capture is None:
                 self._capture = self._opener()
-            ok, picture = self._capture.read()
+            ok, frame = self._capture.read()
         except (SourceError, OSError, cv2.error):
-            ok, picture = False, None
+            ok, frame = False, None
         self.called = 0.0
-        pixels = as_bgr(picture) if ok else None
+        pixels = as_bgr(frame) if ok else None
         if pixels is None:
-            self.fault = "away"
+            self.fault = DISCONNECTED
         elif self._frozen(pixels):
-            self.fault, pixels = "frozen", None
+            self.fault, pixels = FROZEN, None
         if pixels is None:
             self._release()
         return pixels
@@ -150,8 +152,8 @@ class _Reader:
 
 
 def open_in_time(opener: Callable[[], Capture], seconds: float) -> Capture:
-    """What `opener` gives. Raises its SourceError, or one of ours where it does not return: the thread
-    is then left in the driver, and gives the device back if that ever answers."""
+    """Return what `opener` opens. Raises its SourceError, or one of ours where it does not return: its
+    thread is then abandoned in the driver, and releases the device if that ever answers."""
     answer: queue.SimpleQueue[Capture | Exception] = queue.SimpleQueue()
     late = threading.Event()
 
@@ -180,7 +182,7 @@ def open_in_time(opener: Callable[[], Capture], seconds: float) -> Capture:
 
 
 class Live:
-    """Frames as they come, Ticks where none does."""
+    """Give Frames as they come, and Ticks where none comes."""
 
     live = True
 
@@ -192,58 +194,58 @@ class Live:
         max_seconds: float | None = None,
         stop: threading.Event | None = None,
     ) -> None:
-        """opener: opens the device or raises SourceError; called again after a loss.
+        """Open the device. opener: opens it or raises SourceError; called again after a loss.
 
-        Raises SourceError at once where the first opening fails, or hangs: a name that was never
-        right is the operator's to mend, a camera that went away is ours to wait for.
+        Raises SourceError at once where the first opening fails or stalls: a name that was never
+        right is the operator's to mend, a camera that disconnects later is ours to wait for.
         """
         self.kind, self._opener, self._limits = kind, opener, limits
         self._max = max_seconds
         self._stop = stop or threading.Event()
         self._first: Capture | None = open_in_time(opener, limits.hang)
         self._reader: _Reader | None = None
-        self._left_behind = 0
+        self._abandoned = 0
         self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     def __iter__(self) -> Iterator[Frame | Tick]:
         reader = self._reader = _Reader(self._opener, self._first, self._limits, self._backoff)
         began = last = time.monotonic()
-        said = "live"
+        logged = LIVE
         while not self._stop.is_set():
             shot = reader.take(TICK_SECONDS)
             now = time.monotonic()
-            state = "live"
+            state = LIVE
             if shot is not None:
-                last, self._left_behind = now, 0
+                last, self._abandoned = now, 0
             elif now - last > self._limits.timeout:
                 hung = reader.called and now - reader.called > self._limits.timeout
-                state = "hanging" if hung or self._left_behind else reader.fault or "away"
-            if state != said:
-                said = state
-                level = logging.INFO if state == "live" else logging.WARNING
+                state = STALLED if hung or self._abandoned else reader.fault or DISCONNECTED
+            if state != logged:
+                logged = state
+                level = logging.INFO if state == LIVE else logging.WARNING
                 log.log(level, "camera %s source=%s", state, self.kind)
             if shot is not None:
                 yield Frame(pixels=shot.pixels, time=shot.time, utc=shot.utc, dropped=shot.skipped)
             else:
                 yield Tick(time=now, utc=time.time(), camera=state)
-            self._judge(reader.failures + self._left_behind, now - last, state)
+            self._give_up_if_hopeless(reader.failures + self._abandoned, now - last, state)
             if reader.called and now - reader.called > self._limits.hang:
-                reader = self._leave(reader)
+                reader = self._abandon(reader)
             if self._max is not None and now - began >= self._max:
                 return
 
-    def _leave(self, reader: _Reader) -> _Reader:
-        """A thread that is stuck in a driver cannot be ended: it is left there, a daemon that gives
-        the device back if the driver ever answers, and another one tries."""
-        self._left_behind += reader.failures + 1
+    def _abandon(self, reader: _Reader) -> _Reader:
+        """Start another thread: one that is stuck in a driver cannot be ended. It stays, as a daemon
+        that releases the device if the driver ever answers."""
+        self._abandoned += reader.failures + 1
         reader.stop.set()
         self._reader = _Reader(self._opener, None, self._limits, self._backoff)
-        log.warning("camera left behind in its driver source=%s", self.kind)
+        log.warning("camera thread abandoned in its driver source=%s", self.kind)
         return self._reader
 
-    def _judge(self, failures: int, seconds: float, state: str) -> None:
-        # Each one left behind is a thread and its stack: not without end, whatever was asked for.
-        if 0 < self._limits.give_up <= failures or self._left_behind >= MOST_LEFT_BEHIND:
+    def _give_up_if_hopeless(self, failures: int, seconds: float, state: str) -> None:
+        # Each abandoned thread keeps its stack: their number is limited, whatever was asked for.
+        if 0 < self._limits.give_up <= failures or self._abandoned >= MOST_ABANDONED:
             raise SourceError(
                 f"the camera is {state}: no picture in {seconds:.0f} s and {failures} attempts; "
                 f"check its cable and power (a service starts again by itself)"
@@ -256,5 +258,5 @@ class Live:
                 self._first.release()
             return
         self._reader.stop.set()
-        # A read that hangs in a driver cannot be interrupted; the thread is a daemon.
+        # A read that is stuck in a driver cannot be interrupted; the thread is a daemon.
         self._reader.thread.join(timeout=2.0)

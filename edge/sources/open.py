@@ -1,7 +1,7 @@
-"""Where pictures come from: camera, file, folder, address, CSI pipeline, loop or test pattern > Frames.
+"""Open the source that a name means: camera, address, CSI sensor, file, folder, loop or test pattern.
 
-A live source (`live.py`) runs whether or not we look; a file or folder (`files.py`) is read picture by
-picture in its own time.
+A live source (`live.py`) runs whether or not we look; a file or folder (`recorded.py`) is read frame by
+frame in its own time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edge.sources.synthetic import Loop, Pattern
 
 
 class Source(Protocol):
-    """An iterable of Frames (and Ticks, when live)."""
+    """Gives Frames, and Ticks where time passes without one."""
 
     live: bool
     kind: str
@@ -39,7 +39,7 @@ class Source(Protocol):
 
 
 def redact(source: str) -> str:
-    """An address without its user name and password."""
+    """Return an address without its user name and password."""
     return re.sub(r"//.*@", "//***@", source)  # greedy: a password may hold / and @
 
 
@@ -84,7 +84,7 @@ def _open_address(address: str, settings: Camera) -> Capture:
 
 
 def csi_pipeline(sensor: int, settings: Camera) -> str:
-    """GStreamer's way from a CSI sensor to BGR pictures on JetPack 5 to 7."""
+    """Return GStreamer's pipeline from a CSI sensor to BGR frames, on JetPack 5 to 7."""
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={settings.width},"
         f"height={settings.height},framerate={round(settings.fps)}/1 ! nvvidconv ! "
@@ -112,9 +112,9 @@ def open_source(
     max_seconds: float | None = None,
     stop: threading.Event | None = None,
 ) -> Source:
-    """The source that `settings.source` names; max_seconds is source time.
+    """Open the source that `settings.source` names; max_seconds is source time.
 
-    Raises SourceError, in one line that says what to do, where it gives no picture.
+    Raises SourceError, in one line that says what to do, where it gives no frame.
     """
     # OpenCV 5 moved it.
     set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel

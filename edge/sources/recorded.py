@@ -1,4 +1,4 @@
-"""Videos and folders of pictures: every picture, in its own time, in the caller's thread."""
+"""Read videos and folders of pictures: every frame, in the file's own time, in the caller's thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class VideoFile:
-    """Every picture of a video file, in the file's own time."""
+    """Give every frame of a video file, in the file's own time."""
 
     live = False
     kind = "file"
@@ -38,15 +38,15 @@ class VideoFile:
         began = time.time()
         moment, first, count = -self._step, None, 0
         while True:
-            ok, picture = self._capture.read()
+            ok, frame = self._capture.read()
             if not ok:
                 break
-            pixels = as_bgr(picture)
+            pixels = as_bgr(frame)
             if pixels is None:
                 raise SourceError(f"{self._path} holds a picture that cannot be read; convert it")
             stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
             first = stamp if first is None else first
-            # Some files give no stamps, or ones that step back: then pictures are evenly spaced.
+            # Some files give no stamps, or ones that step back: then frames are evenly spaced.
             moment = stamp - first if stamp - first > moment else moment + self._step
             count += 1
             if self._max is not None and moment >= self._max:
@@ -55,13 +55,13 @@ class VideoFile:
             yield Frame(pixels=pixels, time=moment, utc=began + moment)
         if count == 0:
             raise SourceError(f"{self._path} holds no picture; give a video file")
-        # Containers may promise a picture or two more than they hold; a cut-off file lacks many.
+        # Containers may promise a frame or two more than they hold; a cut-off file lacks many.
         if 0 < self._expected < 10_000_000 and count < 0.97 * self._expected - 2:
             raise SourceError(
                 f"{self._path} ends after {count} of {self._expected} pictures: it is cut off; "
                 f"what came before was counted, copy the file again for the rest"
             )
-        # The last picture stands for its own length too, or the last window would stay open.
+        # The last frame stands for its own length too, or the last window would stay open.
         end = moment + self._step
         yield Tick(time=end, utc=began + end, camera="file")
 
@@ -70,7 +70,7 @@ class VideoFile:
 
 
 class Folder:
-    """Pictures of a folder in the order of their names, evenly spaced in time."""
+    """Give the pictures of a folder in the order of their names, evenly spaced in time."""
 
     live = False
     kind = "folder"

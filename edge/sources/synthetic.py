@@ -1,5 +1,4 @@
-"""Cameras for a node that has none: the test pattern, a wall with moving portraits, and a video in a
-loop.
+"""Stand in for a camera: the test pattern, a wall with moving portraits, and a video in a loop.
 
 The portrait (`portrait.jpg`) is cut from NASA's public-domain picture of astronaut Eileen Collins.
 """
@@ -21,19 +20,19 @@ PORTRAIT = Path(__file__).with_name("portrait.jpg")
 
 
 def portrait() -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR."""
+    """Return the face of the test pattern, (H, W, 3) uint8 BGR."""
     return np.asarray(cv2.imread(str(PORTRAIT), cv2.IMREAD_COLOR), dtype=np.uint8)
 
 
 def scene(moment: float, faces: int = 6, width: int = 640, height: int = 480) -> NDArray[np.uint8]:
-    """The picture at `moment` seconds: `faces` portraits on a grid, each swaying in its cell.
+    """Draw the frame at `moment` seconds: `faces` portraits on a grid, each swaying in its cell.
 
     Returns (height, width, 3) uint8 BGR.
     """
     shade = np.linspace(90, 150, width, dtype=np.uint8)
-    picture = np.repeat(np.repeat(shade[None, :, None], height, axis=0), 3, axis=2)
+    pixels = np.repeat(np.repeat(shade[None, :, None], height, axis=0), 3, axis=2)
     if faces == 0:
-        return picture
+        return pixels
     columns = max(1, math.ceil(math.sqrt(faces * width / height)))
     rows = math.ceil(faces / columns)
     cell_w, cell_h = width // columns, height // rows
@@ -45,19 +44,19 @@ def scene(moment: float, faces: int = 6, width: int = 640, height: int = 480) ->
         phase = moment + index
         x = (index % columns) * cell_w + (cell_w - size[0]) * (0.5 + 0.45 * math.sin(phase))
         y = (index // columns) * cell_h + (cell_h - size[1]) * (0.5 + 0.45 * math.cos(1.3 * phase))
-        picture[int(y) : int(y) + size[1], int(x) : int(x) + size[0]] = stamp
-    return picture
+        pixels[int(y) : int(y) + size[1], int(x) : int(x) + size[0]] = stamp
+    return pixels
 
 
 class _Paced:
-    """Waits until the next picture is due, as a camera would."""
+    """Wait until the next frame is due, as a camera would."""
 
     def __init__(self, fps: float) -> None:
         self._step = 1.0 / fps
         self._began = self._next = time.monotonic()
 
     def wait(self) -> float:
-        """Returns the moment of the picture, seconds since the start."""
+        """Return the moment of the frame, seconds since the start."""
         self._next = max(self._next + self._step, time.monotonic())
         time.sleep(max(0.0, self._next - time.monotonic()))
         return self._next - self._began
@@ -80,7 +79,7 @@ class Loop:
     """A capture that plays a video file again and again, at the file's own pace."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SourceError where OpenCV reads no picture from the file."""
+        """Open the file; raises SourceError where OpenCV reads no video from it."""
         self._path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
@@ -89,14 +88,14 @@ class Loop:
         self._pace = _Paced(fps if 0 < fps < 1000 else 30.0)
 
     def read(self) -> tuple[bool, Any]:
-        ok, picture = self._capture.read()
+        ok, frame = self._capture.read()
         if not ok:
-            # Opened anew: seeking to the start is not exact in every container.
+            # Opened again: seeking to the start is not exact in every container.
             self._capture.release()
             self._capture = cv2.VideoCapture(str(self._path))
-            ok, picture = self._capture.read()
+            ok, frame = self._capture.read()
         self._pace.wait()
-        return ok, picture
+        return ok, frame
 
     def release(self) -> None:
         self._capture.release()

@@ -33,8 +33,8 @@ from edge.inference.engine_cache import (
     engine_file,
     facts_of,
     find,
-    keep,
-    set_aside,
+    quarantine,
+    write_sidecar,
 )
 from edge.inference.loader import detector_profile, engines_folder, open_backend, student_profile
 from edge.inference.weights import resolve
@@ -116,12 +116,12 @@ def make(
             finally:
                 runtime.close()
         except EdgeError as fault:
-            away = set_aside(path, str(fault))
+            away = quarantine(path, str(fault))
             say(f"{network.name} {precision}: set aside as {away.name}: {fault}")
             timings, last = b"", fault
             continue
         write_atomically(timing_file, plan.timings)
-        engine = keep(
+        engine = write_sidecar(
             path,
             Sidecar(
                 facts=json.loads(json.dumps(asdict(facts))),
@@ -234,7 +234,7 @@ def export(
             for runtime in runtimes.values():
                 runtime.close()
         engines = {
-            p: keep(e.path, e.sidecar.model_copy(update={"latency": latency[p]}))
+            p: write_sidecar(e.path, e.sidecar.model_copy(update={"latency": latency[p]}))
             for p, e in engines.items()
         }
         if wanted != "auto":

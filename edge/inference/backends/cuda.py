@@ -47,7 +47,7 @@ class Cuda(Protocol):
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer: ...
 
     def upload(self, buffer: Buffer, count: int) -> None:
-        """Queue the first `count` bytes to the device; nothing for a mapped buffer."""
+        """Queue the first `count` bytes to the device; do nothing for a mapped buffer."""
 
     def download(self, buffer: Buffer, count: int) -> None: ...
 
@@ -55,14 +55,14 @@ class Cuda(Protocol):
     def stream(self) -> int: ...
 
     def wait(self) -> None:
-        """Until everything queued is done."""
+        """Wait until everything that was queued is done."""
 
     def leave(self) -> None: ...
 
 
 class PyCuda:
     def __init__(self) -> None:
-        """Raises ImportError without pycuda or a driver, BackendError without a device."""
+        """Open the driver; raises ImportError without it or pycuda, BackendError without a device."""
         import pycuda.driver as driver
 
         self._driver = driver
@@ -127,7 +127,7 @@ class PyCuda:
 
 class CudaBindings:
     def __init__(self) -> None:
-        """Raises ImportError without cuda-bindings, BackendError without a driver or a device."""
+        """Open the driver; raises ImportError without cuda-bindings, BackendError without a device."""
         try:
             from cuda.bindings import driver
         except ImportError:
@@ -216,7 +216,7 @@ class CudaBindings:
 
 
 def open_cuda() -> Cuda:
-    """The first that works. Raises BackendError in one line where none does, before any TensorRT
+    """Open the first binding that works; raises BackendError where none does, before any TensorRT
     call: `tensorrt.Runtime` can crash a process that has no driver."""
     reasons = []
     for kind in (PyCuda, CudaBindings):

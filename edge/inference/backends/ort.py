@@ -27,7 +27,7 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, model: Path, threads: int = 2) -> None:
-        """threads: cores for one call. Raises BackendError when the file cannot be loaded."""
+        """Load the file; threads: cores for one call. Raises BackendError."""
         try:
             import onnxruntime as ort
         except ImportError as error:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def import_tensorrt() -> Any:
-    """The module. Raises BackendError in one line where it is missing."""
+    """Import the module; raises BackendError in one line where it is missing."""
     try:
         import tensorrt as trt
     except ImportError as error:
@@ -36,7 +36,7 @@ def import_tensorrt() -> Any:
 
 
 def device() -> Device:
-    """The device that engines are for. Raises BackendError without one, or without TensorRT."""
+    """Describe the device that engines are for; raises BackendError without one or TensorRT."""
     facts = open_cuda().facts()
     return Device(
         name=facts.name,
@@ -54,7 +54,7 @@ class TensorRT:
     name = "tensorrt"
 
     def __init__(self, plan: Path, cuda: Cuda | None = None) -> None:
-        """Raises BackendError where the engine does not load: cut, or of another TensorRT."""
+        """Load the engine; raises BackendError where it is cut, or of another TensorRT."""
         self.plan = plan
         self._cuda = cuda or open_cuda()
         self._trt = import_tensorrt()
@@ -150,7 +150,7 @@ class TensorRT:
         return {name: np.array(buffer.host[:count]) for name, buffer in self._outputs.items()}
 
     def inspect(self) -> str:
-        """The engine inspector's JSON."""
+        """Return the engine inspector's JSON."""
 
         def ask() -> str:
             inspector = self._engine.create_engine_inspector()

@@ -25,7 +25,7 @@ from edge.inference.engine_cache import (
     Sidecar,
     engine_file,
     facts_of,
-    keep,
+    write_sidecar,
 )
 from edge.inference.loader import open_student, student_profile
 from edge.settings import Settings
@@ -119,7 +119,7 @@ def test_what_cannot_be_served_is_one_line_and_leaves_the_context(
 
 @pytest.fixture
 def node(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A node with a fake device and proven engines of its bundle."""
+    """A node with a fake device and verified engines of its bundle."""
     monkeypatch.setattr(trt_module, "open_cuda", lambda: cuda)
     monkeypatch.setattr(trt_module, "device", lambda: JETSON)
     bundle = load_bundle()
@@ -129,7 +129,7 @@ def node(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set
         path = engine_file(tmp_path, facts)
         path.write_bytes(plan(bundle.file(role)))
         data = path.read_bytes()
-        keep(
+        write_sidecar(
             path,
             Sidecar(
                 facts={"precision": precision}, bytes=len(data), sha256=sha256(data),
@@ -167,7 +167,7 @@ def test_an_engine_that_answers_wrongly_is_set_aside_before_it_serves(
     mark = path.with_suffix(".json")
     sidecar = Sidecar.model_validate_json(mark.read_text())
     data = path.read_bytes()
-    keep(path, sidecar.model_copy(update={"bytes": len(data), "sha256": sha256(data)}))
+    write_sidecar(path, sidecar.model_copy(update={"bytes": len(data), "sha256": sha256(data)}))
     _, opened = open_student(node)
     assert opened.backend.name == "onnxruntime"
     assert "set aside" in str(opened.fallback)
