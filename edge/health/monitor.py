@@ -9,7 +9,7 @@ from edge.base.timing import Stages
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import Publisher
 from edge.health.prometheus import Metrics
-from edge.health.reports import Reports, Vitals
+from edge.health.reports import Reports
 from edge.health.state import Conditions, Standing, State
 from edge.health.systemd import Systemd
 from edge.health.throttle import Throttle
@@ -35,7 +35,6 @@ class Monitor:
         self._line = ""
         self._requested = False
         self._health_at: float | None = None
-        self._frames = 0
 
     def set_status(self, standing: Standing) -> None:
         """Publish a change, once. What the broker cannot be told, systemd and Prometheus are."""
@@ -67,16 +66,7 @@ class Monitor:
         if span < (1.0 if self._requested else self._every):
             return
         self._health_at, self._requested = now, False
-        vitals = Vitals(
-            seconds=span,
-            frames=None if seen.camera == "file" else seen.frames - self._frames,
-            camera=seen.camera,
-            unwritten=seen.unwritten,
-            throttled=throttle.throttled,
-            level=throttle.level,
-        )
-        self._frames = seen.frames
-        health = self._reports.health(vitals, stages, self._outbox)
+        health = self._reports.health(span, seen, throttle, stages, self._outbox)
         self._publisher.send(health)
         if self._metrics:
             self._metrics.tell(health=health.payload)

@@ -6,7 +6,6 @@ import json
 import platform
 import time
 import uuid
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ from edge.delivery.outbox import Outbox
 from edge.detect import Detector
 from edge.health.certificate import Validity
 from edge.health.probes import memory_mib, temperature_celsius
-from edge.health.state import Standing
+from edge.health.state import Conditions, Standing
+from edge.health.throttle import Throttle
 from edge.inference.bundle import Bundle
 from edge.inference.loader import Opened
 from edge.inference.weights import locked
@@ -66,20 +66,6 @@ def last_update(file: Path = LAST_UPDATE) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Vitals:
-    """What `health` says beyond what can be read off the parts. seconds: since the last one;
-    frames: delivered by the camera in that time, None for a file; unwritten: readings that no disk
-    took; level: of the work the node takes on (`throttle.py`)."""
-
-    seconds: float
-    frames: int | None
-    camera: str
-    unwritten: int
-    throttled: bool
-    level: int
-
-
 class Reports:
     """The messages of one session."""
 
@@ -87,11 +73,11 @@ class Reports:
         self.session, self._n = str(uuid.uuid4()), 0
         self._settings, self.bundle, self._student = settings, bundle, student
         self._path = settings.node.path
-        self._started = time.monotonic()
+        self._started, self._frames = time.monotonic(), 0
         self.certificate = Validity(settings.broker.tls.certificate)
 
     def _stamp(self) -> dict[str, Any]:
-        """What every message but the will begins with; n counts them."""
+        """Begin every message but the will; n counts them."""
         self._n += 1
         return {
             "node": self._path,
@@ -147,33 +133,35 @@ class Reports:
         return Outgoing("info", as_dict(message), retain=True)
 
     def result(self, done: Done) -> Outgoing:
-        message = Result(
-            **self._stamp(),
-            **done.model_dump(),
-        )
+        """Say what became of a command."""
+        message = Result(**self._stamp(), **done.model_dump())
         return Outgoing(f"cmd/{done.name}/result", as_dict(message), retain=False)
 
-    def health(self, vitals: Vitals, stages: Stages, outbox: Outbox) -> Outgoing:
+    def health(
+        self, seconds: float, seen: Conditions, throttle: Throttle, stages: Stages, outbox: Outbox
+    ) -> Outgoing:
+        """Say how the node does. seconds: since the last one; stages: the pipeline's times."""
         # Stages whose time grows with the number of faces would tell it.
         latency = stages.milliseconds("detect")
-        rate = None if vitals.frames is None else round(vitals.frames / vitals.seconds)
+        frames, self._frames = seen.frames - self._frames, seen.frames
+        rate = None if seen.camera == "file" else round(frames / seconds)
         ends = self.certificate.ends()
         message = Health(
             **self._stamp(),
             uptime_seconds=int(time.monotonic() - self._started),
-            camera=vitals.camera,
+            camera=seen.camera,
             frames_per_second=rate,
             stages={"detect": Latency(p50_ms=latency[0], p95_ms=latency[1])} if latency else {},
             backend=self._student.backend.name,
             fallback=self._student.fallback,
             temperature_celsius=temperature_celsius(),
-            throttled=vitals.throttled,
-            pace=vitals.level,
+            throttled=throttle.throttled,
+            pace=throttle.level,
             power_mode=power_mode(),
             memory_mib=memory_mib(),
             outbox_pending=outbox.pending_count(),
             log=outbox.log_id,
-            outbox_dropped=outbox.dropped + vitals.unwritten,
+            outbox_dropped=outbox.dropped + seen.unwritten,
             outbox_first=outbox.seq_range()[0],
             outbox_damaged=int(outbox.set_aside is not None),
             certificate_expires=None if ends is None else rfc3339(ends),
