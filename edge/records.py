@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Keys of Reading.counts that are no class: faces too small to read, and classes of few merged.
+# Keys of Reading.counts that are not classes: faces too small to read, and classes of few merged.
 UNCLASSIFIED, OTHER = "unclassified", "other"
 
 

@@ -34,7 +34,7 @@ class _OneOfEach(yaml.SafeLoader):
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' stands twice", key_node.start_mark
+                    None, None, f"key '{key}' appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -53,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         place = f" line {mark.line + 1}" if mark else ""
         raise SettingsError(f"{path}{place}: {error.problem}; check the indentation") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: is no YAML: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
     except (ValueError, RecursionError) as error:
         # PyYAML lets its own conversions' errors through: a date that is none, brackets by thousands.
         raise SettingsError(f"{path}: holds a value that cannot be read ({error})"[:200]) from error

@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parents[1] / "models"
 ROLES = {"int8": "int8-cpu", "fp32": "fp32"}
 TENSORRT_ROLES = {"int8": "int8-trt", "fp16": "fp16-trt"}
 ANSWER_TOLERANCE = 0.25
-RESERVED = frozenset({UNCLASSIFIED, OTHER})  # columns of a reading that are no class
+RESERVED = frozenset({UNCLASSIFIED, OTHER})  # columns of a reading that are not classes
 
 
 class _Part(BaseModel):
@@ -194,12 +194,14 @@ def load_bundle(folder: Path | None = None) -> Bundle:
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleError(f"{path}: '{place}' {first['msg'].lower()}; export it again") from error
     except ValueError as error:
-        raise BundleError(f"{path} is no JSON ({str(error)[:80]}); copy it again whole") from error
+        raise BundleError(
+            f"{path} is not valid JSON ({str(error)[:80]}); copy it again whole"
+        ) from error
     crop, model_input = description.crop, description.input
     if (crop.size, crop.channels) != (model_input.size, model_input.channels):
         raise BundleError(f"{path}: crop and input differ in size or channels; export it again")
     if len(set(description.labels)) != len(description.labels):
-        raise BundleError(f"{path}: a label stands twice; export it again")
+        raise BundleError(f"{path}: a label appears twice; export it again")
     if reserved := RESERVED & set(description.labels):
         raise BundleError(f"{path}: label {sorted(reserved)[0]!r} is reserved; rename the class")
     if any(len(point) != 2 for point in crop.template):

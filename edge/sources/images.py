@@ -42,7 +42,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
             f"{path} cannot be read as a picture ({error.err or 'too large'}); remove or shrink it"
         ) from error
     if picture is None:
-        raise SourceError(f"{path} is no picture that OpenCV can read; remove it")
+        raise SourceError(f"{path} is not a picture that OpenCV can read; remove it")
     if max(picture.shape[:2]) > MAX_SIDE:
         raise SourceError(
             f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, at most {MAX_SIDE} a side are "

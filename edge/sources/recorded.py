@@ -28,7 +28,7 @@ class VideoFile:
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise SourceError(
-                f"{path} is no video that OpenCV can read; give an MP4, WebM or AVI file"
+                f"{path} is not a video that OpenCV can read; give an MP4, WebM or AVI file"
             )
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self._step = 1.0 / fps if 0 < fps < 1000 else 1.0 / 30.0

@@ -83,7 +83,7 @@ class Loop:
         self._path = path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
-            raise SourceError(f"loop:{path} is no video that OpenCV can read; give a video file")
+            raise SourceError(f"loop:{path} is not a video that OpenCV can read; give a video file")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self._pace = _Paced(fps if 0 < fps < 1000 else 30.0)
 

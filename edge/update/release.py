@@ -99,7 +99,7 @@ def parse(data: bytes) -> Release:
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise Refused(f"{MANIFEST}: '{place}' {first['msg'].lower()}; make it again") from error
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{MANIFEST} is no JSON; make the release again") from error
+        raise Refused(f"{MANIFEST} is not valid JSON; make the release again") from error
 
 
 def verify(key: Path, data: bytes, signature: bytes) -> None:
@@ -273,6 +273,6 @@ def unpack(archive: Path, folder: Path) -> None:
                     out.flush()
                     os.fsync(out.fileno())
     except FileExistsError as error:
-        raise Refused(f"{wrong}: a name stands twice") from error
+        raise Refused(f"{wrong}: a name appears twice") from error
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise Refused(f"{wrong}: {str(error)[:80]}; make the release again") from error

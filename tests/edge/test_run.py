@@ -38,7 +38,7 @@ def counts(text: str) -> list[dict]:
     [
         (["--camera", "99"], 1, "no camera at /dev/video99"),
         (["--camera", "absent.mp4"], 1, "no camera, file or folder"),
-        (["--camera", "LICENSE"], 1, "is no video"),
+        (["--camera", "LICENSE"], 1, "is not a video"),
         (["--camera", "tests/edge"], 1, "holds no picture"),
         (["--camera", CLIP, "--bundle", "tests"], 1, "bundle.json cannot be read"),
         (["--camera", CLIP, "--backend", "trt"], 1, "--backend ort"),
@@ -104,7 +104,7 @@ def test_a_bad_picture_in_a_folder_is_named_after_the_earlier_ones_were_counted(
     (tmp_path / "9.png").write_bytes(b"")
     done = command("edge.run", "--camera", tmp_path, *SOURCE)
     assert done.code == 1
-    assert "9.png is no picture" in done.last
+    assert "9.png is not a picture" in done.last
     assert [reading["faces"]["max"] for reading in counts(done.out)] == [1]
 
 

@@ -56,7 +56,7 @@ def test_the_shipped_node_yaml_is_the_defaults_and_names_every_setting() -> None
         ("camera: [1, 2]", "'camera'"),
         ("- camera", "must hold 'name: value' lines"),
         ("camera: {fps: 30\n", "node.yaml line"),
-        ("camera: {fps: 20}\ncamera: {fps: 30}", "key 'camera' stands twice"),
+        ("camera: {fps: 20}\ncamera: {fps: 30}", "key 'camera' appears twice"),
         ("camera: {?: 1}", "node.yaml"),
         ("a: &x [*x]", "node.yaml"),
         ("camera: !!python/object/apply:os.system ['true']", "node.yaml"),

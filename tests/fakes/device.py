@@ -28,7 +28,7 @@ class FakeRuntime:
     def __init__(self, engine: Path) -> None:
         word, _, rest = engine.read_bytes().partition(b"\n")
         if word not in (b"good", b"bent"):
-            raise BackendError(f"{engine} is no engine for TensorRT 10.3.0 on this device")
+            raise BackendError(f"{engine} is not an engine for TensorRT 10.3.0 on this device")
         copy = engine.with_name(f"{engine.stem}.onnx")
         copy.write_bytes(rest)
         self._backend = open_backend("ort", copy, 1)

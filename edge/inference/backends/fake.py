@@ -1,7 +1,7 @@
 """A backend for people without the hardware, and for faults: answers without a network.
 
 It needs no runtime library. For the student it answers logits that depend on the pixels alone, so
-that a run repeats; it reads the number of classes beside the model, in bundle.json.
+that a run repeats; it reads the number of classes from bundle.json, in the model's folder.
 """
 
 from __future__ import annotations

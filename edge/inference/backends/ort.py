@@ -13,7 +13,7 @@ from edge.inference.backends import TensorSpec
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's own exceptions, which share no base but Exception."""
+    """Return ONNX Runtime's own exceptions, which share only Exception as their base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile")
@@ -46,7 +46,7 @@ class OnnxRuntime:
             )
         except _errors() as error:
             raise BackendError(
-                f"{model} is no model that ONNX Runtime {ort.__version__} can load: "
+                f"{model} is not a model that ONNX Runtime {ort.__version__} can load: "
                 f"{str(error).splitlines()[0][:160]}"
             ) from error
         first = self._session.get_inputs()[0]

@@ -77,7 +77,7 @@ class TensorRT:
             engine = runtime.deserialize_cuda_engine(self.plan.read_bytes())
             if engine is None:
                 raise BackendError(
-                    f"{self.plan} is no engine for TensorRT {trt.__version__} on this device; run "
+                    f"{self.plan} is not an engine for TensorRT {trt.__version__} on this device; run "
                     f"export-engine again"
                 )
             context = engine.create_execution_context()

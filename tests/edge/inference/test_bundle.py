@@ -61,7 +61,7 @@ def test_a_half_copied_bundle_is_refused(bundle_copy: Path) -> None:
     (bundle_copy / "fp32.onnx").unlink()
     assert "fp32.onnx cannot be read" in refused(bundle_copy)
     (bundle_copy / "bundle.json").write_text('{"schema": "edge.bundle/1", "labels": [')
-    assert "is no JSON" in refused(bundle_copy)
+    assert "is not valid JSON" in refused(bundle_copy)
     (bundle_copy / "bundle.json").unlink()
     assert "bundle.json cannot be read" in refused(bundle_copy)
     assert "cannot be read" in refused(bundle_copy / "absent")
@@ -72,7 +72,7 @@ def test_another_schema_a_missing_part_and_impossible_values_are_refused(bundle_
     edit(bundle_copy, schema="edge.bundle/9")
     assert "has schema 'edge.bundle/9'" in refused(bundle_copy)
     edit(bundle_copy, schema="edge.bundle/1", labels=["glad", "glad"])
-    assert "a label stands twice" in refused(bundle_copy)
+    assert "a label appears twice" in refused(bundle_copy)
     edit(bundle_copy, labels=["glad", "other"])
     assert "'other' is reserved" in refused(bundle_copy)
     edit(bundle_copy, labels=original["labels"], crop={**original["crop"], "size": 32})
@@ -87,7 +87,7 @@ def test_another_schema_a_missing_part_and_impossible_values_are_refused(bundle_
 def test_backends_refuse_what_they_cannot_run(tmp_path: Path) -> None:
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(BackendError, match="is no model that ONNX Runtime"):
+    with pytest.raises(BackendError, match="is not a model that ONNX Runtime"):
         open_backend("ort", broken)
     with pytest.raises(UsageError, match="'trt' runs an ONNX file"):
         open_backend("trt", broken)

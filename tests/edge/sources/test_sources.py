@@ -71,7 +71,7 @@ def test_names_that_are_no_source_are_one_line(tmp_path: Path) -> None:
     assert "holds no picture" in refused(str(tmp_path))
     text = tmp_path / "clip.mp4"
     text.write_text("this is no video")
-    assert "is no video" in refused(str(text))
+    assert "is not a video" in refused(str(text))
     text.write_bytes(b"")
     assert "is empty" in refused(str(text))
     assert "give an rtsp://" in refused("ftp://x/y")
@@ -111,7 +111,7 @@ def test_a_cut_off_clip_is_read_to_its_end_and_then_reported(tmp_path: Path) -> 
     assert 20 < len(seen) < 80
     broken = tmp_path / "cut.mp4"
     broken.write_bytes(whole[: len(whole) // 2])
-    assert "is no video" in refused(str(broken))  # its index stood at the end
+    assert "is not a video" in refused(str(broken))  # its index stood at the end
 
 
 def test_pictures_of_impossible_size_are_refused_by_name(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_pictures_of_impossible_size_are_refused_by_name(tmp_path: Path) -> None
     cv2.imwrite(str(huge), np.zeros((1, 20_000), np.uint8))
     assert "huge.png is 20000x1 pixels" in refused(str(tmp_path), read=True)
     huge.write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert "huge.png is no picture" in refused(str(tmp_path), read=True)
+    assert "huge.png is not a picture" in refused(str(tmp_path), read=True)
 
 
 def test_as_bgr_refuses_what_is_no_picture() -> None:
@@ -352,5 +352,5 @@ def test_a_video_is_played_as_a_camera_again_and_again(tmp_path: Path) -> None:
     levels = [int(f.pixels.mean()) for f in frames]
     assert sum(b < a for a, b in itertools.pairwise(levels)) >= 2, "it started again"
     assert len(frames) + sum(f.dropped for f in frames) <= 52, "at its own pace"
-    assert "is no video" in refused("loop:absent.mp4")
-    assert "is no video" in refused(f"loop:{tmp_path}")
+    assert "is not a video" in refused("loop:absent.mp4")
+    assert "is not a video" in refused(f"loop:{tmp_path}")

@@ -408,7 +408,7 @@ def test_a_signature_that_comes_a_moment_later_is_waited_for(node: Node, school:
     [
         (b'{"schema": "edge.release/2", "serial": 9}', "has schema 'edge.release/2'"),
         (b'{"schema": "edge.release/1", "serial": 9}', "'made' field required"),
-        (b"[" * 9000, "is no JSON"),
+        (b"[" * 9000, "is not valid JSON"),
     ],
 )
 def test_a_signed_release_of_another_schema_is_refused(
@@ -498,7 +498,7 @@ def extended(count: int, **sparse: str) -> bytes:
         (archive(("x", tarfile.FIFOTYPE)), "no regular file"),
         (archive(("x", tarfile.DIRTYPE)), "no regular file"),
         (archive(("x", tarfile.GNUTYPE_SPARSE)), "no regular file"),
-        (archive(("x", tarfile.REGTYPE), ("x", tarfile.REGTYPE)), "a name stands twice"),
+        (archive(("x", tarfile.REGTYPE), ("x", tarfile.REGTYPE)), "a name appears twice"),
         (archive(*((f"x{i}", tarfile.REGTYPE) for i in range(40))), "more than 32 files"),
         (archive(("x", tarfile.REGTYPE), content=bytes(4096))[:1024], "is no bundle"),
         (extended(1, **{"major": "1", "minor": "0", "realsize": "400"}), "no regular file"),

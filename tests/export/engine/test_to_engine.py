@@ -115,7 +115,7 @@ def test_a_wrong_engine_is_set_aside_and_built_again(
     [aside] = (tmp_path / "set-aside").glob("*.engine")
     assert aside.read_bytes().startswith(word)
     reason = aside.with_suffix(".reason").read_text()
-    assert ("answers" if word == b"bent" else "is no engine") in reason
+    assert ("answers" if word == b"bent" else "is not an engine") in reason
     assert any("set aside" in line for line in lines)
 
 
