@@ -18,6 +18,7 @@ import yaml
 import edge
 from edge.records import Face
 from support.paths import ROOT
+from test_boundaries import LAYERS
 
 DOCS = ROOT / "docs"
 PACKAGES = ("edge", "distill", "export")
@@ -157,7 +158,7 @@ def test_architecture_names_code_that_exists() -> None:
     names = [
         span
         for span in code_spans(page("docs/architecture.md"))
-        if re.fullmatch(r"[A-Z]\w+(\.[a-z]\w+)?|[a-z]+(_[a-z]+)+", span) and span != "node_yaml"
+        if re.fullmatch(r"[A-Z]\w+(\.[a-z]\w+)?|[a-z]+(_[a-z]+)+", span)
     ]
     assert len(names) >= 12
     assert [name for name in names if name not in known] == []
@@ -189,44 +190,10 @@ def test_every_folder_of_the_node_is_on_the_map() -> None:
                 assert (folder / name).exists(), f"{folder.name}/{name}"
 
 
-# The order of imports.
-
-
-def layers() -> list[set[str]]:
+def test_the_drawn_order_of_imports_is_the_one_that_is_held() -> None:
     text = page("docs/architecture.md").split("## Order of imports")[1]
-    return [set(re.split(r",\s*", layer.strip())) for layer in blocks(text, "text")[0].split("<")]
-
-
-def part(module: str) -> str | None:
-    """The name under edge/ that a module belongs to; None for what is not the node's."""
-    first, _, rest = module.partition(".")
-    return rest.split(".")[0] or None if first == "edge" else None
-
-
-def imported(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "edge":
-            found |= {f"edge.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
-
-
-def test_the_drawn_order_of_imports_is_the_real_one() -> None:
-    rank = {name: number for number, layer in enumerate(layers()) for name in layer}
-    wrong = []
-    for path in sources("edge"):
-        own = path.relative_to(ROOT / "edge").with_suffix("").parts[0]
-        if own == "__init__":
-            continue
-        assert own in rank, f"{own} is not in the order"
-        for other in {part(module) for module in imported(path)} - {None, own, "__version__"}:
-            if rank[str(other)] > rank[own]:
-                wrong.append(f"{path.relative_to(ROOT)} imports {other}")
-    assert wrong == []
+    drawn = [set(re.findall(r"\w+", layer)) for layer in blocks(text, "text")[0].split("<")]
+    assert drawn == [set(layer.split()) for layer in LAYERS["edge"].strip().splitlines()]
 
 
 # The walked examples of CONTRIBUTING.
