@@ -80,7 +80,7 @@ def refuse_other_folders(out: Path) -> None:
     ours = {"bundle.json", card.NAME, KNOWN_INPUTS, *FILES.values()}
     if others := sorted(path.name for path in out.iterdir() if path.name not in ours):
         raise UsageError(
-            f"--out {out} holds '{others[0]}', which is no part of a bundle and would be lost; give "
+            f"--out {out} holds '{others[0]}', which is not part of a bundle and would be lost; give "
             f"another folder"
         )
 

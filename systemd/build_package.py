@@ -80,7 +80,9 @@ def pins(text: str, python: str) -> dict[str, str]:
             r'([a-z0-9-]+)==([0-9.]+)(?:; python_version (<|>=) "([0-9.]+)")?', line.strip()
         )
         if match is None:
-            raise EdgeError(f"wheels.txt: '{line}' is no pinned requirement; write name==version")
+            raise EdgeError(
+                f"wheels.txt: '{line}' is not a pinned requirement; write name==version"
+            )
         name, version, compare, limit = match.groups()
         if compare and (_number(python) < _number(limit)) != (compare == "<"):
             continue

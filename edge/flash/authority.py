@@ -110,7 +110,7 @@ class Authority:
             for name in ("key.pem", "ca.pem", "index.json"):
                 if not (folder / name).is_file():
                     raise EdgeError(
-                        f"{folder} is no authority ({name} is missing); make one with "
+                        f"{folder} is not an authority ({name} is missing); make one with "
                         f"`edge-flash ca init`, or restore its backup"
                     )
             if (folder.stat().st_mode | (folder / "key.pem").stat().st_mode) & 0o077:
@@ -246,7 +246,7 @@ class Authority:
                 ends=certificate.not_valid_after_utc,
             )
         except (ValueError, TypeError, InvalidSignature) as error:
-            raise EdgeError("the file is no certificate of this authority's") from error
+            raise EdgeError("the file is not a certificate of this authority's") from error
         with self._locked_index() as index:
             if entry.serial not in {e.serial for e in index.certificates}:
                 self._write_index(index.adding(entry))

@@ -19,8 +19,8 @@ SETTINGS = "/etc/edge-node/node.yaml"
 class Board:
     """What a root file system says of itself.
 
-    architecture: Debian's name; l4t: such as "36.4.3", "" where it is no Jetson's; packages: versions
-    of what is installed, by name.
+    architecture: Debian's name; l4t: such as "36.4.3", "" where it is not a Jetson's; packages:
+    versions of what is installed, by name.
     """
 
     architecture: str
@@ -92,7 +92,7 @@ def check_board(
     if not cpu:
         if not board.l4t:
             raise EdgeError(
-                f"{tree.name} is no Jetson's (no /etc/nv_tegra_release); give a JetPack image, or "
+                f"{tree.name} is not a Jetson's (no /etc/nv_tegra_release); give a JetPack image, or "
                 f"--cpu for another arm64 board, without TensorRT"
             )
         if int(board.l4t.split(".")[0]) < OLDEST_L4T:

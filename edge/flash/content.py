@@ -257,7 +257,7 @@ def write_node(
         key = _public_key(site.release_key)
         if "BEGIN PUBLIC KEY" not in key:
             raise UsageError(
-                f"--release-key {site.release_key} is no public key (PEM); give release.pub"
+                f"--release-key {site.release_key} is not a public key (PEM); give release.pub"
             )
         entries.append(File(f"{SECRETS}/release.pub", key.encode()))
     for entry in entries:

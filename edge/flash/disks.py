@@ -61,9 +61,9 @@ def device_number(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; give a disk, {LIST}") from error
     if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
-        raise UsageError(f"{path} is a file or folder, no disk; give a disk, {LIST}")
+        raise UsageError(f"{path} is a file or folder, not a disk; give a disk, {LIST}")
     if not stat.S_ISBLK(found.st_mode):
-        raise UsageError(f"{path} is no disk; give a disk, {LIST}")
+        raise UsageError(f"{path} is not a disk; give a disk, {LIST}")
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
 
 
@@ -101,7 +101,7 @@ def check_overwritable(disk: Disk, min_bytes: int = 0) -> None:
         )
     if disk.lower_devices:
         raise UsageError(
-            f"{disk.path} is no disk of its own, it lies on {', '.join(disk.lower_devices)}; "
+            f"{disk.path} is not a disk of its own, it lies on {', '.join(disk.lower_devices)}; "
             f"give a disk, {LIST}"
         )
     ours = [point for _, point in disk.mounts if point in SYSTEM]

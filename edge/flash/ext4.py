@@ -69,7 +69,7 @@ def partitions(image: Path) -> list[Partition]:
                 f"{image} is cut or damaged: its table does not fit it; unpack it again"
             )
         raise EdgeError(
-            f"{image} is no disk image with a GPT; give the .img of an SD card, unzipped"
+            f"{image} is not a disk image with a GPT; give the .img of an SD card, unzipped"
         )
     sector = int(table.get("sectorsize", SECTOR))
     found = [

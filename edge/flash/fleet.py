@@ -146,7 +146,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 def _check_space(base: Path, out: Path, images: int) -> None:
     """Raise where the images cannot fit; blocks that are empty take no space in a sparse file."""
     if not base.is_file():
-        raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
+        raise UsageError(f"{base} is not a file; give a JetPack SD card image, unzipped")
     needed, free = base.stat().st_blocks * 512 * images, shutil.disk_usage(out).free
     if needed > free:
         raise EdgeError(

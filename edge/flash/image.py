@@ -57,7 +57,7 @@ def read_site(args: argparse.Namespace) -> Site:
     """Read the shared options; raises EdgeError where package or folder cannot be used."""
     if args.nvidia is not None and not args.nvidia.is_dir():
         raise UsageError(
-            f"--nvidia {args.nvidia} is no folder; give the one with NVIDIA's packages"
+            f"--nvidia {args.nvidia} is not a folder; give the one with NVIDIA's packages"
         )
     return Site(
         open_package(args.package),
@@ -115,7 +115,7 @@ def make_image(
 ) -> Settings:
     """Make one disk image; the base is only read. Until it is whole it is called OUT.part."""
     if not base.is_file():
-        raise UsageError(f"{base} is no file; give a JetPack SD card image, unzipped")
+        raise UsageError(f"{base} is not a file; give a JetPack SD card image, unzipped")
     if out.exists():
         raise UsageError(f"{out} is there already; remove it, or give another --out")
     # What can be refused is, before a card's worth of bytes is copied.

@@ -94,7 +94,7 @@ def states(index: Index, moment: datetime) -> list[tuple[IndexEntry, State]]:
 def node_name(name: str) -> str:
     """Check and return site/room/node, as the broker's access list wants it; raises UsageError."""
     if not NODE.fullmatch(name):
-        raise UsageError(f"'{name}' is no site/room/node; use a-z, 0-9 and '-' between two '/'")
+        raise UsageError(f"'{name}' is not site/room/node; use a-z, 0-9 and '-' between two '/'")
     if len(name) > MAX_NAME_CHARACTERS:
         raise UsageError(
             f"'{name}' has {len(name)} characters, a certificate takes {MAX_NAME_CHARACTERS}; "

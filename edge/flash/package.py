@@ -36,12 +36,12 @@ class Package:
 def open_package(path: Path) -> Package:
     """Read a package; raises EdgeError where it is not a node's."""
     if not path.is_file():
-        raise EdgeError(f"{path} is no file; build the package with `make deb`")
+        raise EdgeError(f"{path} is not a file; build the package with `make deb`")
     reader = tool_path("dpkg-deb")
     done = subprocess.run([reader, "--field", str(path)], capture_output=True, text=True)
     fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", done.stdout, re.MULTILINE))
     if fields.get("Package") != "edge-node" or fields.get("Architecture") != "arm64":
-        raise EdgeError(f"{path} is no edge-node package for arm64; build it with `make deb`")
+        raise EdgeError(f"{path} is not an edge-node package for arm64; build it with `make deb`")
     wanted: dict[str, bytes] = {}
     pythons = []
     with subprocess.Popen([reader, "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as stream:

@@ -69,9 +69,9 @@ def read_key(path: Path) -> Ed25519PrivateKey:
             f"{path} cannot be read ({error.strerror}); make one with `edge-flash release key DIR`"
         ) from error
     except (ValueError, TypeError) as error:
-        raise EdgeError(f"{path} is no private key; restore its backup") from error
+        raise EdgeError(f"{path} is not a private key; restore its backup") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise EdgeError(f"{path} is no Ed25519 key; make one with `edge-flash release key DIR`")
+        raise EdgeError(f"{path} is not an Ed25519 key; make one with `edge-flash release key DIR`")
     return key
 
 
@@ -106,7 +106,7 @@ def package_version(path: Path) -> str:
         raise EdgeError("needs dpkg-deb (Debian's package dpkg) to read a package") from error
     name, architecture, version = [*done.stdout.split(), "", "", ""][:3]
     if (name, architecture) != ("edge-node", "arm64") or not version:
-        raise EdgeError(f"{path} is no edge-node package for arm64; build one with `make deb`")
+        raise EdgeError(f"{path} is not an edge-node package for arm64; build one with `make deb`")
     return version
 
 

@@ -128,7 +128,7 @@ class RootFolder:
             if place != self._root and place.is_symlink():
                 raise EdgeError(f"{self.name}: {place} is a link; edge-flash follows none")
             if part in ("", ".", ".."):
-                raise EdgeError(f"{self.name}: '{path}' is no plain path")
+                raise EdgeError(f"{self.name}: '{path}' is not a plain path")
             place = place / part
         return place
 

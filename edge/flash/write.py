@@ -63,7 +63,7 @@ def open_image(path: Path) -> Iterator[DiskImage]:
         raise UsageError(f"{path}: {error.strerror}; give the image's file") from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise UsageError(f"{path} is no file; give the image's file")
+            raise UsageError(f"{path} is not a file; give the image's file")
         image = DiskImage(path, file, _stamp(file), _stamp(file)[0])
         _check_table(image)
         yield image
@@ -78,7 +78,7 @@ def _check_table(image: DiskImage) -> None:
     sector = os.pread(image.file, SECTOR, SECTOR)
     if len(sector) < SECTOR or not sector.startswith(GPT_SIGNATURE):
         raise EdgeError(
-            f"{image.path} is no disk image (no GPT); give what edge-flash image made, unpacked"
+            f"{image.path} is not a disk image (no GPT); give what edge-flash image made, unpacked"
         )
     length, crc = struct.unpack_from("<II", sector, 12)
     header = bytearray(sector[: min(length, SECTOR)])

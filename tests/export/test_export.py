@@ -147,7 +147,7 @@ def test_checkpoint_to_bundle_to_scores(
     (out / "thesis.txt").write_text("years of work")
     done = command("export.model", checkpoint, *options)
     assert done.code == 2
-    assert "'thesis.txt', which is no part of a bundle" in done.last
+    assert "'thesis.txt', which is not part of a bundle" in done.last
     (out / "thesis.txt").unlink()
     # The graph's logits are the checkpoint's over the temperature.
     temperature = bundle.description.provenance["calibration_temperature"]
@@ -195,7 +195,7 @@ def test_checkpoint_to_bundle_to_scores(
     finally:
         labels.write_text(kept)
     assert done.code == 1
-    assert "no picture of 'test' has a label" in done.last
+    assert "no image of 'test' has a label" in done.last
     assert blank.read_bytes() == predictions.read_bytes()
 
 
@@ -237,7 +237,7 @@ def test_what_is_no_checkpoint_is_one_line(
     good = write_checkpoint(tmp_path / "c.pt")
     done = command("export.model", good, "--data", tmp_path, *options[2:])
     assert done.code == 1
-    assert "holds no pictures" in done.last
+    assert "holds no images" in done.last
     done = command("export.model", good, "--layout", "ferplus", "--out", tmp_path / "b")
     assert done.code == 2
     assert "--data" in done.last

@@ -102,7 +102,7 @@ def test_wheels_are_told_apart() -> None:
 
 @pytest.mark.parametrize("line", ["numpy>=1.26", "numpy", 'numpy==1; sys_platform == "linux"'])
 def test_what_is_not_pinned_is_refused(line: str) -> None:
-    with pytest.raises(EdgeError, match="no pinned requirement"):
+    with pytest.raises(EdgeError, match="not a pinned requirement"):
         pins(line, "3.10")
 
 
@@ -150,7 +150,7 @@ def installed() -> dict[str, str]:
 
 
 def test_every_file_of_the_folder_is_installed_once() -> None:
-    """What is no part of a node is named here."""
+    """What is not part of a node is named here."""
     files = {f"systemd/{path.name}" for path in (ROOT / "systemd").iterdir() if path.is_file()}
     files -= {f"systemd/{name}" for name in ("README.md", "build_package.py", "node.yaml")}
     files -= {"systemd/wheels.txt", "systemd/wheels.sha256"}

@@ -257,7 +257,7 @@ def test_an_authority_restored_from_a_plain_copy_goes_on(
     run(["revoke", str(authority.folder), str(tmp_path / "node.pem")])
     assert "certificate revoked" in verified(tmp_path, lost, "sslclient")
     stranger = create(tmp_path / "other", "School").issue(OWN)
-    with pytest.raises(EdgeError, match="no certificate of this authority"):
+    with pytest.raises(EdgeError, match="not a certificate of this authority"):
         restored.adopt(stranger.certificate)
 
 
@@ -392,7 +392,7 @@ def test_what_is_wrong_with_the_folder_is_one_line(
         assert "index.json is damaged" in damaged(text)
     assert "another authority's" in damaged((other / "index.json").read_bytes())
     for name in ("key.pem", "ca.pem", "index.json"):
-        assert f"no authority ({name} is missing)" in said(lambda f, n=name: (f / n).unlink())
+        assert f"not an authority ({name} is missing)" in said(lambda f, n=name: (f / n).unlink())
     for name in ("key.pem", "ca.pem"):
         assert "is damaged" in said(lambda f, n=name: (f / n).write_text("-----BEGIN"))
     assert "not ca.pem's key" in said(lambda f: shutil.copy(other / "key.pem", f))

@@ -210,7 +210,7 @@ def test_bad_input_is_one_line_and_leaves_no_image(
     ("wrong", "says"),
     [
         ("cut", "is cut or damaged"),
-        ("no-table", "no disk image with a GPT"),
+        ("no-table", "not a disk image with a GPT"),
         ("dirty", "not unmounted cleanly"),
         ("amd64", "for amd64"),
         ("old", "older boards"),

@@ -179,7 +179,7 @@ def test_what_device_mapper_holds_is_refused(machine: Machine) -> None:
     upper = machine.add("dm-0", "252:0", "virtual/block", dm__name="backup")
     machine.lay(upper, part)
     assert "/dev/sdb1 is held by dm-0 (backup)" in machine.refusal("8:16")
-    assert "is no disk of its own, it lies on sdb1" in machine.refusal("252:0")
+    assert "is not a disk of its own, it lies on sdb1" in machine.refusal("252:0")
 
 
 def test_readers_without_card_locked_cards_and_small_cards_are_refused(machine: Machine) -> None:
@@ -198,7 +198,7 @@ def test_a_file_a_terminal_and_nothing_are_no_disks(tmp_path: Path) -> None:
     for path, said in (
         (tmp_path / "card.img", "is a file or folder"),
         (tmp_path / "none", "No such file"),
-        (Path("/dev/null"), "is no disk"),
+        (Path("/dev/null"), "is not a disk"),
     ):
         with pytest.raises(EdgeError, match=said) as caught:
             disks.device_number(path)
@@ -211,7 +211,7 @@ def test_this_machines_own_root_is_refused() -> None:
     if not Path("/sys/dev/block", number).exists():
         pytest.skip("needs a / that lies on a block device")
     disk = examine(number)
-    with pytest.raises(EdgeError, match=r"runs from|is a partition|no disk of its own"):
+    with pytest.raises(EdgeError, match=r"runs from|is a partition|not a disk of its own"):
         check_overwritable(disk)
     assert "/" in [point for _, point in disk.mounts]
 
@@ -241,8 +241,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"PK\3\4" + bytes(4096), "no disk image"),
-        (b"x", "no disk image"),
+        (b"PK\3\4" + bytes(4096), "not a disk image"),
+        (b"x", "not a disk image"),
         (image_bytes(2)[: MIB + 512], "is cut off"),
         (image_bytes(2)[:540] + b"?" + image_bytes(2)[541:], "damaged partition table"),
     ],
@@ -598,7 +598,7 @@ def test_a_kill_in_the_middle_leaves_no_table_and_the_next_try_works(
     card = loop(24)
     kill = half("writing", 8 * MIB, "os.kill(os.getpid(), signal.SIGKILL)")
     assert flash("write", image, card.path, "--yes", before=kill).code == -9
-    with pytest.raises(EdgeError, match="no disk image"), write.open_image(card.file):
+    with pytest.raises(EdgeError, match="not a disk image"), write.open_image(card.file):
         pass
     assert flash("write", image, card.path, "--yes").code == 0
     assert card.file.read_bytes()[: 18 * MIB] == image.read_bytes()

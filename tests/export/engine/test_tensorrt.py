@@ -49,7 +49,7 @@ OBJECTS = {
     "config.get_timing_cache()": "ITimingCache",
 }
 FILES_THAT_TALK = {
-    "edge/backends/trt.py": {"runtime", "engine", "self._engine", "context", "self._context",
+    "edge/inference/backends/trt.py": {"runtime", "engine", "self._engine", "context", "self._context",
                              "inspector"},
     "export/engine/builder.py": {"builder", "network", "parser", "config", "shapes",
                           "config.get_timing_cache()"},
