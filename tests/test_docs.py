@@ -190,6 +190,25 @@ def test_every_folder_of_the_node_is_on_the_map() -> None:
                 assert (folder / name).exists(), f"{folder.name}/{name}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "edge/README.md", "docs/architecture.md"])
+def test_the_arrow_is_drawn_of_modules_that_exist(name: str) -> None:
+    arrow = re.search(r"^ +(\S.* -> detect -> .*)$", page(name), re.M)
+    assert arrow is not None
+    stages = [stage.strip(" /") for stage in arrow[1].split("->")]
+    assert stages[stages.index("detect") :][:5] == [
+        "detect",
+        "track",
+        "crop",
+        "classify",
+        "aggregate",
+    ]
+    known = {path.stem for path in sources("edge")} | {
+        path.name for path in (ROOT / "edge").iterdir()
+    }
+    outside = {"camera", "mailbox", "MQTT", "broker", "the school's server"}
+    assert set(stages) - known - outside == set()
+
+
 def test_the_drawn_order_of_imports_is_the_one_that_is_held() -> None:
     text = page("docs/architecture.md").split("## Order of imports")[1]
     drawn = [set(re.findall(r"\w+", layer)) for layer in blocks(text, "text")[0].split("<")]
