@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 # Before the libraries read it: tiny networks on a busy machine, where a second thread only waits.
@@ -19,6 +22,7 @@ from edge.inference.weights import resolve
 from support import layers
 from support.brokers import Mosquitto
 from support.command import Done, call, start
+from support.once import once
 from support.patience import PATIENCE
 from support.postgres import Postgres
 
@@ -32,6 +36,18 @@ hypothesis.settings.load_profile("full")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         layers.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    layers.guard(item)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    layers.guard(None)  # a session's fixture may end within any test
+    return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +77,24 @@ def process_command(tmp_path: Path) -> Callable[..., Done]:
     def run(module: str, *args: object, timeout: float = PATIENCE, **env: str) -> Done:
         state = str(tmp_path / "state")
         return start(module, *args, timeout=timeout, env={"XDG_STATE_HOME": state, **env})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def clip_run(detector_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+    """Run `edge-run` on the demo clip as a user would, once for all who ask the same."""
+
+    def run(*options: object) -> Done:
+        words = ["--camera", "demo/classroom.mp4", "--broker", "-", *map(str, options)]
+
+        def make(folder: Path) -> None:
+            done = start("edge.run", *words, env={"XDG_STATE_HOME": str(folder)})
+            assert not list(folder.rglob("*.sqlite*")), "a delivered file leaves no outbox"
+            (folder / "done.json").write_text(json.dumps(asdict(done)))
+
+        name = re.sub(r"[^a-z0-9]+", "-", "clip " + " ".join(words[4:]))
+        return Done(**json.loads((once(tmp_path_factory, name, make) / "done.json").read_text()))
 
     return run
 

@@ -173,6 +173,7 @@ def test_export_touches_torch_in_three_files_only() -> None:
     assert users("export", "torch") == files
 
 
+@pytest.mark.process
 def test_engines_are_built_on_a_node_that_has_neither_torch_nor_onnx() -> None:
     blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "cuda")
     script = (
@@ -215,6 +216,7 @@ def walk(package: str, blocked: tuple[str, ...]) -> str:
     return done.stderr
 
 
+@pytest.mark.process
 def test_the_node_imports_with_torch_and_the_runtimes_blocked() -> None:
     blocked = ("torch", "onnx", "transformers", "tensorrt", "pycuda", "cuda", "onnxruntime", "paho")
     blocked += ("prometheus_client",)
@@ -236,6 +238,7 @@ def test_nothing_that_edge_run_loads_writes_or_sends_pictures() -> None:
     assert camera.count("VideoWriter") == camera.count("VideoWriter.fourcc")
 
 
+@pytest.mark.process
 def test_what_edge_run_imports_is_the_node_alone() -> None:
     """Neither the laboratory's tool that writes crops, nor the server's side, nor a library that sends
     pictures or mail."""

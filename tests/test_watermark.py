@@ -25,6 +25,7 @@ from edge.inference.loader import open_backend
 from edge.inference.weights import resolve
 from support.brokers import Mosquitto
 from support.paths import ROOT
+from support.patience import PATIENCE
 
 STRACE = shutil.which("strace")
 pytestmark = pytest.mark.skipif(
@@ -75,7 +76,7 @@ def traced(command: list[str], folder: Path, **env: str) -> tuple[bytes, bytes, 
     trace = folder / "trace"
     done = subprocess.run(
         [str(STRACE), "-fyxx", "-s", "100000000", "-e", f"trace={CALLS}", "-o", trace, *command],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
         env={**HONEST, "XDG_STATE_HOME": str(folder / "state"), "HOME": str(folder), **env},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -201,6 +202,7 @@ def test_a_leak_would_be_seen(
     assert form in found(left, [*pictures, *crops(pictures[:1])])
 
 
+@pytest.mark.process
 def test_a_mapped_file_would_be_seen(tmp_path: Path) -> None:
     script = f"""
 import mmap

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 
 from distill.data.augment import corrupt, gaussian_blur, jpeg, random_affine, warp
 from distill.data.crops import Crops
-from distill.data.sampling import batches, choosable, learnable, shares
+from distill.data.sampling import batches, choosable, learnable, sampling_weights
 from distill.data.splits import Split
 from distill.evaluation.report import count_undetected
 from distill.models.backbones import SFace
@@ -32,6 +31,7 @@ from edge.base.errors import SettingsError
 from support.backbone_files import write_dinov2, write_sface
 from support.command import Done
 from support.paths import ROOT
+from support.patience import PATIENCE, wait_for
 from support.trained import RECIPE
 
 
@@ -60,10 +60,7 @@ def kill_after_an_epoch(out: Path, arguments: list[str]) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "distill.train", *arguments], cwd=ROOT, stdout=subprocess.PIPE
     )
-    deadline = time.monotonic() + 100
-    while not (out / "last.pt").is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for((out / "last.pt").is_file, "the first epoch", every=0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
     assert child.returncode == -signal.SIGKILL, "killed before it was done"
@@ -76,6 +73,7 @@ def assert_same(whole: Path, broken: Path) -> None:
     assert log(whole) == log(broken)
 
 
+@pytest.mark.process
 def test_training_learns_is_killed_and_resumes_to_the_same_result(
     detector_file: Path,
     recipe: Path,
@@ -141,6 +139,7 @@ def small_ferplus(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) 
     return root
 
 
+@pytest.mark.process
 def test_teacher_then_student_end_to_end_killed_and_resumed(
     detector_file: Path,
     recipe: Path,
@@ -216,6 +215,7 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     assert "was trained on other backbones" in done.last
 
 
+@pytest.mark.process
 def test_two_processes_learn_what_one_does(
     detector_file: Path, recipe: Path, tiny_ferplus: Path, tmp_path: Path
 ) -> None:
@@ -242,7 +242,7 @@ def test_two_processes_learn_what_one_does(
             )
             for rank in range(processes)
         ]
-        said = [child.communicate(timeout=120)[0] for child in children]
+        said = [child.communicate(timeout=PATIENCE)[0] for child in children]
         assert [child.returncode for child in children] == [0] * processes
         assert f"{processes} x cpu" in said[0]
         assert not "".join(said[1:]), "only the first process speaks"
@@ -265,8 +265,8 @@ def test_processes_share_every_batch_and_classes_can_be_drawn_evenly() -> None:
     for whole, one, two in zip(alone, *parts, strict=True):
         assert sorted([*one, *two]) == sorted(whole)
     assert not np.array_equal(alone[0], next(iter(batches(examples, 8, 0, 2))))
-    assert shares(examples, 0.0) == pytest.approx(np.full(39, 1 / 39))
-    even = shares(examples, 1.0)
+    assert sampling_weights(examples, 0.0) == pytest.approx(np.full(39, 1 / 39))
+    even = sampling_weights(examples, 1.0)
     assert even[:29].sum() == pytest.approx(0.5)
     drawn = np.concatenate([r for e in range(20) for r in batches(examples, 8, 0, e, 1.0)])
     assert np.mean(drawn >= 30) == pytest.approx(0.5, abs=0.06)

@@ -291,6 +291,7 @@ def test_an_end_that_nobody_asked_for_says_why(
     assert one.state == ("stopped", "the camera is away")
 
 
+@pytest.mark.process
 def test_a_certificate_that_ends_soon_is_told_while_there_is_time(
     tmp_path: Path, run: Callable[..., Run]
 ) -> None:

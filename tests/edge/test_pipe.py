@@ -5,42 +5,43 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
 import pytest
 
-from support.golden import GOLDEN, lines, run
+from support.command import Done
+from support.golden import GOLDEN, OPTIONS, lines
 from support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
-def output(detector_file: Path, tmp_path_factory: Any) -> list[str]:
-    folder = tmp_path_factory.mktemp("state")
-    outputs = [run(str(folder)), run(str(folder))]
-    assert not list(folder.rglob("*.sqlite*")), "a delivered file leaves no outbox"
-    return outputs
+def output(clip_run: Callable[..., Done]) -> str:
+    return clip_run(*OPTIONS[4:]).out
 
 
 @pytest.fixture(scope="module")
-def messages(output: list[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output[0].splitlines()]
+def messages(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def counts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [m["payload"] for m in messages if m["topic"].endswith("/counts")]
 
 
-def test_two_runs_say_the_same_but_for_ids_times_and_latencies(output: list[str]) -> None:
-    assert lines(output[0]) == lines(output[1])
-    assert len(set(output)) == 2, "ids differ"
+def test_two_runs_say_the_same_but_for_ids_times_and_latencies(
+    output: str, command: Callable[..., Done]
+) -> None:
+    again = command("edge.run", *OPTIONS).out
+    assert lines(output) == lines(again)
+    assert output != again, "ids differ"
 
 
-def test_the_lines_are_the_golden_ones(output: list[str]) -> None:
+def test_the_lines_are_the_golden_ones(output: str) -> None:
     """Regenerate with `python tests/support/golden.py` after a wanted change."""
     expected = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
-    got = lines(output[0])
+    got = lines(output)
     assert [m["topic"] for m in got] == [m["topic"] for m in expected]
     for mine, golden in zip(got, expected, strict=True):
         if mine["topic"] != "counts":

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from edge.base.jetson import nvidia_driver
 from edge.run import NOTICE
 from support.command import Done
 from support.paths import CLIP, PICTURES, ROOT
+from support.patience import PATIENCE
 
 Command = Callable[..., Done]
 SOURCE = ["--broker", "-", "--window", 2, "--min-group", 1]
@@ -79,6 +79,7 @@ def test_help_and_version(command: Command) -> None:
     assert command("edge.run", "--version").out.startswith("edge-run 0.")
 
 
+@pytest.mark.slow
 def test_what_was_counted_before_a_clip_breaks_off_is_published(
     command: Command, tmp_path: Path
 ) -> None:
@@ -120,8 +121,8 @@ def test_grey_and_16_bit_pictures_are_counted_like_colour(command: Command, tmp_
     assert reading["quality"]["frames"] == 2
 
 
-def test_a_small_group_publishes_nothing_but_that_it_is_small(command: Command) -> None:
-    done = command("edge.run", "--camera", CLIP, "--broker", "-", "--window", 5)
+def test_a_small_group_publishes_nothing_but_that_it_is_small(clip_run: Command) -> None:
+    done = clip_run("--window", 5)
     readings = counts(done.out)
     assert [type(r["faces"]) for r in readings] == [dict, dict, dict, dict, str]
     assert readings[-1]["faces"] == "<5"
@@ -181,6 +182,7 @@ def test_the_demo_repeats_what_a_node_says_but_the_notice(
     assert capsys.readouterr().err == "info student on fake none\n"
 
 
+@pytest.mark.process
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path) -> None:
     run = f"{sys.executable} -m edge.run --camera {CLIP} --broker - --window 1 | head -n 2"
     done = subprocess.run(
@@ -188,7 +190,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=PATIENCE,
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
     )
     assert len(done.stdout.splitlines()) == 2
@@ -196,6 +198,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(tmp_path: Path
     assert not list(tmp_path.rglob("*.sqlite*"))
 
 
+@pytest.mark.process
 def test_a_camera_runs_until_sigterm_and_publishes_whole_windows_only(tmp_path: Path) -> None:
     node = subprocess.Popen(
         [sys.executable, "-m", "edge.run", "--camera", "test", *map(str, SOURCE)],
@@ -205,12 +208,15 @@ def test_a_camera_runs_until_sigterm_and_publishes_whole_windows_only(tmp_path: 
         cwd=ROOT,
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
     )
-    time.sleep(9)
+    assert node.stdout is not None
+    lines = []
+    while sum('/counts"' in line for line in lines) < 2:
+        lines.append(node.stdout.readline())
+        assert lines[-1], "it runs until it is told to stop"
     node.send_signal(signal.SIGTERM)
-    out, _ = node.communicate(timeout=30)
+    rest, _ = node.communicate(timeout=PATIENCE)
     assert node.returncode == 0
-    readings = counts(out)
-    assert readings
+    readings = counts("".join([*lines, rest]))
     for reading in readings:
         assert int(reading["start"][17:19]) % 2 == 0
         assert reading["time_base"] == "utc"
@@ -232,6 +238,7 @@ def test_check_prints_a_line_a_part_and_stores_nothing(command: Command, tmp_pat
     assert "2 of the checks failed: broker, camera" in done.last
 
 
+@pytest.mark.slow
 def test_bench_prints_each_stage_and_the_conditions(command: Command) -> None:
     done = command("edge.tools.bench", "--faces", 3, "--frames", 60, "--json")
     assert done.code == 0, done.err

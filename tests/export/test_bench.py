@@ -26,6 +26,7 @@ def test_ratios_are_of_the_same_batch() -> None:
     assert ratios(rows, 1) == {"student fp32, ONNX Runtime": 9.0}
 
 
+@pytest.mark.slow
 def test_the_bundle_alone_is_timed_with_its_conditions(command: Callable[..., Done]) -> None:
     done = command("export.bench", SHIPPED, "--rounds", 1, "--without-rivals", "--json")
     assert done.code == 0, done.err
@@ -40,6 +41,7 @@ def test_the_bundle_alone_is_timed_with_its_conditions(command: Callable[..., Do
     assert {"processor", "threads", "rounds", "bundle"} <= set(result["conditions"])
 
 
+@pytest.mark.slow
 def test_the_other_networks_are_what_their_papers_say() -> None:
     from export.baselines import MobileFaceNet, _efficientnet
 

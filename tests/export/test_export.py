@@ -115,6 +115,8 @@ def write_checkpoint(path: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_checkpoint_to_bundle_to_scores(
     detector_file: Path, tiny_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:

@@ -31,6 +31,7 @@ def fields(paragraph: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in text.strip().splitlines())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_are_plain_sh(name: str, shell: str) -> None:
@@ -176,6 +177,7 @@ def test_commands_of_the_package_are_commands_of_ours() -> None:
     assert set(links) <= set(project["scripts"])
 
 
+@pytest.mark.process
 def test_every_command_of_the_package_starts_from_its_own_files(tmp_path: Path) -> None:
     """Without distill and the rest of export: what is installed, and what postinst tries."""
     for name in build_package.tracked():
@@ -202,6 +204,7 @@ def test_every_command_of_the_package_starts_from_its_own_files(tmp_path: Path) 
     assert done.stdout.strip() == str(tmp_path / "edge/__init__.py")
 
 
+@pytest.mark.process
 def test_the_first_settings_name_the_packages_folders(tmp_path: Path) -> None:
     """postinst's own sed, run on the shipped example."""
     script = re.search(
@@ -254,6 +257,7 @@ def apt_root(folder: Path) -> list[str]:
     return [*words, "-o", f"APT::Sandbox::User={'root' if os.getuid() == 0 else ''}"]
 
 
+@pytest.mark.process
 def test_a_plain_upgrade_leaves_nvidias_packages_alone(tmp_path: Path) -> None:
     if shutil.which("apt-get") is None:
         pytest.skip("needs apt-get")

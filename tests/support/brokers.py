@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support.patience import PATIENCE
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -51,7 +53,7 @@ class Mosquitto:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with socket.socket() as knock:
                 if knock.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -62,7 +64,7 @@ class Mosquitto:
 
     def stop(self, how: int = signal.SIGTERM) -> None:
         self.process.send_signal(how)
-        self.process.wait(timeout=10)
+        self.process.wait(PATIENCE)
 
 
 def certificates(

@@ -11,7 +11,16 @@ import sys
 
 import pytest
 
-BY_FIXTURE = {"mosquitto": "broker", "postgres": "process", "process_command": "process"}
+BY_FIXTURE = {
+    "browser": "browser",
+    "clip_run": "process",
+    "fp32": "slow",  # torch's exporter takes seconds to load
+    "loop": "process",
+    "mosquitto": "broker",
+    "postgres": "process",
+    "process_command": "process",
+    "school": "process",
+}
 # Suites of their own, by `make test-NAME`: they start whatever they need.
 SUITES = ("boot", "faults", "gpu", "package", "scale", "soak")
 MAY_START = ("process", "broker", "browser")

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable
 
 # Seconds. Nobody waits so long for a test that passes: every wait ends with its event.
-PATIENCE = 300.0
+PATIENCE = 600.0
 
 
-def wait_for(condition: Callable[[], object], what: object, seconds: float = PATIENCE) -> None:
+def wait_for(condition: Callable[[], object], what: object, every: float = 0.02) -> None:
     """Return as soon as the condition holds.
 
     Args:
-        what: it is that is waited for, or a function that says so when it did not come.
+        what: is waited for, or a function that says so when it did not come.
+        every: seconds between two looks.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
-        time.sleep(0.02)
+            raise AssertionError(f"not within {PATIENCE} s: {what() if callable(what) else what}")
+        time.sleep(every)

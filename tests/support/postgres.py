@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.brokers import free_port
+from support.patience import PATIENCE
 
 
 def postgres_programs() -> Path | None:
@@ -50,7 +51,7 @@ class Postgres:
     def start(self) -> None:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
         words = ["-D", self.data, "-w", "-t", 60, "-l", self._log, "-o", options, "start"]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self._run("pg_ctl", *words)

@@ -14,9 +14,10 @@ from support.paths import ROOT
 UNITS = ROOT / "systemd"
 OURS = sorted(p.name for p in UNITS.glob("edge-*") if p.suffix in (".service", ".timer"))
 COMMANDS = ("edge-run", "edge-provision", "edge-update", "export-engine", "python")
-pytestmark = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="needs systemd-analyze"
-)
+pytestmark = [
+    pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze"),
+    pytest.mark.process,
+]
 
 
 def systemd(*words: object) -> subprocess.CompletedProcess[str]:

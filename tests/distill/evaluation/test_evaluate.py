@@ -88,6 +88,7 @@ def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> Non
         assert np.sign(slope) in (sign, -sign)
 
 
+@pytest.mark.slow
 def test_plots_are_images(tmp_path: Path) -> None:
     split = two_shades()
     p = halves(split.crops.pixels)
@@ -131,6 +132,7 @@ def eight_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
     detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:
@@ -268,6 +270,7 @@ def test_probabilities_do_not_depend_on_the_batch() -> None:
     )
 
 
+@pytest.mark.process
 def test_thirty_faces_go_through_the_whole_node(
     detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

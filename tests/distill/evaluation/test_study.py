@@ -29,6 +29,7 @@ def write(folder: Path, study: str = STUDY) -> Path:
     return folder / "study.yaml"
 
 
+@pytest.mark.process
 def test_a_study_trains_scores_and_is_not_run_twice(
     detector_file: Path,
     tiny_ferplus: Path,

@@ -168,6 +168,7 @@ def test_a_bundle_that_is_no_student_of_its_recipe_is_refused(tmp_path: Path) ->
 TINY = RECIPE.replace("epochs: 4", "epochs: 2")
 
 
+@pytest.mark.slow
 def test_training_starts_from_where_another_ended(
     detector_file: Path,
     tiny_ferplus: Path,

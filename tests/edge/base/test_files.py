@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge.base.files import file_lock, sha256, sha256_of, sync_folder, write_atomically
+from support.patience import PATIENCE
 
 
 def test_a_hash_is_the_same_of_bytes_and_of_a_file(tmp_path: Path) -> None:
@@ -43,11 +44,11 @@ def test_a_held_lock_is_waited_for_or_refused(tmp_path: Path) -> None:
         with file_lock(path) as waited:
             assert not waited
             held.set()
-            release.wait(10)
+            release.wait(PATIENCE)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(10)
+    assert held.wait(PATIENCE)
     with pytest.raises(BlockingIOError), file_lock(path, wait=False):
         pass
     threading.Timer(0.1, release.set).start()

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,8 +25,12 @@ from edge.base.errors import BundleError
 from edge.delivery.commands import NAMES, REMEMBERED, Commands
 from edge.inference.bundle import SHIPPED
 from edge.records import Expression, Frame, Tick
+from support.brokers import Mosquitto
 from support.clock import Clock
 from support.examples import examples
+from support.paths import ROOT
+from support.patience import PATIENCE
+from support.subscriber import Subscriber
 
 NODE = "school/room-1/node-1"
 UTC = 1_800_000_000.0
@@ -289,31 +298,20 @@ def test_other_labels_void_the_window_in_progress_and_count_from_the_next() -> N
 
 
 def test_over_a_broker_a_node_pauses_answers_and_resumes(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
-    import os
-    import signal
-    import subprocess
-    import sys
-
-    import paho.mqtt.client as mqtt
-    from test_publish import Subscriber
-
-    from support import ROOT, Mosquitto
-
-    broker: Mosquitto = request.getfixturevalue("mosquitto")
-    subscriber = Subscriber(broker.port)
+    subscriber = Subscriber(mosquitto.port)
     config = tmp_path / "node.yaml"
     config.write_text("node: {site: school, room: room-1, name: node-1}\n")
     bundle = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
     node = subprocess.Popen(
         [sys.executable, "-m", "edge.run", "--camera", "test", "--config", config, "--bundle", bundle,
-         "--broker", broker.url, "--min-group", "1", "--window", "2"],
+         "--broker", mosquitto.url, "--min-group", "1", "--window", "2"],
         cwd=ROOT, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")], 60)
+    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")])
     school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-    school.connect("127.0.0.1", broker.port)
+    school.connect("127.0.0.1", mosquitto.port)
     school.loop_start()
 
     def send(name: str, id: str, **arguments: Any) -> dict[str, Any]:
@@ -353,5 +351,5 @@ def test_over_a_broker_a_node_pauses_answers_and_resumes(
     school.disconnect()
     school.loop_stop()
     node.send_signal(signal.SIGTERM)
-    assert node.wait(30) == 0
+    assert node.wait(PATIENCE) == 0
     subscriber.close()

@@ -39,6 +39,7 @@ def test_log_and_seq_survive_a_restart_and_no_seq_is_used_twice(tmp_path: Path) 
     assert box.append({}) == 2
 
 
+@pytest.mark.process
 def test_what_was_appended_survives_sigkill(tmp_path: Path) -> None:
     path = tmp_path / "box.sqlite"
     script = (

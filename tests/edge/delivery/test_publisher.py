@@ -27,43 +27,11 @@ from edge.settings import Broker, Tls
 from support.brokers import Mosquitto, certificates, free_port
 from support.command import Done
 from support.paths import CLIP, ROOT
+from support.patience import PATIENCE, wait_for
+from support.subscriber import Subscriber
 
 pytestmark = pytest.mark.broker
 NODE = "school/room-1/node-1"
-
-
-class Subscriber:
-    """A subscriber of its own, on MQTT 5."""
-
-    def __init__(self, port: int, **login: str) -> None:
-        self.messages: list[tuple[str, dict[str, Any], bool]] = []
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-        ready = threading.Event()
-        self._client.on_connect = lambda c, u, f, reason, p: c.subscribe("edge/#", qos=1)
-        self._client.on_subscribe = lambda *_: ready.set()
-        self._client.on_message = self._on_message
-        if login:
-            self._client.username_pw_set(**login)
-        self._client.connect("127.0.0.1", port)
-        self._client.loop_start()
-        assert ready.wait(10)
-
-    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
-        with contextlib.suppress(ValueError):  # what others write into `ack`, on purpose
-            self.messages.append((message.topic, json.loads(message.payload), message.retain))
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [payload for topic, payload, _ in self.messages if topic.endswith(f"/{kind}")]
-
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, [t for t, _, _ in self.messages]
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
 
 
 @pytest.fixture
@@ -84,12 +52,9 @@ def publisher(url: str, box: Outbox, **broker: Any) -> MqttPublisher:
 NOT_HURRIED = threading.Event()
 
 
-def wait_state(publisher: MqttPublisher, start: str, seconds: float = 20) -> str:
-    deadline = time.monotonic() + seconds
-    while not (state := str(publisher.state)).startswith(start):
-        assert time.monotonic() < deadline, state
-        time.sleep(0.02)
-    return state
+def wait_state(publisher: MqttPublisher, start: str) -> str:
+    wait_for(lambda: str(publisher.state).startswith(start), lambda: publisher.state)
+    return str(publisher.state)
 
 
 def stopped() -> Outgoing:
@@ -101,12 +66,15 @@ def example(end: str = "2026-01-01T00:00:00.000Z") -> dict[str, Any]:
 
 
 def test_the_clip_arrives_at_a_subscriber_as_it_does_on_stdout(
-    mosquitto: Mosquitto, subscriber: Subscriber, command: Callable[..., Done]
+    mosquitto: Mosquitto,
+    subscriber: Subscriber,
+    command: Callable[..., Done],
+    clip_run: Callable[..., Done],
 ) -> None:
-    options = ["--camera", CLIP, "--window", 2, "--min-group", 1]
-    lines = command("edge.run", *options, "--broker", "-")
+    options = ["--window", 2, "--min-group", 1]
+    lines = clip_run(*options)
     assert lines.code == 0, lines.err
-    done = command("edge.run", *options, "--broker", mosquitto.url)
+    done = command("edge.run", "--camera", CLIP, *options, "--broker", mosquitto.url)
     assert done.code == 0, done.err
     subscriber.wait_for(lambda: subscriber.of("status")[-1:] != [])
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
@@ -137,7 +105,7 @@ def online_node(
         env={**os.environ, "XDG_STATE_HOME": str(state)},
         stderr=subprocess.DEVNULL,
     )
-    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")], 60)
+    subscriber.wait_for(lambda: "online" in [m["state"] for m in subscriber.of("status")])
     return node
 
 
@@ -159,7 +127,7 @@ def test_sigterm_ends_a_camera_run_as_stopped_with_exit_0(
 ) -> None:
     node = online_node(mosquitto, subscriber, tmp_path)
     node.terminate()
-    assert node.wait(timeout=20) == 0
+    assert node.wait(PATIENCE) == 0
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
 
 
@@ -175,7 +143,7 @@ def test_readings_wait_for_a_broker_that_is_away_and_arrive_once_in_order(tmp_pa
     assert box.pending_count() == 50
     broker.start()
     subscriber = Subscriber(broker.port)
-    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
+    assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     subscriber.wait_for(lambda: subscriber.of("status")[-1:] == [stopped().payload])
     assert [m["seq"] for m in subscriber.of("counts")] == list(range(1, 51))
     assert all(m["historical"] for m in subscriber.of("counts"))
@@ -195,7 +163,7 @@ def test_a_broker_restart_loses_no_reading(tmp_path: Path) -> None:
     box.append(example())
     broker.start()
     wait_state(out, "connected")
-    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
+    assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     broker.stop()
 
 
@@ -214,9 +182,7 @@ def test_refused_credentials_are_reported_as_refused_never_as_connected(tmp_path
     out.start()
     assert "Not authorized" in wait_state(out, "refused")
     box.append(example())
-    began = time.monotonic()
     assert out.finish(stopped(), 1.0, NOT_HURRIED) == 1
-    assert time.monotonic() - began < 15
     with pytest.raises(BrokerError, match="Not authorized"):
         probe(Broker(url=broker.url, **login))
     (tmp_path / "secret").write_text("right\n")
@@ -281,7 +247,7 @@ def test_a_broker_of_3_1_1_is_served_too(tmp_path: Path) -> None:
         out = publisher(f"mqtt://127.0.0.1:{port}", box)
         out.start()
         wait_state(out, "connected: MQTT 3.1.1")
-        assert out.finish(stopped(), 10, NOT_HURRIED) == 0
+        assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     finally:
         broker.kill()
         broker.wait()
@@ -289,8 +255,9 @@ def test_a_broker_of_3_1_1_is_served_too(tmp_path: Path) -> None:
 
 
 def test_a_file_whose_broker_stays_away_exits_1_and_names_the_outbox(
-    tmp_path: Path, command: Callable[..., Done], monkeypatch: Any
+    tmp_path: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edge.node.FILE_WAIT_SECONDS", 1.0)
     url = f"mqtt://127.0.0.1:{free_port()}"
     options = ["--camera", CLIP, "--max-seconds", 5, "--window", 2, "--broker", url]
     done = command("edge.run", *options)
@@ -315,7 +282,7 @@ def test_a_refused_status_is_told_though_counts_arrive(tmp_path: Path) -> None:
     out.start()
     out.send(Outgoing("status", {"node": NODE, "state": "online"}, retain=True))
     assert "Not authorized" in wait_state(out, "refused: status")
-    assert out.finish(stopped(), 5.0, NOT_HURRIED) == 0
+    assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     broker.stop()
 
 
@@ -358,7 +325,7 @@ def test_the_last_status_is_said_again_when_the_link_drops_on_it(
     out.send(Outgoing("status", {"node": NODE, "state": "online"}, retain=True))
     wait_state(out, "connected")
     subscriber.wait_for(lambda: len(subscriber.of("status")) == 1)
-    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
+    assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     assert proxy.cut
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
 
@@ -370,7 +337,7 @@ def test_a_reading_goes_out_under_the_node_that_counted_it(
     box.append({**example(), "node": "school/room-1/old-name"})
     out = publisher(mosquitto.url, box)
     out.start()
-    assert out.finish(stopped(), 20, NOT_HURRIED) == 0
+    assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     subscriber.wait_for(lambda: subscriber.of("counts") != [])
     ((topic, payload, _),) = [m for m in subscriber.messages if m[0].endswith("/counts")]
     assert topic == "edge/v1/school/room-1/old-name/counts"
@@ -389,23 +356,28 @@ def test_an_outbox_that_fails_stops_the_publisher_and_the_broker_says_lost(
     assert not out.alive()
 
 
+WAITS_FOR_HOURS = """
+import sys, edge.node, edge.run
+edge.node.FILE_WAIT_SECONDS = 9000.0
+sys.exit(edge.run.main())
+"""
+
+
 def test_a_second_signal_ends_the_wait_for_a_broker_that_is_away(tmp_path: Path) -> None:
     url = f"mqtt://127.0.0.1:{free_port()}"
     options = ["--camera", str(CLIP), "--max-seconds", "2", "--window", "2", "--broker", url]
     node = subprocess.Popen(
-        [sys.executable, "-m", "edge.run", *options],
+        [sys.executable, "-c", WAITS_FOR_HOURS, *options],
         cwd=ROOT,
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
     )
     assert node.stderr is not None
-    while "waiting up to 30 s" not in node.stderr.readline():
+    while "waiting up to 9000 s" not in node.stderr.readline():
         assert node.poll() is None
     node.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, err = node.communicate(timeout=20)
-    assert time.monotonic() - began < 8
+    _, err = node.communicate(timeout=PATIENCE)
     assert node.returncode == 1
     assert "1 readings were not acknowledged" in err.splitlines()[-1]
     assert "Traceback" not in err
@@ -428,13 +400,13 @@ def test_a_recorder_that_lacks_readings_gets_them_again(
     def ack(**content: Any) -> None:
         message = {"schema": "edge.ack/1", "node": NODE, "log": box.log_id, "seq": 2, **content}
         topic = f"edge/v1/{NODE}/ack"
-        recorder.publish(topic, json.dumps(message), qos=1, retain=True).wait_for_publish(10)
+        recorder.publish(topic, json.dumps(message), qos=1, retain=True).wait_for_publish(PATIENCE)
 
     # None of these is this node's, and none costs it anything.
     ack(seq=-1)
     ack(node="school/room-2/node-1")
     ack(log="another")
-    recorder.publish(f"edge/v1/{NODE}/ack", b"\xff{" * 1000, qos=1).wait_for_publish(10)
+    recorder.publish(f"edge/v1/{NODE}/ack", b"\xff{" * 1000, qos=1).wait_for_publish(PATIENCE)
     time.sleep(1.5)
     assert len(subscriber.of("counts")) == 4
     ack()
@@ -442,7 +414,7 @@ def test_a_recorder_that_lacks_readings_gets_them_again(
     ack(seq=4)
     recorder.disconnect()
     recorder.loop_stop()
-    assert made.finish(stopped(), 10, NOT_HURRIED) == 0
+    assert made.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     assert {m["seq"] for m in subscriber.of("counts")} == {1, 2, 3, 4}
     box.close()
 
@@ -470,6 +442,6 @@ def test_a_broker_that_stops_acknowledging_is_left_and_loses_nothing(tmp_path: P
     wait_state(out, "away: it acknowledges nothing")
     out._on_publish = deaf  # type: ignore[method-assign]
     wait_state(out, "connected")
-    assert out.finish(stopped(), 10, NOT_HURRIED) == 0
+    assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
     box.close()
     broker.stop()

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edge.delivery.messages import MESSAGES, schema_of
 from edge.delivery.schemas import CHANNELS, asyncapi, fingerprint, identity, write
 from support.brokers import Mosquitto
 from support.paths import ROOT
+from support.patience import PATIENCE
 
 SCHEMAS = ROOT / "edge" / "schemas"
 TOOLS = ROOT / ".node" / "node_modules"
@@ -100,8 +102,11 @@ def hears(command: list[str], broker: Mosquitto, cwd: Path = ROOT) -> str:
         "end": "12:00",
         "node": "a/b/c",
     }
-    for _ in range(100):
-        school.publish("edge/v1/a/b/c/counts", json.dumps(message), qos=1).wait_for_publish(5)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        school.publish("edge/v1/a/b/c/counts", json.dumps(message), qos=1).wait_for_publish(
+            PATIENCE
+        )
         try:
             out, _ = program.communicate(timeout=0.3)
         except subprocess.TimeoutExpired:

@@ -27,6 +27,7 @@ from edge.settings import Broker, Tls
 from edge.watch.broker import files
 from support.brokers import Mosquitto
 from support.command import Done
+from support.patience import PATIENCE
 
 OWN, OTHER = "school/room-1/node-1", "school/room-2/node-1"
 
@@ -112,7 +113,7 @@ class School:
         client.loop_start()
         for count, topic in enumerate(topics, 1):
             client.publish(topic, b"{}", qos=1)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + PATIENCE
             while len(answers) < count and time.monotonic() < deadline:
                 time.sleep(0.005)
         client.disconnect()
@@ -205,6 +206,7 @@ def test_keys_are_the_owners_alone(command: Callable[..., Done], tmp_path: Path)
     assert (done.code, "already holds an authority" in done.last) == (1, True)
 
 
+@pytest.mark.process
 def test_openssl_finds_nothing_to_blame(authority: Authority, tmp_path: Path) -> None:
     node, server = authority.issue(OWN), authority.issue_server()
     broker = authority.issue_broker(["mqtt.school.example", "192.0.2.10", "2001:db8::10"])
@@ -218,6 +220,7 @@ def test_openssl_finds_nothing_to_blame(authority: Authority, tmp_path: Path) ->
     assert verified(tmp_path, server, "sslclient") == ""
 
 
+@pytest.mark.process
 def test_a_clock_that_is_a_day_behind_still_trusts(authority: Authority, tmp_path: Path) -> None:
     issued = authority.issue(OWN)
     (tmp_path / "one.pem").write_bytes(issued.certificate)
@@ -228,6 +231,7 @@ def test_a_clock_that_is_a_day_behind_still_trusts(authority: Authority, tmp_pat
         assert (done.returncode == 0) == trusted
 
 
+@pytest.mark.process
 def test_the_list_of_revoked_lasts_as_long_as_the_authority(
     authority: Authority, tmp_path: Path
 ) -> None:
@@ -238,6 +242,7 @@ def test_the_list_of_revoked_lasts_as_long_as_the_authority(
     assert ends.replace(tzinfo=timezone.utc) == authority.ends
 
 
+@pytest.mark.process
 def test_an_authority_restored_from_a_plain_copy_goes_on(
     authority: Authority, tmp_path: Path
 ) -> None:

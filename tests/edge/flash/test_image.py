@@ -20,7 +20,7 @@ from edge.flash.tree import RootFolder
 from support import bases
 from support.command import Done
 
-pytestmark = bases.needs_tools
+pytestmark = [bases.needs_tools, pytest.mark.process]
 
 NODE = """\
 node: {site: north, room: room-12, name: cam-1}

@@ -68,6 +68,7 @@ def test_what_is_no_whole_image_is_refused(tmp_path: Path, content: bytes, said:
         pass
 
 
+@pytest.mark.process
 def test_sfdisks_own_table_is_an_image(tmp_path: Path) -> None:
     sfdisk = shutil.which("sfdisk", path=f"{os.environ['PATH']}:/usr/sbin")
     if sfdisk is None:
@@ -383,6 +384,7 @@ def test_a_card_that_forgets_is_noticed(loop: Callable[..., Loop], image: Path) 
     assert "not zero 0 MiB" in done.last
 
 
+@pytest.mark.process
 def test_a_failing_disk_is_told_as_unusable(tmp_path: Path, image: Path) -> None:
     """A device whose file cannot grow, which answers writes with an error."""
     small = tmp_path / "small"
@@ -425,7 +427,7 @@ def test_on_a_terminal_of_80_columns_a_bar_is_drawn_in_place(
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT)
     os.close(theirs)
     seen, answered = b"", False
-    while select.select([ours], [], [], 30)[0]:
+    while select.select([ours], [], [], PATIENCE)[0]:
         try:
             part = os.read(ours, 65536)
         except OSError:
@@ -434,7 +436,7 @@ def test_on_a_terminal_of_80_columns_a_bar_is_drawn_in_place(
         if not answered and b"to go on: " in seen:
             os.write(ours, Path(card.path).name.encode() + b"\n")
             answered = True
-    assert process.wait(timeout=10) == 0, seen
+    assert process.wait(PATIENCE) == 0, seen
     os.close(ours)
     text = seen.decode()
     drawn = re.findall(r"\r([^\r\n]*)\x1b\[K", text)

@@ -20,6 +20,7 @@ from edge.health.prometheus import Metrics
 from support.brokers import free_port
 from support.command import Done
 from support.paths import ROOT
+from support.patience import PATIENCE
 
 CONF = """
 < POWER_MODEL ID=0 NAME=15W >
@@ -51,7 +52,7 @@ def test_the_hottest_zone_counts_and_a_broken_one_does_not(tmp_path: Path) -> No
 
 
 def read(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
         return str(answer.read().decode())
 
 
@@ -95,6 +96,7 @@ def test_without_the_package_the_setting_says_what_to_install(
         Metrics(9464)
 
 
+@pytest.mark.process
 def test_a_running_node_is_read_on_loopback_alone(
     tmp_path: Path, command: Callable[..., Done]
 ) -> None:
@@ -107,7 +109,7 @@ def test_a_running_node_is_read_on_loopback_alone(
         env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
     )  # fmt: skip
     try:
-        deadline, text = time.monotonic() + 30, ""
+        deadline, text = time.monotonic() + PATIENCE, ""
         while "edge_frames_per_second" not in text:
             assert time.monotonic() < deadline, text
             time.sleep(0.2)
@@ -123,4 +125,4 @@ def test_a_running_node_is_read_on_loopback_alone(
         assert heard == {f"0100007F:{port:04X}"}
     finally:
         node.send_signal(signal.SIGTERM)
-        assert node.wait(20) == 0
+        assert node.wait(PATIENCE) == 0

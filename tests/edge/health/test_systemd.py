@@ -17,6 +17,7 @@ from edge.assemble import assemble
 from edge.health.systemd import Systemd
 from edge.settings import Settings
 from support.paths import ROOT
+from support.patience import PATIENCE
 
 
 class Listener:
@@ -25,7 +26,7 @@ class Listener:
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(path)
-        self.heard: list[tuple[float, str]] = []
+        self.heard: list[str] = []
 
     def listen(self, seconds: float, until: str = "") -> list[str]:
         deadline = time.monotonic() + seconds
@@ -35,12 +36,13 @@ class Listener:
                 text = self.socket.recv(4096).decode()
             except TimeoutError:
                 break
-            self.heard.append((time.monotonic(), text))
+            self.heard.append(text)
             if until and text.startswith(until):
                 break
-        return [text for _, text in self.heard]
+        return self.heard.copy()
 
 
+@pytest.mark.process
 def test_a_service_is_ready_after_its_first_frame_alive_after_and_says_that_it_stops(
     tmp_path: Path,
 ) -> None:
@@ -59,17 +61,19 @@ def test_a_service_is_ready_after_its_first_frame_alive_after_and_says_that_it_s
             "XDG_STATE_HOME": str(tmp_path),
         },
     )
-    heard = listener.listen(60, until="WATCHDOG=1")
+    heard = listener.listen(PATIENCE, until="WATCHDOG=1")
     assert heard[0] == "STATUS=starting"
     assert heard.index("READY=1") < heard.index("WATCHDOG=1")
-    assert "STATUS=online" in listener.listen(20, until="STATUS=online")
+    assert "STATUS=online" in listener.listen(PATIENCE, until="STATUS=online")
     before = len(listener.heard)
     listener.listen(2)
-    fed = [moment for moment, text in listener.heard[before:] if text == "WATCHDOG=1"]
-    assert 4 <= len(fed) <= 12, "every quarter of what systemd allows"
+    fed = listener.heard[before:].count("WATCHDOG=1")
+    assert fed <= 12, "every quarter of what systemd allows"
+    for _ in range(4 - fed):  # on a machine that does other things
+        assert listener.listen(PATIENCE, until="WATCHDOG=1")[-1] == "WATCHDOG=1"
     node.send_signal(signal.SIGTERM)
-    assert "STOPPING=1" in listener.listen(20, until="STOPPING=1")
-    assert node.wait(20) == 0
+    assert "STOPPING=1" in listener.listen(PATIENCE, until="STOPPING=1")
+    assert node.wait(PATIENCE) == 0
 
 
 def test_a_hang_in_the_pipeline_starves_the_watchdog(
@@ -85,17 +89,21 @@ def test_a_hang_in_the_pipeline_starves_the_watchdog(
     node = assemble(settings, None, stop, threading.Event())
     runner = threading.Thread(target=node.run)
     runner.start()
-    listener.listen(20, until="WATCHDOG=1")
-    monkeypatch.setattr(
-        node.pipeline.detector, "find", lambda pixels: (never.wait(30) and []) or []
-    )
-    listener.listen(0.5)
-    hung = time.monotonic()
-    listener.listen(1.5)
-    assert not [text for moment, text in listener.heard if moment > hung + 0.3]
+    listener.listen(PATIENCE, until="WATCHDOG=1")
+    hung = threading.Event()
+
+    def hang(pixels: object) -> list[object]:
+        hung.set()
+        never.wait(PATIENCE)
+        return []
+
+    monkeypatch.setattr(node.pipeline.detector, "find", hang)
+    assert hung.wait(PATIENCE)
+    before = len(listener.listen(0.1))  # what was sent until then
+    assert listener.listen(1.5)[before:] == []
     stop.set()
     never.set()
-    runner.join(20)
+    runner.join(PATIENCE)
     assert not runner.is_alive()
 
 

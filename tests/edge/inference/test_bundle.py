@@ -128,6 +128,7 @@ def test_labels_that_do_not_fit_the_graph_are_refused(bundle_copy: Path) -> None
         bundle.self_test(open_backend("ort", bundle.model(), 1))
 
 
+@pytest.mark.process
 def test_onnx_runtime_keeps_nothing_to_report(tmp_path: Path) -> None:
     """Its wheels for Linux report to their maker since 1.29, unless told not to before they load."""
     script = (

@@ -797,6 +797,7 @@ def test_what_somebody_else_took_back_is_not_told_as_kept(
     assert node.outcome() == (7, "committed")
 
 
+@pytest.mark.process
 def test_what_fails_after_a_trial_s_end_takes_nothing_back(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def wait_for_readings(store: Store, number: int) -> None:
     wait_for(stored, f"{number} readings")
 
 
+@pytest.mark.process
 def test_a_recorder_that_was_away_gets_what_came_meanwhile(database: str, tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
@@ -206,6 +207,7 @@ def test_a_recorder_that_was_away_gets_what_came_meanwhile(database: str, tmp_pa
     broker.stop()
 
 
+@pytest.mark.process
 def test_two_recorders_of_a_group_share_the_load(tmp_path: Path) -> None:
     broker, record = Mosquitto(tmp_path), tmp_path / "x.sqlite"
     group = ["--group", "school", "--client-id"]
@@ -273,6 +275,7 @@ def test_the_commands_delete_and_export(command: Any, tmp_path: Path) -> None:
     assert run("--record", "x.sqlite", "--group", "x", "--web", "8080").code == 2
 
 
+@pytest.mark.process
 def test_simulated_nodes_know_what_a_recorder_stored(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path, "allow_anonymous true\nmax_queued_messages 0\n")
     recorder = Recording(broker, tmp_path / "x.sqlite")

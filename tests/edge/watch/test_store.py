@@ -110,7 +110,7 @@ def test_two_recorders_of_one_group_agree(database: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join()
     store = Store(database)
     assert [row["seq"] for row in store.readings()] == list(range(1, 201))
     assert max(ends) == 200
@@ -248,6 +248,7 @@ def test_whatever_order_they_come_in(
     store.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_the_query_for_grafana_reads_the_table(database: str) -> None:
     text = (ROOT / "edge" / "watch" / "README.md").read_text()

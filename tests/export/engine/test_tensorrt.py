@@ -78,6 +78,7 @@ def all_touched() -> set[str]:
     }
 
 
+@pytest.mark.process
 def test_the_scan_sees_the_calls_that_differ_between_versions() -> None:
     seen = all_touched()
     assert {
@@ -113,6 +114,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_attribute_that_we_touch_is_in_the_bindings(version: str, stubs: Path) -> None:
     folders = sorted(BINDINGS.glob(f"{version}.*"))
@@ -177,6 +179,7 @@ def rtx(*files: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_nvidias_parser_and_strongly_typed_builder_take_the_shipped_files() -> None:
     files = [SHIPPED / FILES[role] for role in ("fp32", "fp16-trt", "int8-trt")]
     done = rtx(*files)
@@ -185,6 +188,7 @@ def test_nvidias_parser_and_strongly_typed_builder_take_the_shipped_files() -> N
     assert sizes[2] < sizes[0], "INT8 weights are kept as such"
 
 
+@pytest.mark.process
 def test_the_gate_refuses_the_file_that_is_for_onnx_runtime() -> None:
     """uint8 with zero points is no TensorRT file: were it taken, the gate would see nothing."""
     done = rtx(SHIPPED / FILES["int8-cpu"])
