@@ -208,11 +208,19 @@ class Tls(Strict):
         return self
 
 
+def _protocol(value: object) -> object:
+    # `protocol: 5` is what everybody writes, and YAML reads a number.
+    return "5" if type(value) is int and value == 5 else value
+
+
 class Broker(Strict):
     url: str = Field(default="-", description="mqtt://host[:port] | mqtts://host[:port] | -")
     username: str | None = None
     password_file: FilePath | None = Field(default=None, description="holds the password alone")
     tls: Tls = Tls()
+    protocol: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_protocol)] = Field(
+        default="auto", description="of MQTT; auto tries 5, then 3.1.1, and remembers"
+    )
     keepalive_seconds: int = Field(default=20, ge=5, le=600)
     retry_max_seconds: float = Field(default=60.0, ge=1, le=3600, description="longest pause")
 

@@ -1,30 +1,48 @@
-"""How a connection to an MQTT broker is made: address, secrets, TLS, and why one failed.
+"""The one place that makes a connection to an MQTT broker, and says how it stands.
 
-The only file that imports paho-mqtt.
+Address, secrets, TLS, MQTT 5 or 3.1.1, patience, and the reason where there is none: for the node, the
+receiver, the simulator and `--check`. The only file that imports paho-mqtt.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
+import random
 import socket
 import ssl
 import struct
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from edge.base.backoff import Backoff
+from edge.base.clock import plausible
 from edge.base.errors import BackendError, BrokerError, SettingsError
 from edge.delivery.messages import Outgoing, dumps
+from edge.delivery.protocol import ProtocolChoice, Version
 from edge.delivery.scheduler import IN_FLIGHT
 from edge.settings import Broker, Tls
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client as Client
+    from paho.mqtt.client import MQTTMessage as MQTTMessage
+    from paho.mqtt.properties import Properties as Properties
+    from paho.mqtt.reasoncodes import ReasonCode as ReasonCode
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
+FIRST_CONNACK_SECONDS, LONGEST_CONNACK_SECONDS = 2.0, 32.0
+# A thousand nodes whose broker restarts lose it in one moment: they come back spread over this.
+RETURN_SECONDS = 5.0
+UNSUPPORTED_VERSION = 0x84  # MQTT 5, 3.2.2.2; paho gives 3.1.1's answer the same number
 
 
 class ConnectionState(enum.Enum):
@@ -73,31 +91,154 @@ class Address:
         self.port = parts.port or (8883 if self.secure else 1883)
 
 
-def new_client(
-    mqtt: Any, settings: Broker, client_id: str, version: Any, keep: bool = False
-) -> Any:
-    """A paho client with callbacks of version 2. keep: for a receiver that acknowledges by itself; see
-    `kept_session`."""
-    clean = {} if version == mqtt.MQTTv5 else {"clean_session": not keep}
-    client = mqtt.Client(
-        mqtt.CallbackAPIVersion.VERSION2,
-        client_id=client_id,
-        protocol=version,
-        manual_ack=keep,
-        **clean,
-    )
-    client.connect_timeout = CONNECT_SECONDS
-    client.max_inflight_messages_set(IN_FLIGHT)
-    return client
+@dataclass(frozen=True, slots=True)
+class PersistentSession:
+    """What the broker keeps while its receiver is away, for `seconds`. The receiver acknowledges by
+    itself, and may be sent `unacknowledged` messages before it acknowledges the first.
+
+    Both figures are MQTT 5's; a broker of 3.1.1 has rules of its own."""
+
+    seconds: int
+    unacknowledged: int
 
 
-def turn(client: Any, seconds: float) -> bool:
-    """One turn of a client's loop; False where the connection is gone, or what came is no MQTT."""
+class Connector:
+    """Makes connections to the broker that the settings name, in the caller's thread."""
+
+    def __init__(
+        self,
+        settings: Broker,
+        memory: Path | None = None,
+        session: PersistentSession | None = None,
+        connack_timeout: float = FIRST_CONNACK_SECONDS,
+    ) -> None:
+        """memory: file for the version that the broker spoke; connack_timeout: seconds for its first
+        answer. Raises SettingsError for files that cannot be used, BackendError without paho."""
+        self._mqtt = mqtt_library()
+        self._settings, self._session = settings, session
+        self._address = Address(settings.url)
+        self._context = tls_context(settings.tls) if self._address.secure else None
+        self._password = read_password(settings.password_file)
+        name = f"{self._address.host}:{self._address.port}"
+        self.protocol = ProtocolChoice(settings.protocol, name, memory)
+        self.version = self.protocol.candidates()[0]
+        self.status = ConnectionStatus()
+        self._first_timeout = self._connack_timeout = connack_timeout
+
+    def change(self, status: ConnectionStatus) -> None:
+        """Take on a status; a change is logged, once."""
+        if status != self.status:
+            self.status = status
+            level = logging.INFO if status.connected else logging.WARNING
+            log.log(level, "broker %s address=%s", status, self._settings.url)
+
+    def new_client(self, client_id: str, version: Version) -> Client:
+        """Make a client that is not connected yet, with callbacks of paho's second version."""
+        mqtt, kept = self._mqtt, self._session is not None
+        client: Client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=None if version == "5" else not kept,
+            protocol=mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311,
+            manual_ack=kept,
+        )
+        client.connect_timeout = CONNECT_SECONDS
+        client.max_inflight_messages_set(IN_FLIGHT)
+        self._configure_auth(client)
+        return client
+
+    def _configure_auth(self, client: Client) -> None:
+        if self._settings.username is not None:
+            client.username_pw_set(self._settings.username, self._password)
+        if self._context is not None:
+            client.tls_set_context(self._context)
+
+    def open(self, client: Client) -> None:
+        """Open the socket, with TLS where it is wanted, and send CONNECT. Raises OSError."""
+        host, port, keepalive = (
+            self._address.host,
+            self._address.port,
+            self._settings.keepalive_seconds,
+        )
+        if self._session is None or client.protocol != self._mqtt.MQTTv5:
+            client.connect(host, port, keepalive)
+            return
+        from paho.mqtt.packettypes import PacketTypes
+        from paho.mqtt.properties import Properties
+
+        wanted = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        wanted.SessionExpiryInterval = self._session.seconds
+        wanted.ReceiveMaximum = self._session.unacknowledged
+        client.connect(host, port, keepalive, clean_start=False, properties=wanted)
+
+    def connect(
+        self,
+        client_id: str,
+        prepare: Callable[[Client], None] = lambda client: None,
+        stop: threading.Event | None = None,
+    ) -> Client | None:
+        """Return a client that the broker took, in `version`; None where it did not, and `status` says
+        why. prepare: sets will and callbacks of a new client; stop: ends the waiting."""
+        if self._context is not None and not plausible(time.time()):
+            # Every certificate is out of its time then, and a stolen old one would be in it.
+            day = time.strftime("%Y-%m-%d")
+            self.change(away(f"the clock says {day}, TLS waits for the time"))
+            return None
+        failure = self.status
+        for version in self.protocol.candidates():
+            client = self.new_client(client_id, version)
+            prepare(client)
+            try:
+                failed, code = self._await_connack(client, stop or threading.Event())
+            except OSError as error:
+                failure = describe_connect_error(error)
+                break
+            if failed is None:
+                self.version, self._connack_timeout = version, self._first_timeout
+                self.protocol.spoken(version)
+                return client
+            disconnect(client)
+            failure = failed
+            if code not in (None, UNSUPPORTED_VERSION) or (stop and stop.is_set()):
+                break
+            if self._settings.protocol != "auto":
+                detail = f"{failed.detail} (broker.protocol is {version})"
+                failure = ConnectionStatus(failed.state, detail)
+        else:
+            # Others are slow: wait longer each time.
+            self._connack_timeout = min(2 * self._connack_timeout, LONGEST_CONNACK_SECONDS)
+        if not (stop and stop.is_set()):
+            self.change(failure)
+        return None
+
+    def _await_connack(
+        self, client: Client, stop: threading.Event
+    ) -> tuple[ConnectionStatus | None, int | None]:
+        """Why the broker did not take the client, else None, and the code of its answer, None for none:
+        then, too, the version may be one that it does not know. Raises OSError."""
+        answer: list[ReasonCode] = []
+        client.on_connect = lambda c, u, flags, reason, properties: answer.append(reason)
+        self.open(client)
+        deadline = time.monotonic() + self._connack_timeout
+        while not answer:
+            if not loop_once(client, 0.05) and not answer:
+                return away("closed the connection without an answer"), None
+            if stop.is_set() or time.monotonic() > deadline:
+                # Some 3.1.1 brokers choke on MQTT 5 without a word (amqtt 0.12 does, on a will).
+                return away(f"silent for {self._connack_timeout:.0f} s after connecting"), None
+        if answer[0].is_failure:
+            return refused(f"{answer[0]}"), answer[0].value
+        return None, answer[0].value
+
+
+def loop_once(client: Client, seconds: float) -> bool:
+    """Read and write what is due, for at most `seconds`; return False where the connection is gone, or
+    what came is not MQTT."""
     from paho.mqtt import MQTTException
 
     try:
         return bool(client.loop(seconds) == 0)
-    # paho reads a packet as if it were whole and right; bytes that are neither end in any of these.
+    # paho reads a packet as if it were complete and right; bytes that are neither end in any of these.
     except (
         MQTTException,
         ValueError,
@@ -110,29 +251,19 @@ def turn(client: Any, seconds: float) -> bool:
         return False
 
 
-def kept_session(mqtt: Any, version: Any, seconds: int, unacknowledged: int) -> dict[str, Any]:
-    """Options of `connect` for a session that the broker keeps while the receiver is away.
-
-    seconds: for so long; unacknowledged: messages it may send before the first is acknowledged. Both
-    are MQTT 5's; a broker of 3.1.1 has rules of its own."""
-    if version != mqtt.MQTTv5:
-        return {}
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
-
-    wanted = Properties(PacketTypes.CONNECT)
-    wanted.SessionExpiryInterval = seconds
-    wanted.ReceiveMaximum = unacknowledged
-    return {"clean_start": False, "properties": wanted}
+def disconnect(client: Client) -> None:
+    """Say goodbye, so that the will stays unsaid, and close."""
+    client.disconnect()
+    loop_once(client, 0.05)
 
 
-def secure(
-    client: Any, settings: Broker, password: str | None, context: ssl.SSLContext | None
-) -> None:
-    if settings.username is not None:
-        client.username_pw_set(settings.username, password)
-    if context is not None:
-        client.tls_set_context(context)
+def reconnect_delay(was_up: bool, backoff: Backoff, longest: float) -> float:
+    """Return the seconds to wait before the next attempt, at random. was_up: a connection was lost;
+    longest: seconds."""
+    if was_up:
+        backoff.reset()
+        return random.uniform(0.0, min(RETURN_SECONDS, longest))
+    return backoff.next()
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -168,7 +299,7 @@ def read_password(path: Path | None) -> str | None:
         ) from error
 
 
-def mqtt_library() -> Any:
+def mqtt_library() -> ModuleType:
     """paho-mqtt 2; raises BackendError with what to install."""
     try:
         import paho.mqtt.client as mqtt
@@ -194,52 +325,32 @@ def describe_connect_error(error: OSError) -> ConnectionStatus:
     return away(f"{error.strerror or error}")
 
 
-def _connected(settings: Broker, client_id: str) -> tuple[Any, str]:
-    """A client that the broker took, and the version it speaks: "MQTT 5" or "MQTT 3.1.1".
-
-    Raises BrokerError with the broker's reason, SettingsError for unusable files.
-    """
-    mqtt = mqtt_library()
-    address = Address(settings.url)
-    context = tls_context(settings.tls) if address.secure else None
-    password = read_password(settings.password_file)
-    answer = "no answer"
-    for version, title in ((mqtt.MQTTv5, "MQTT 5"), (mqtt.MQTTv311, "MQTT 3.1.1")):
-        heard: list[Any] = []
-        client = new_client(mqtt, settings, client_id, version)
-        secure(client, settings, password, context)
-        client.on_connect = lambda c, u, f, reason, p, heard=heard: heard.append(reason)
-        try:
-            client.connect(address.host, address.port)
-            deadline = time.monotonic() + CONNECT_SECONDS
-            while not heard and time.monotonic() < deadline:
-                if not turn(client, 0.1):
-                    break
-        except (OSError, ssl.SSLError) as error:
-            raise BrokerError(f"broker {settings.url} {describe_connect_error(error)}") from error
-        if heard and not heard[0].is_failure:
-            return client, title
-        client.disconnect()
-        answer = f"refused: {heard[0]}" if heard else answer
-        if heard and "protocol version" not in str(heard[0]).lower():
-            break
-    raise BrokerError(f"broker {settings.url} {answer}; check address, user and access list")
+def _connected(settings: Broker, client_id: str) -> tuple[Client, Version]:
+    """A client that the broker took, and the version it speaks. Raises BrokerError with the broker's
+    reason, SettingsError for unusable files."""
+    connector = Connector(settings, connack_timeout=CONNECT_SECONDS)
+    client = connector.connect(client_id)
+    if client is None:
+        raise BrokerError(
+            f"broker {settings.url} {connector.status}; check address, user and access list"
+        )
+    return client, connector.version
 
 
 def probe(settings: Broker) -> str:
     """Connect as the node would, and leave: "MQTT 5" or "MQTT 3.1.1". Raises as `_connected`."""
-    client, title = _connected(settings, f"edge-check-{uuid.uuid4().hex[:8]}")
+    client, version = _connected(settings, f"edge-check-{uuid.uuid4().hex[:8]}")
     client.disconnect()
-    return title
+    return f"MQTT {version}"
 
 
 def deliver(settings: Broker, client_id: str, message: Outgoing) -> None:
-    """One message at QoS 1, acknowledged, from a program that is no node. Raises as `_connected`, and
+    """Send one message at QoS 1, from a program that is not a node. Raises as `_connected`, and
     BrokerError where no acknowledgement comes."""
     client, _ = _connected(settings, client_id)
     sent = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
     deadline = time.monotonic() + CONNECT_SECONDS
     while not sent.is_published():
-        if time.monotonic() > deadline or not turn(client, 0.1):
+        if time.monotonic() > deadline or not loop_once(client, 0.1):
             raise BrokerError(f"broker {settings.url} acknowledges nothing; try again")
     client.disconnect()

@@ -1,4 +1,4 @@
-"""Messages > stdout, one JSON object a line: what `--broker -` gives a script."""
+"""Messages -> stdout, one JSON object a line: what `--broker -` gives a script."""
 
 from __future__ import annotations
 

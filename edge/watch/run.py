@@ -215,7 +215,7 @@ class ReceiverThread(threading.Thread):
         stop, recorder = self._router.stop, self._router.recorder
         try:
             if recorder is None:
-                self._receiver.run(stop, connected=self._ready)
+                self._receiver.run(stop, subscribed=self._ready)
             else:
                 self._receiver.run(
                     stop, recorder.flush_due, self._ready, recorder.discard, recorder.flush

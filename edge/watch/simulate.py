@@ -12,32 +12,28 @@ import logging
 import random
 import selectors
 import signal
-import ssl
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from edge.aggregate import Window
 from edge.base import cli
+from edge.base.backoff import Backoff
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import BrokerError, UsageError
 from edge.delivery.connection import (
-    Address,
     ConnectionStatus,
+    Connector,
     describe_connect_error,
-    mqtt_library,
-    new_client,
-    read_password,
+    reconnect_delay,
     refused,
-    secure,
-    tls_context,
 )
 from edge.delivery.messages import (
     PREFIX,
@@ -50,12 +46,16 @@ from edge.delivery.messages import (
     dumps,
 )
 from edge.delivery.outbox import Outbox
-from edge.delivery.publisher import FIRST_PAUSE_SECONDS, pause_after
+from edge.delivery.protocol import Version
+from edge.delivery.publisher import FIRST_BACKOFF_SECONDS
 from edge.delivery.scheduler import SendScheduler
 from edge.inference.bundle import load_bundle
 from edge.records import Expression, Frame, Reading, Tick
 from edge.settings import Broker
 from edge.watch.options import broker_options, broker_settings
+
+if TYPE_CHECKING:
+    from edge.delivery.connection import Client, ReasonCode
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,10 @@ class Classroom:
 class SimNode:
     """One node's half of the conversation; a connection is turned from outside."""
 
-    def __init__(self, number: int, labels: Sequence[str], window: float, seed: int) -> None:
+    def __init__(
+        self, number: int, labels: Sequence[str], window: float, seed: int, longest: float
+    ) -> None:
+        """window: seconds; longest: seconds between two attempts to connect."""
         self.path = f"sim/room-{number:04}/node-1"
         rng = random.Random(seed * 1_000_003 + number)
         self._classroom = Classroom(labels, rng)
@@ -107,9 +110,11 @@ class SimNode:
         self._scheduler = SendScheduler(self.outbox)
         self._session, self._n = str(uuid.uuid4()), 0
         self._sent: dict[int, tuple[int, str]] = {}
-        self.client: Any = None
+        self.client: Client | None = None
         self.up = False
-        self.pause, self.next_try = FIRST_PAUSE_SECONDS, rng.uniform(0, SPREAD_SECONDS)
+        self.failures = 0  # since the broker last took this node
+        self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
+        self.next_try = rng.uniform(0, SPREAD_SECONDS)
         self._step, self._next_look = window / SAMPLES, 0.0
         self.made, self.fresh = 0, False
 
@@ -139,16 +144,18 @@ class SimNode:
         content = {"node": self.path, "session": self._session, "state": state, **stamp}
         return Outgoing("status", as_dict(Status.model_validate(content)), retain=True)
 
-    def connected(self, client: Any) -> None:
+    def connected(self, client: Client) -> None:
         self._sent.clear()
         self._scheduler.connected()
         client.subscribe(f"{PREFIX}/{self.path}/ack", qos=1)
         self.say(self.status("online"))
 
     def say(self, message: Outgoing) -> None:
+        assert self.client is not None
         self.client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
 
     def offer(self) -> None:
+        assert self.client is not None
         self.fresh = False
         for seq, payload in self._scheduler.next():
             message = as_sent(payload)
@@ -177,10 +184,8 @@ class SimulatedFleet:
 
     def __init__(self, settings: Broker, nodes: Sequence[SimNode]) -> None:
         """Raises SettingsError for unusable files."""
-        self._mqtt, self._settings, self.nodes = mqtt_library(), settings, nodes
-        self._address = Address(settings.url)
-        self._context = tls_context(settings.tls) if self._address.secure else None
-        self._password = read_password(settings.password_file)
+        self._connector, self.nodes = Connector(settings), nodes
+        self._longest = settings.retry_max_seconds
         self._selector = selectors.DefaultSelector()
         self._began = time.monotonic()
         self.losses = 0
@@ -211,46 +216,46 @@ class SimulatedFleet:
                 self._served(node, node.client.loop_write())
 
     def _connect(self, node: SimNode, now: float) -> None:
-        client = new_client(self._mqtt, self._settings, f"edge/{node.path}", self._mqtt.MQTTv5)
-        secure(client, self._settings, self._password, self._context)
+        versions = self._connector.protocol.candidates()
+        version = versions[node.failures % len(versions)]
+        client = self._connector.new_client(f"edge/{node.path}", version)
         will = node.status("lost")
         client.will_set(will.topic, dumps(will.payload), qos=1, retain=True)
-        client.on_connect = lambda c, u, f, reason, p: self._answered(node, c, reason)
+        client.on_connect = lambda c, u, f, reason, p: self._answered(node, c, reason, version)
         client.on_publish = lambda c, u, mid, reason, p: node.published(mid)
-        client.on_message = lambda c, u, message: node.heard(message.payload)
+        client.on_message = lambda c, u, message: node.heard(bytes(message.payload))
         try:
-            client.connect(self._address.host, self._address.port, self._settings.keepalive_seconds)
-        except (OSError, ssl.SSLError) as error:
+            self._connector.open(client)
+        except OSError as error:
             self.reason = describe_connect_error(error)
-            self._later(node, now, stood=False)
+            self._later(node, now)
             return
         node.client = client
-        self._selector.register(client.socket(), selectors.EVENT_READ, node)
+        self._selector.register(client.socket(), selectors.EVENT_READ, node)  # type: ignore[arg-type]
 
-    def _answered(self, node: SimNode, client: Any, reason: Any) -> None:
+    def _answered(
+        self, node: SimNode, client: Client, reason: ReasonCode, version: Version
+    ) -> None:
         if reason.is_failure:
-            self.reason = refused(f"{reason}")
+            self.reason = refused(str(reason))
             return
-        node.up = True
+        self._connector.protocol.spoken(version)
+        node.up, node.failures = True, 0
         node.connected(client)
 
     def _served(self, node: SimNode, code: int) -> None:
-        if code == self._mqtt.MQTT_ERR_SUCCESS or node.client is None:
+        if code == 0 or node.client is None:
             return
-        self._drop(node)
-        self.losses += node.up
-        self._later(node, time.monotonic(), stood=node.up)
-        node.up = False
-
-    def _drop(self, node: SimNode) -> None:
         for key in [k for k in self._selector.get_map().values() if k.data is node]:
             self._selector.unregister(key.fileobj)
         node.client = None
+        self.losses += node.up
+        self._later(node, time.monotonic())
 
-    def _later(self, node: SimNode, now: float, stood: bool) -> None:
-        longest = self._settings.retry_max_seconds
-        node.pause = FIRST_PAUSE_SECONDS if stood else min(2 * node.pause, longest)
-        node.next_try = now - self._began + pause_after(stood, node.pause, longest)
+    def _later(self, node: SimNode, now: float) -> None:
+        node.failures += not node.up
+        node.next_try = now - self._began + reconnect_delay(node.up, node.backoff, self._longest)
+        node.up = False
 
     def close(self) -> None:
         for node in self.nodes:
@@ -307,7 +312,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--window must be 0.1 or more, --seconds above 0, --wait not below it")
     settings = broker_settings(args)
     labels = load_bundle().labels
-    nodes = [SimNode(i, labels, args.window, args.seed) for i in range(args.nodes)]
+    longest = settings.retry_max_seconds
+    nodes = [SimNode(i, labels, args.window, args.seed, longest) for i in range(args.nodes)]
     fleet, stop = SimulatedFleet(settings, nodes), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -172,7 +172,7 @@ class Babbler:
 def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.delivery.publisher.pause_after", lambda *a: 0.0)
+    monkeypatch.setattr("edge.delivery.publisher.reconnect_delay", lambda *a: 0.0)
     broker, box = Babbler(), Outbox(tmp_path / "box.sqlite")
     node = MqttPublisher(
         Broker(url=broker.url), "c", Outgoing("status", {"node": "a/b/c"}, True), box

@@ -18,11 +18,12 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
+from edge.base.backoff import Backoff
 from edge.base.errors import BrokerError, SettingsError
-from edge.delivery.connection import probe
+from edge.delivery.connection import probe, reconnect_delay
 from edge.delivery.messages import Outgoing
 from edge.delivery.outbox import Outbox
-from edge.delivery.publisher import MqttPublisher, pause_after
+from edge.delivery.publisher import MqttPublisher
 from edge.settings import Broker, Tls
 from support.brokers import Mosquitto, certificates, free_port
 from support.command import Done
@@ -421,12 +422,12 @@ def test_a_recorder_that_lacks_readings_gets_them_again(
 
 def test_a_thousand_nodes_do_not_come_back_at_once() -> None:
     """After a loss that all see in one moment, and while the broker stays away."""
-    for connected, pause, most in ((True, 1.0, 5.0), (False, 16.0, 16.0)):
-        waits = sorted(pause_after(connected, pause, 60.0) for _ in range(1000))
+    for was_up, delay, most in ((True, 1.0, 5.0), (False, 16.0, 16.0)):
+        waits = sorted(reconnect_delay(was_up, Backoff(delay, 60.0), 60.0) for _ in range(1000))
         assert waits[-1] <= most
         busiest = max(sum(t <= w < t + 0.1 for w in waits) for t in waits)
         assert busiest < 60, "in any tenth of a second"
-    assert pause_after(True, 1.0, 0.5) <= 0.5, "retry_max_seconds holds"
+    assert reconnect_delay(True, Backoff(1.0, 0.5), 0.5) <= 0.5, "retry_max_seconds holds"
 
 
 def test_a_broker_that_stops_acknowledging_is_left_and_loses_nothing(tmp_path: Path) -> None:
