@@ -1,7 +1,7 @@
 """Near-duplicates: images that are in two splits leave the one that is learned from.
 
 Exact: sha256 of the pixels. Near: 64-bit DCT perceptual hash, Hamming distance 4 or less. The
-list is written beside the crops, so that what was left out can be read.
+list is written into the crops' folder, so that what was left out can be read.
 """
 
 from __future__ import annotations

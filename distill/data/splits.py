@@ -69,7 +69,7 @@ def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 
 
 def crops_folder(data: Path, spec: CropSpec) -> Path:
-    """Name the folder of a raw data set's crops, `DATA.crops/KEY` beside it."""
+    """Name the folder of a raw data set's crops, `DATA.crops/KEY` next to it."""
     data = data.resolve()
     return data.with_name(data.name + ".crops") / crops_key(spec, locked()["yunet"]["sha256"])
 

@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="FILE",
-        help="what distill-train wrote; its last epochs beside it are scored too. Given again, with a\n"
-        "checkpoint or a bundle: all answer together",
+        help="what distill-train wrote; the last epochs in its folder are scored too. Given again,\n"
+        "with a checkpoint or a bundle: all answer together",
     )
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, required=True)

@@ -31,7 +31,7 @@ NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 class Run(Strict):
     name: str = Field(pattern=NAME)
-    recipe: str = Field(description="a recipe's file, beside the study's")
+    recipe: str = Field(description="a recipe's file, from the study's folder")
     changes: dict[str, Any] = Field(
         default={}, description="laid over the recipe, section by section"
     )

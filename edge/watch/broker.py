@@ -21,7 +21,7 @@ NODE_READS = ("ack", "cmd/+")
 ANY_NODE = f"{PREFIX}/+/+/+"
 
 CONFIGURATION = """\
-# mosquitto 2 for a school's nodes. Install as /etc/mosquitto/conf.d/edge.conf beside Debian's own
+# mosquitto 2 for a school's nodes. Install as /etc/mosquitto/conf.d/edge.conf next to Debian's own
 # mosquitto.conf, which switches persistence on; with another, say `persistence true` there.
 per_listener_settings false
 allow_anonymous false

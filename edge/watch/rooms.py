@@ -71,7 +71,7 @@ class Room:
 
     @property
     def patience(self) -> float:
-        """Seconds without a reading after which what it said last is no longer so."""
+        """How many seconds without a reading outdate what it said last."""
         window = self.counts.window_seconds if self.counts else 0.0
         return max(SILENT_SECONDS, SILENT_WINDOWS * window)
 

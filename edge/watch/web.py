@@ -220,7 +220,7 @@ class Server:
         try:
             self._server.run()
         except (SystemExit, OSError) as error:
-            # uvicorn's answers to a port that is taken and a certificate that is none; `start` says so.
+            # uvicorn's answers to a taken port and to a file that is not a certificate; see `start`.
             log.debug("the page ended: %s", error)
 
     def start(self) -> None:

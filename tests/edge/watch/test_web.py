@@ -293,7 +293,7 @@ def test_a_node_a_recorder_and_the_page_outlive_their_broker(
         wait_for(seen.page, "broker connected")
         wait_for(seen.page, "heard 0 s ago")
         assert seen.wrong == []
-        # A recorder that was killed starts with what it had stored; nobody tells it anew.
+        # A recorder that was killed starts with what it had stored; nobody tells it again.
         node.send_signal(signal.SIGTERM)
         assert node.wait(PATIENCE) == 0
         wait_for(seen.page, "stopped")
