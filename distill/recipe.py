@@ -14,7 +14,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class CropRecipe(Strict):
-    """How a face is cut out of its picture."""
+    """How a face is cut out of its image."""
 
     size: int = Field(ge=32, le=224, multiple_of=8, description="side of the crop, pixels")
     channels: Literal[1, 3] = 1
@@ -65,7 +65,7 @@ class TeacherRecipe(Strict):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     cached: list[Literal["scene", "face"]] = Field(
         default=["scene"],
-        description="backbones that run once a picture, their grids warped with it; the others run "
+        description="backbones that run once an image, their grids warped with it; the others run "
         "for every batch and see its light, noise ... too",
     )
     backbone_rate: float = Field(
@@ -100,13 +100,13 @@ class Distillation(Strict):
     relation_heads: int = Field(default=8, ge=1)
     live: bool = Field(
         default=False,
-        description="the teacher sees the student's very picture, for which a GPU is needed; else its "
-        "outputs for each picture are computed once and cached",
+        description="the teacher sees the student's very image, for which a GPU is needed; else its "
+        "outputs for each image are computed once and cached",
     )
 
 
 class Augmentation(Strict):
-    """Random changes of a training picture."""
+    """Random changes of a training image."""
 
     rotate_degrees: float = Field(default=15.0, ge=0, le=45)
     scale: float = Field(default=1.15, ge=1, le=2, description="largest factor, and its inverse")
@@ -125,10 +125,10 @@ class Augmentation(Strict):
 
 
 class Training(Strict):
-    """The optimiser's schedule, and how pictures are drawn."""
+    """The optimiser's schedule, and how images are drawn."""
 
     epochs: int = Field(ge=1)
-    batch: int = Field(default=128, ge=2, description="pictures a step, over all processes")
+    batch: int = Field(default=128, ge=2, description="images a step, over all processes")
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_epochs: float = Field(default=1.0, ge=0)
@@ -139,7 +139,7 @@ class Training(Strict):
         description="rho of sharpness-aware minimisation (SAM), which takes 2 passes; 0 is off",
     )
     balance: float = Field(
-        default=0.0, ge=0, le=1, description="0 draws pictures evenly, 1 draws classes evenly"
+        default=0.0, ge=0, le=1, description="0 draws images evenly, 1 draws classes evenly"
     )
     mixup: float = Field(default=0.0, ge=0, le=2, description="alpha of mixup; 0 is off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -177,7 +177,7 @@ class Recipe(Strict):
                 raise ValueError("'distillation.relations' needs 'student.attend'")
         if self.distillation and self.training.mixup and not self.distillation.live:
             raise ValueError(
-                "'training.mixup' with a teacher's cached outputs teaches the wrong picture; use live"
+                "'training.mixup' with a teacher's cached outputs teaches the wrong image; use live"
             )
         if self.augmentation.shrink_to >= self.crop.size:
             raise ValueError("augmentation.shrink_to must be below crop.size")

@@ -42,7 +42,7 @@ def train(
 ) -> Path:
     """Train, and return the path of the best checkpoint by validation accuracy.
 
-    Raises DataError where there are too few pictures or --resume finds another run, UsageError where
+    Raises DataError where there are too few images or --resume finds another run, UsageError where
     `out` holds a run and resume is not asked for."""
     trainer = Trainer(recipe, setup, process, compiled)
     first, best = 0, -1.0

@@ -1,13 +1,13 @@
 """Keep a frozen network's outputs on disk, memory-mapped, so that two cores can train the rest.
 
-DATA.features/KEY/SPLIT-PICTURES/ holds, for every crop of a split, in the crops' order:
+DATA.features/KEY/SPLIT-IMAGES/ holds, for every crop of a split, in the crops' order:
 
     codes.npy   (N, G * G, D) int8
     scale.npy   (N, G * G) float16
     done        how many rows are written; a run that was killed resumes there
 
-KEY is a digest of the network's weights and input side, the crops' form and the precision, PICTURES
-one of the cropped pictures.
+KEY is a digest of the network's weights and input side, the crops' form and the precision, IMAGES
+one of the cropped images.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def features_folder(crops: Path, split: str, network: Dinov2 | FrozenStem, bf16: bool) -> Path:
-    """Return DATA.features/KEY/SPLIT-PICTURES for the crops in DATA.crops/KEY.
+    """Return DATA.features/KEY/SPLIT-IMAGES for the crops in DATA.crops/KEY.
 
     Raises DataError where the crops of that split are not finished."""
     kind = "Dinov2" if isinstance(network, Dinov2) else "Lower"  # as 0.1.0 named its caches
     inputs = [crops.name, kind, weights_digest(network), network.side, bf16]
     key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     try:
-        pictures = hashlib.sha256((crops / f"{split}.key").read_bytes()).hexdigest()[:12]
+        images = hashlib.sha256((crops / f"{split}.key").read_bytes()).hexdigest()[:12]
     except OSError as error:
         raise DataError(f"{crops} holds no finished crops of '{split}'; run it again") from error
     beside = crops.parent.with_name(crops.parent.name.removesuffix(".crops") + ".features")
-    return beside / key / f"{split}-{pictures}"
+    return beside / key / f"{split}-{images}"
 
 
 def pack(grid: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -147,7 +147,7 @@ def _cached(place: Path, computed: OnTheFlyFeatures, progress: Callable[[str], N
     except (OSError, ValueError) as error:
         raise DataError(f"{place} cannot be used ({error}); delete it and start again") from error
     if not len(codes) == len(scale) == len(pixels):
-        raise DataError(f"{place} holds other pictures; delete it and start again")
+        raise DataError(f"{place} holds other images; delete it and start again")
     started, first = time.monotonic(), done
     while done < len(pixels):
         codes[done : done + BATCH], scale[done : done + BATCH] = pack(compute(done))

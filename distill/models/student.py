@@ -3,7 +3,7 @@
     faces (B, 1, S, S) -> trunk (B, C, G, G) -> scene tokens and face tokens (B, N, D) each
         -> cross-attention in both directions -> convolutions over the fused grid -> logits (B, K)
 
-B batch, S picture side, G grid side (S / 8), N = G * G tokens, D width, H heads, K classes.
+B batch, S image side, G grid side (S / 8), N = G * G tokens, D width, H heads, K classes.
 
 The block has the teacher's form (two streams that attend to each other, then a convolution), narrower.
 Deployed, the trunk is plain 3x3 convolutions with ReLU, as RepVGG's (Ding et al., CVPR 2021). The
@@ -23,7 +23,7 @@ from torch.nn import functional
 class StudentConfig:
     """Sizes of a student.
 
-    size: picture side in pixels; widths: channels of the first block and of the three stages that
+    size: image side in pixels; widths: channels of the first block and of the three stages that
     halve the grid; depths: blocks in those stages; width, heads: of the fused block; attend: False
     replaces each attention by a perceptron of equal cost, for an ablation.
     """

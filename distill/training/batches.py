@@ -1,7 +1,7 @@
 """Make batches: from rows of the training set to the arguments of a task's forward.
 
-StudentBatches   augmented pictures; with a teacher, its outputs for them
-TeacherBatches   the frozen backbones' outputs, from a cache or computed from augmented pictures
+StudentBatches   augmented images; with a teacher, its outputs for them
+TeacherBatches   the frozen backbones' outputs, from a cache or computed from augmented images
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def mixup(
 
 @dataclass(frozen=True, slots=True)
 class StudentBatches:
-    """Batches of pictures, with at most one source of a teacher's outputs.
+    """Batches of images, with at most one source of a teacher's outputs.
 
-    target_cache: those of the plain pictures; live: the networks that compute them from the very
-    picture that the student sees."""
+    target_cache: those of the plain images; live: the networks that compute them from the very
+    image that the student sees."""
 
     recipe: Recipe
     examples: Examples
@@ -99,8 +99,8 @@ class StudentBatches:
 class TeacherBatches:
     """Batches of the frozen backbones' outputs.
 
-    scene, stem: cached grids of the plain crops, warped as the picture would be; None computes them
-    from the augmented picture by `frozen`, the two networks. valid: both, of the validation split."""
+    scene, stem: cached grids of the plain crops, warped as the image would be; None computes them
+    from the augmented image by `frozen`, the two networks. valid: both, of the validation split."""
 
     recipe: Recipe
     examples: Examples

@@ -107,7 +107,7 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         process.barrier()
     truth = choosable(valid, unchosen)
     if not (truth >= 0).any():
-        raise DataError(f"no picture of {args.data}'s validation split has a label to choose by")
+        raise DataError(f"no image of {args.data}'s validation split has a label to choose by")
     known = start.metadata if start else None
     return TrainingSetup(split.labels, examples, truth, valid.targets, networks, known, args.layout)
 
@@ -221,7 +221,7 @@ class RunBuilder:
             members = [open_predictor(path, args.dinov2, args.face) for path in others]
             self.say(
                 f"computing {len(members)} more networks' outputs for "
-                f"{len(self.train.crops.names)} pictures"
+                f"{len(self.train.crops.names)} images"
             )
             pixels = self.pixels("train")
             cache = ensemble_targets(cache, labels, recipe.crop.spec(), members, pixels)

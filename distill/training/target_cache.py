@@ -1,7 +1,7 @@
-"""Keep a trained teacher's outputs for every training picture on disk, for the student to learn from.
+"""Keep a trained teacher's outputs for every training image on disk, for the student to learn from.
 
-A student sees a picture warped at random; the backbones' grids are warped with it, since their tokens
-are places. Logits and embedding are those of the plain picture (Beyer et al., CVPR 2022, call this a
+A student sees an image warped at random; the backbones' grids are warped with it, since their tokens
+are places. Logits and embedding are those of the plain image (Beyer et al., CVPR 2022, call this a
 fixed teacher).
 """
 
@@ -44,9 +44,9 @@ class TargetCache:
     arrays: dict[str, NDArray[Any]]
 
     def read(self, rows: NDArray[np.int64], affine: Tensor, side: int) -> TeacherOutputs:
-        """Return the outputs for warped pictures, grids as (B, D, side, side).
+        """Return the outputs for warped images, grids as (B, D, side, side).
 
-        affine: (B, 2, 3), how these pictures were warped (`augment.random_affine`)."""
+        affine: (B, 2, 3), how these images were warped (`augment.random_affine`)."""
         a = {name: array[rows] for name, array in self.arrays.items()}
         return TeacherOutputs(
             logits=torch.from_numpy(a["logits"].astype(np.float32)),
@@ -110,14 +110,14 @@ def cache_targets(
 ) -> TargetCache:
     """Open FEATURES/lessons-TEACHER/*.npy, after computing them where they are missing.
 
-    features: the stem's folder, whose key names the pictures. Raises DataError where files are
+    features: the stem's folder, whose key names the images. Raises DataError where files are
     damaged."""
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark = folder / "done"
     if not mark.is_file():
         with file_lock(folder / ".lock"):  # of two runs, the second waits and finds it done
             if not mark.is_file():
-                progress(f"computing the teacher's outputs for {len(scene)} pictures")
+                progress(f"computing the teacher's outputs for {len(scene)} images")
                 _write(folder, compute_targets(teacher, scene, stem, bf16), len(scene))
                 write_atomically(mark, b"")
     try:
@@ -125,7 +125,7 @@ def cache_targets(
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} cannot be used ({error}); delete it and start again") from error
     if any(len(array) != len(scene) for array in arrays.values()):
-        raise DataError(f"{folder} holds other pictures; delete it and start again")
+        raise DataError(f"{folder} holds other images; delete it and start again")
     return TargetCache(arrays)
 
 
@@ -138,7 +138,7 @@ def ensemble_targets(
 ) -> TargetCache:
     """Replace the teacher's logits by the mean of all networks' logits, up to a constant for each row.
 
-    labels, crop: the teacher's; pixels: (N, C, S, S) uint8, the cached pictures. Raises DataError
+    labels, crop: the teacher's; pixels: (N, C, S, S) uint8, the cached images. Raises DataError
     where another network knows other classes or reads other crops. You et al., "Learning from
     Multiple Teacher Networks", KDD 2017."""
     own = probabilities(cache.arrays["logits"])

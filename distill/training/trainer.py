@@ -41,14 +41,14 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, setup: TrainingSetup, process: Process, compiled: bool
     ) -> None:
-        """compiled: by torch.compile. Raises DataError where there are too few pictures, UsageError
+        """compiled: by torch.compile. Raises DataError where there are too few images, UsageError
         where a batch is too small for the processes."""
         examples, t = setup.examples, recipe.training
         if len(examples) < 2 * process.world:
-            raise DataError("fewer than two usable training pictures; check --data and --layout")
+            raise DataError("fewer than two usable training images; check --data and --layout")
         if t.batch < 2 * process.world:
             raise UsageError(
-                f"a batch of {t.batch} over {process.world} processes is less than two pictures each; "
+                f"a batch of {t.batch} over {process.world} processes is less than two images each; "
                 f"raise training.batch"
             )
         self.recipe, self.setup, self.process = recipe, setup, process
@@ -131,7 +131,7 @@ class Trainer:
         process, t = self.process, self.recipe.training
         weights = sum(p.numel() for p in self._trainable())
         return (
-            f"{len(self.setup.examples)} pictures, {self._steps} steps an epoch, epochs "
+            f"{len(self.setup.examples)} images, {self._steps} steps an epoch, epochs "
             f"{first}..{t.epochs - 1}, {weights / 1e6:.2f} M weights, {process.world} x "
             f"{process.device}, {'bf16' if self._bf16 else 'fp32'}, {torch.get_num_threads()} threads"
         )
@@ -142,7 +142,7 @@ class Trainer:
         return learning_rate(t, (epoch + 1) * self._steps - 1, self._steps * t.epochs)
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """Train on every picture once; return the mean of each loss over steps and processes."""
+        """Train on every image once; return the mean of each loss over steps and processes."""
         t, process = self.recipe.training, self.process
         # Each process draws its own augmentation; a process by itself has rank 0.
         seed = (t.seed * 100_003 + epoch) * 1_009 + process.rank

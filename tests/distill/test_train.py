@@ -340,7 +340,7 @@ def test_augmentation_switched_off_changes_nothing_but_the_mirror() -> None:
     assert bool(mirrored.any())
 
 
-def test_twins_and_pictures_without_a_vote_are_not_learned_from_nor_chosen_on() -> None:
+def test_near_duplicates_and_images_without_a_vote_are_not_learned_from_nor_chosen_on() -> None:
     votes = np.zeros((4, 4), dtype=np.int64)
     votes[:, 0] = 10
     votes[2] = [1, 0, 0, 9]  # not a face

@@ -94,7 +94,7 @@ def test_a_full_disk_and_other_pictures_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache(tmp_path, Counting(), count=70)
-    with pytest.raises(DataError, match="holds other pictures"):
+    with pytest.raises(DataError, match="holds other images"):
         cache(tmp_path, Counting(), count=71)
     (tmp_path / "codes.npy").write_bytes(b"half")
     with pytest.raises(DataError, match="delete it and start again"):
@@ -112,13 +112,13 @@ def test_other_weights_crops_or_precision_have_a_cache_of_their_own(tmp_path: Pa
         features_folder(crops, "train", split_backbone(face, 2)[0], False)
     for folder in (crops, crops.with_name("def")):
         folder.mkdir(parents=True)
-        (folder / "train.key").write_text("these pictures")
+        (folder / "train.key").write_text("these images")
 
     def name(units: int, bf16: bool = False, folder: Path = crops) -> Path:
         return features_folder(folder, "train", split_backbone(face, units)[0], bf16)
 
     names = [name(2), name(3), name(2, bf16=True), name(2, folder=crops.with_name("def"))]
-    (crops / "train.key").write_text("the same names, one picture written anew")
+    (crops / "train.key").write_text("the same names, one image overwritten")
     names.append(name(2))
     assert len(set(names)) == 5
     assert {place.parent.parent for place in names} == {tmp_path / "data.features"}
