@@ -20,7 +20,7 @@ import pytest
 
 from edge.base.backoff import Backoff
 from edge.base.errors import BrokerError, SettingsError
-from edge.delivery.connection import probe, reconnect_delay
+from edge.delivery.connection import Connector, probe, reconnect_delay
 from edge.delivery.messages import Outgoing
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import MqttPublisher
@@ -230,7 +230,9 @@ def test_mutual_tls_connects_and_each_missing_part_is_named(tmp_path: Path) -> N
     broker.stop()
 
 
-def test_a_broker_of_3_1_1_is_served_too(tmp_path: Path) -> None:
+@pytest.fixture
+def older() -> Iterator[str]:
+    """Address of a broker that knows nothing newer than MQTT 3.1.1."""
     port = free_port()
     script = (
         "import sys, time\nsys.path.insert(0, 'demo')\nimport run\n"
@@ -241,18 +243,75 @@ def test_a_broker_of_3_1_1_is_served_too(tmp_path: Path) -> None:
     )
     assert broker.stdout is not None
     assert broker.stdout.readline().strip() == "up"
-    try:
-        assert probe(Broker(url=f"mqtt://127.0.0.1:{port}")) == "MQTT 3.1.1"
+    yield f"mqtt://127.0.0.1:{port}"
+    broker.kill()
+    broker.wait()
+    broker.stdout.close()
+
+
+def versions_tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    tried: list[str] = []
+    new_client = Connector.new_client
+
+    def noted(self: Connector, client_id: str, version: Any) -> Any:
+        tried.append(version)
+        return new_client(self, client_id, version)
+
+    monkeypatch.setattr(Connector, "new_client", noted)
+    return tried
+
+
+def test_a_broker_of_3_1_1_is_served_too_and_asked_in_it_at_the_next_start(
+    older: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    assert probe(Broker(url=older)) == "MQTT 3.1.1"
+    tried = versions_tried(monkeypatch)
+    for expected in (["5", "3.1.1"], ["3.1.1"]):
+        tried.clear()
         box = Outbox(tmp_path / "box.sqlite")
         box.append(example())
-        out = publisher(f"mqtt://127.0.0.1:{port}", box)
+        out = publisher(older, box)
         out.start()
         wait_state(out, "connected: MQTT 3.1.1")
         assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
-    finally:
-        broker.kill()
-        broker.wait()
-        broker.stdout.close()
+        assert tried == expected
+        box.close()
+    said = [r for r in caplog.records if "speaks MQTT 3.1.1" in r.message]
+    assert len(said) == 2, "by the probe and by the first start alone"
+    assert [r.message for r in caplog.records if r.levelname != "INFO"] == []
+
+
+def test_a_version_that_is_set_is_not_left_and_named_in_the_reason(
+    older: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = versions_tried(monkeypatch)
+    box = Outbox(tmp_path / "box.sqlite")
+    out = publisher(older, box, protocol="5", retry_max_seconds=1.0)
+    out.start()
+    assert "broker.protocol is 5" in wait_state(out, "away: ")
+    out.finish(stopped(), 0.0, NOT_HURRIED)
+    assert set(tried) == {"5"}
+    assert probe(Broker(url=older, protocol="3.1.1")) == "MQTT 3.1.1"
+    box.close()
+
+
+def test_what_a_broker_sends_unasked_is_not_taken_for_an_ack(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Outbox(tmp_path / "box.sqlite")
+    out = publisher("mqtt://127.0.0.1:1", box)
+    message = mqtt.MQTTMessage(topic=f"edge/v1/{NODE}/status".encode())
+    message.payload = b'{"schema":"edge.status/1"}'
+    out._on_message(None, None, message)  # type: ignore[arg-type]
+    assert not caplog.records
+    message.topic = f"edge/v1/{NODE}/ack".encode()
+    out._on_message(None, None, message)  # type: ignore[arg-type]
+    assert "malformed" in caplog.records[0].message
+    box.close()
 
 
 def test_a_file_whose_broker_stays_away_exits_1_and_names_the_outbox(
