@@ -21,7 +21,7 @@ from distill.data.duplicates import (
     names_of,
     without_near_duplicates,
 )
-from distill.data.sampling import choosable
+from distill.data.sampling import validation_labels
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
 from distill.evaluation.metrics import fit_temperature
 from distill.evaluation.report import report
@@ -133,7 +133,7 @@ def _fill(
     places = balanced(labels, classes, CALIBRATION_CROPS)
     quantiser = Quantiser(folder / FILES["fp32"], train.crops.pixels[places], folder.parent)
     sensitivity = write_all(quantiser, folder, train.crops.pixels[places[::2]], say)
-    truth = choosable(valid, unchosen)
+    truth = validation_labels(valid, unchosen)
     agreement = agree_all(folder, valid.crops.pixels, truth, checkpoint.labels)
     for role, found in agreement.items():
         print(row(role, "valid", found))

@@ -32,7 +32,7 @@ class Examples:
         return torch.from_numpy(self.faces[rows]).float(), torch.from_numpy(self.targets[rows])
 
 
-def learnable(split: Split, leave_out: set[str]) -> Examples:
+def training_examples(split: Split, leave_out: set[str]) -> Examples:
     """Select images to learn from: some vote for a class, not mostly voted no face, not left out."""
     classes = len(split.labels)
     inside = split.votes[:, :classes]
@@ -47,7 +47,7 @@ def learnable(split: Split, leave_out: set[str]) -> Examples:
     return Examples(split.crops.pixels, split.targets, rows, digest)
 
 
-def choosable(valid: Split, leave_out: frozenset[str] | set[str]) -> NDArray[np.int64]:
+def validation_labels(valid: Split, leave_out: frozenset[str] | set[str]) -> NDArray[np.int64]:
     """Label the images to choose a model on (N,): by majority, -1 for none and for those left out."""
     truth = majority(valid.votes, len(valid.labels))
     truth[[name in leave_out for name in valid.crops.names]] = -1

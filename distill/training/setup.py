@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from distill.data.duplicates import find_near_duplicates, names_of
-from distill.data.sampling import Examples, choosable, learnable
+from distill.data.sampling import Examples, training_examples, validation_labels
 from distill.data.splits import Split, crops_folder, join, open_crops
 from distill.models.backbones import Dinov2, FrozenStem
 from distill.models.build import build_student, build_teacher
@@ -99,13 +99,13 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         f"left out: {len(left_out)} near-duplicates of validation and test images from training, "
         f"{len(unchosen)} near-duplicates of test images from choosing"
     )
-    examples = learnable(split, left_out)
+    examples = training_examples(split, left_out)
     torch.manual_seed(recipe.training.seed)
     builder = RunBuilder(recipe, args, process.device, folder, examples, split, valid, say, start)
     networks = builder.teacher() if recipe.teacher else builder.student()
     if process.is_main:
         process.barrier()
-    truth = choosable(valid, unchosen)
+    truth = validation_labels(valid, unchosen)
     if not (truth >= 0).any():
         raise DataError(f"no image of {args.data}'s validation split has a label to choose by")
     known = start.metadata if start else None

@@ -18,7 +18,7 @@ import torch
 
 from distill.data.augment import corrupt, gaussian_blur, jpeg, random_affine, warp
 from distill.data.crops import Crops
-from distill.data.sampling import batches, choosable, learnable, sampling_weights
+from distill.data.sampling import batches, sampling_weights, training_examples, validation_labels
 from distill.data.splits import Split
 from distill.evaluation.report import count_undetected
 from distill.models.backbones import SFace
@@ -257,7 +257,7 @@ def test_processes_share_every_batch_and_classes_can_be_drawn_evenly() -> None:
     crops = Crops(
         np.zeros((40, 1, 8, 8), np.uint8), [str(i) for i in range(40)], np.ones(40, dtype=bool)
     )
-    examples = learnable(Split(crops, votes, ("a", "b")), {"3"})
+    examples = training_examples(Split(crops, votes, ("a", "b")), {"3"})
     alone = list(batches(examples, 8, 0, 1))
     assert [len(rows) for rows in alone] == [8, 8, 8, 8, 7]
     assert sorted(np.concatenate(alone)) == [i for i in range(40) if i != 3]
@@ -347,9 +347,9 @@ def test_near_duplicates_and_images_without_a_vote_are_not_learned_from_nor_chos
     pixels = np.zeros((4, 1, 8, 8), np.uint8)
     crops = Crops(pixels, ["a", "twin", "no-face", "b"], np.array([True, True, True, False]))
     split = Split(crops, votes, ("calm", "glad"))
-    assert learnable(split, {"twin"}).rows.tolist() == [0, 3]
-    assert learnable(split, {"twin"}).digest != learnable(split, set()).digest
-    assert choosable(split, {"twin"}).tolist() == [0, -1, -1, 0]
+    assert training_examples(split, {"twin"}).rows.tolist() == [0, 3]
+    assert training_examples(split, {"twin"}).digest != training_examples(split, set()).digest
+    assert validation_labels(split, {"twin"}).tolist() == [0, -1, -1, 0]
     p = np.tile([0.9, 0.1], (4, 1))
     share, accuracy = count_undetected(split, p, "majority-8")
     assert (share, accuracy) == pytest.approx((1 / 3, 2 / 3))
