@@ -168,6 +168,7 @@ def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, lis
 
 
 def requirement(wheel: Path) -> str:
+    """Return the line of a requirements file that names a wheel by its hash."""
     name, version = named(wheel.name)
     return f"{name}=={version} --hash=sha256:{sha256_of(wheel)}\n"
 
@@ -257,7 +258,7 @@ def share(
     (folder / "version").write_text(f"{version}\n")
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in inside]
-    # What the package is made of besides; sha256sum --check reads these lines as comments.
+    # What else the package is made of; sha256sum --check reads these lines as comments.
     lines += [f"# {sha256_of(ROOT / name)}  {name}\n" for name in tracked()]
     (folder / "MANIFEST").write_text("".join(lines))
 
