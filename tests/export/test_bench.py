@@ -28,7 +28,7 @@ def test_ratios_are_of_the_same_batch() -> None:
 
 @pytest.mark.slow
 def test_the_bundle_alone_is_timed_with_its_conditions(command: Callable[..., Done]) -> None:
-    done = command("export.bench", SHIPPED, "--rounds", 1, "--without-rivals", "--json")
+    done = command("export.bench", SHIPPED, "--rounds", 1, "--without-baselines", "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     batches = {row["batch"] for row in result["rows"]}
@@ -39,6 +39,12 @@ def test_the_bundle_alone_is_timed_with_its_conditions(command: Callable[..., Do
     assert all(0 < share < 3 for share in result["share_of_peak"].values())
     assert "no CUDA device" in result["not_measured"]["student int8, TensorRT"]
     assert {"processor", "threads", "rounds", "bundle"} <= set(result["conditions"])
+
+
+def test_the_options_older_name_is_taken(command: Callable[..., Done]) -> None:
+    for name in ("--without-baselines", "--without-rivals"):
+        done = command("export.bench", SHIPPED, "--rounds", 0, name)
+        assert (done.code, "--rounds must be at least 1" in done.last) == (2, True)
 
 
 @pytest.mark.slow
