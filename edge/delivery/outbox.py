@@ -3,8 +3,8 @@
 One SQLite file (WAL, synchronous FULL). Its `log` is a UUID made with the file, `seq` counts up by
 one and is never used twice, so a receiver that deduplicates on (node, log, seq) counts each once.
 
-    append > waiting > acknowledge (broker) > kept for hours > gone
-                ^------------- requeue_unconfirmed (a recorder never got it)
+    append -> waiting -> acknowledge (broker) -> kept for hours -> gone
+                 ^------------- requeue_unconfirmed (a recorder never got it)
 
 Ages are in running time, which this file accumulates over starts: a clock that jumps expires nothing.
 """
@@ -64,13 +64,7 @@ class Outbox:
                     raise
                 self._start_anew(error)
         except sqlite3.OperationalError as error:
-            busy = "locked" in str(error)
-            hint = (
-                "another edge-run uses it; stop that one or give another runtime.state"
-                if busy
-                else f"{error}; check the folder's rights and the disk"
-            )
-            raise OutboxError(f"outbox {path} cannot be opened: {hint}") from error
+            raise OutboxError(f"outbox {path} cannot be opened: {_hint(error)}") from error
         except OSError as error:
             raise OutboxError(
                 f"outbox {path} cannot be made ({error.strerror}); give another runtime.state"
@@ -80,13 +74,9 @@ class Outbox:
         self._db = sqlite3.connect(
             self.path, timeout=0.5, isolation_level=None, check_same_thread=False
         )
-        self._db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        # EXCLUSIVE: two nodes on one outbox would send each other's readings.
-        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
+        _configure(self._db)
         self._db.execute("BEGIN IMMEDIATE")
-        self._make_tables()
+        _make_tables(self._db)
         row = self._db.execute("SELECT log, running, dropped, stored FROM meta").fetchone()
         self._db.execute("COMMIT")
         if (verdict := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
@@ -98,47 +88,10 @@ class Outbox:
             self._db.execute("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM readings").fetchone()[0]
         )
 
-    def _make_tables(self) -> None:
-        columns = {row[1] for row in self._db.execute("PRAGMA table_info(readings)")}
-        if columns and "born" not in columns:  # of version 0.1.0
-            self._db.execute("ALTER TABLE readings ADD COLUMN born REAL NOT NULL DEFAULT 0")
-            for column in ("running REAL NOT NULL DEFAULT 1", "dropped INTEGER NOT NULL DEFAULT 0"):
-                self._db.execute(f"ALTER TABLE meta ADD COLUMN {column}")
-            self._db.execute("ALTER TABLE meta ADD COLUMN stored INTEGER")
-        if columns and "crc" not in columns:
-            self._db.execute("ALTER TABLE readings ADD COLUMN crc INTEGER")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS meta (log TEXT NOT NULL, running REAL NOT NULL DEFAULT 1, "
-            "dropped INTEGER NOT NULL DEFAULT 0, stored INTEGER)"
-        )
-        # acknowledged: running time of the broker's acknowledgement; 0 while it waits.
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS readings (seq INTEGER PRIMARY KEY AUTOINCREMENT, "
-            "payload TEXT NOT NULL, acknowledged REAL NOT NULL DEFAULT 0, "
-            "born REAL NOT NULL DEFAULT 0, crc INTEGER)"
-        )
-        self._db.execute(
-            "CREATE INDEX IF NOT EXISTS waiting ON readings (seq) WHERE acknowledged = 0"
-        )
-        # What is too old is asked for with every reading, of ninety thousand that are kept.
-        self._db.execute(
-            "CREATE INDEX IF NOT EXISTS kept ON readings (acknowledged) WHERE acknowledged > 0"
-        )
-        self._db.execute(
-            "CREATE INDEX IF NOT EXISTS aged ON readings (born) WHERE acknowledged = 0"
-        )
-        if self._db.execute("SELECT COUNT(*) FROM meta").fetchone()[0] == 0:
-            self._db.execute("INSERT INTO meta (log) VALUES (?)", (str(uuid.uuid4()),))
-
     def _start_anew(self, error: Exception) -> None:
         """Move the damaged file away, whole, and start a new log."""
         self._db.close()
-        number = sum(1 for _ in self.path.parent.glob(f"{self.path.stem}.damaged-*.sqlite"))
-        away = self.path.with_name(f"{self.path.stem}.damaged-{number}.sqlite")
-        for suffix in ("-wal", "-shm", ""):
-            source = self.path.with_name(self.path.name + suffix)
-            if source.exists():
-                source.replace(away.with_name(away.name + suffix))
+        away = _set_aside(self.path)
         log.error("outbox %s is damaged (%s): set aside as %s", self.path, error, away.name)
         self._open()
         self.set_aside = away
@@ -174,7 +127,7 @@ class Outbox:
                     "INSERT INTO readings (payload, born, crc) VALUES (?, ?, ?)",
                     (text, now, _crc(text)),
                 )
-                freed, dropped = self._trim(now, self._bytes + len(text))
+                freed, dropped = _trim(self._db, self._limits, now, self._bytes + len(text))
                 self._db.execute(
                     "UPDATE meta SET running = ?, dropped = dropped + ?", (now, dropped)
                 )
@@ -188,36 +141,6 @@ class Outbox:
             return int(cursor.lastrowid or 0)
 
         return self._do("takes no reading", work)
-
-    def _trim(self, now: float, size: int) -> tuple[int, int]:
-        """Bytes freed, and readings dropped that nobody has acknowledged; oldest first."""
-        freed = self._delete(
-            "acknowledged > 0 AND acknowledged < ?", now - 3600 * self._limits.keep_hours
-        )
-        gone = self._delete("acknowledged = 0 AND born < ?", now - 86400 * self._limits.days)
-        dropped = len(gone)
-        freed += gone
-        most = self._limits.mib * 2**20
-        # First what the broker has, then what nobody has; never the one that was just written.
-        for state in ("acknowledged > 0", "acknowledged = 0"):
-            while size - sum(freed) > most:
-                gone = self._delete(
-                    f"seq IN (SELECT seq FROM readings WHERE {state} AND seq < "
-                    f"(SELECT MAX(seq) FROM readings) ORDER BY seq LIMIT ?)",
-                    20,
-                )
-                if not gone:
-                    break
-                dropped += len(gone) if state.endswith("= 0") else 0
-                freed += gone
-        return sum(freed), dropped
-
-    def _delete(self, where: str, value: float) -> list[int]:
-        """Lengths of the readings that went."""
-        rows = self._db.execute(
-            f"DELETE FROM readings WHERE {where} RETURNING LENGTH(payload)", (value,)
-        )
-        return [int(row[0]) for row in rows.fetchall()]
 
     def pending(
         self, above: int = 0, limit: int = 20, up_to: int = 2**62
@@ -326,3 +249,84 @@ def _damage(error: sqlite3.DatabaseError) -> bool:
     """Whether the file itself is broken (SQLITE_CORRUPT, SQLITE_NOTADB): sqlite3 has no class for
     these, but gives no other error this bare class."""
     return type(error) is sqlite3.DatabaseError
+
+
+def _hint(error: sqlite3.OperationalError) -> str:
+    if "locked" in str(error):
+        return "another edge-run uses it; stop that one or give another runtime.state"
+    return f"{error}; check the folder's rights and the disk"
+
+
+def _configure(db: sqlite3.Connection) -> None:
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    # EXCLUSIVE: two nodes on one outbox would send each other's readings.
+    db.execute("PRAGMA locking_mode=EXCLUSIVE")
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    columns = {row[1] for row in db.execute("PRAGMA table_info(readings)")}
+    if columns and "born" not in columns:  # of version 0.1.0
+        db.execute("ALTER TABLE readings ADD COLUMN born REAL NOT NULL DEFAULT 0")
+        for column in ("running REAL NOT NULL DEFAULT 1", "dropped INTEGER NOT NULL DEFAULT 0"):
+            db.execute(f"ALTER TABLE meta ADD COLUMN {column}")
+        db.execute("ALTER TABLE meta ADD COLUMN stored INTEGER")
+    if columns and "crc" not in columns:
+        db.execute("ALTER TABLE readings ADD COLUMN crc INTEGER")
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS meta (log TEXT NOT NULL, running REAL NOT NULL DEFAULT 1, "
+        "dropped INTEGER NOT NULL DEFAULT 0, stored INTEGER)"
+    )
+    # acknowledged: running time of the broker's acknowledgement; 0 while it waits.
+    db.execute(
+        "CREATE TABLE IF NOT EXISTS readings (seq INTEGER PRIMARY KEY AUTOINCREMENT, "
+        "payload TEXT NOT NULL, acknowledged REAL NOT NULL DEFAULT 0, "
+        "born REAL NOT NULL DEFAULT 0, crc INTEGER)"
+    )
+    db.execute("CREATE INDEX IF NOT EXISTS waiting ON readings (seq) WHERE acknowledged = 0")
+    # What is too old is asked for with every reading, of ninety thousand that are kept.
+    db.execute("CREATE INDEX IF NOT EXISTS kept ON readings (acknowledged) WHERE acknowledged > 0")
+    db.execute("CREATE INDEX IF NOT EXISTS aged ON readings (born) WHERE acknowledged = 0")
+    if db.execute("SELECT COUNT(*) FROM meta").fetchone()[0] == 0:
+        db.execute("INSERT INTO meta (log) VALUES (?)", (str(uuid.uuid4()),))
+
+
+def _trim(db: sqlite3.Connection, limits: Limits, now: float, size: int) -> tuple[int, int]:
+    """Bytes freed, and readings dropped that nobody has acknowledged; oldest first."""
+    freed = _delete(db, "acknowledged > 0 AND acknowledged < ?", now - 3600 * limits.keep_hours)
+    gone = _delete(db, "acknowledged = 0 AND born < ?", now - 86400 * limits.days)
+    dropped = len(gone)
+    freed += gone
+    most = limits.mib * 2**20
+    # First what the broker has, then what nobody has; never the one that was just written.
+    for state in ("acknowledged > 0", "acknowledged = 0"):
+        while size - sum(freed) > most:
+            gone = _delete(
+                db,
+                f"seq IN (SELECT seq FROM readings WHERE {state} AND seq < "
+                f"(SELECT MAX(seq) FROM readings) ORDER BY seq LIMIT ?)",
+                20,
+            )
+            if not gone:
+                break
+            dropped += len(gone) if state.endswith("= 0") else 0
+            freed += gone
+    return sum(freed), dropped
+
+
+def _delete(db: sqlite3.Connection, where: str, value: float) -> list[int]:
+    """Lengths of the readings that went."""
+    rows = db.execute(f"DELETE FROM readings WHERE {where} RETURNING LENGTH(payload)", (value,))
+    return [int(row[0]) for row in rows.fetchall()]
+
+
+def _set_aside(path: Path) -> Path:
+    """Move the file and what belongs to it to a name that is free; return that."""
+    number = sum(1 for _ in path.parent.glob(f"{path.stem}.damaged-*.sqlite"))
+    away = path.with_name(f"{path.stem}.damaged-{number}.sqlite")
+    for suffix in ("-wal", "-shm", ""):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            source.replace(away.with_name(away.name + suffix))
+    return away
