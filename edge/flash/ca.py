@@ -221,11 +221,3 @@ def run(argv: Sequence[str] | None = None) -> None:
         print("\n".join(lines(authority, moment)))
         for line in warnings(authority, moment):
             print(line, file=sys.stderr)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-flash", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,11 +152,3 @@ def _check_space(base: Path, out: Path, images: int) -> None:
             f"{out} has {free / 2**30:.1f} GiB free, {images} images take {needed / 2**30:.1f}; give "
             f"another --out, or fewer rows"
         )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-flash", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -194,11 +193,3 @@ def run(argv: Sequence[str] | None = None) -> None:
     for file in release.files:
         print(f"{args.out / file.name}  {file.kind} {file.version}  sha256 {file.sha256}")
     print(f"{args.out / SIGNATURE}: release {release.serial} is signed")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-flash", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ else anything.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,11 +119,3 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise EdgeError(
             f"{args.out} takes no file ({error.strerror}); give another --out"
         ) from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-watch", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

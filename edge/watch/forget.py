@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -39,11 +38,3 @@ def run(argv: Sequence[str] | None = None) -> None:
     gone = store.forget(age, args.room, utc_now())
     store.close()
     print(f"{gone} readings deleted from {store.name}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-watch", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

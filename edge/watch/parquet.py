@@ -79,11 +79,3 @@ def run(argv: Sequence[str] | None = None) -> None:
         print(path)
     if not paths:
         print("no readings", file=sys.stderr)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-watch", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,6 @@ import logging
 import random
 import selectors
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -344,11 +343,3 @@ def run(argv: Sequence[str] | None = None) -> None:
     if left:
         whom = "the broker" if args.no_recorder else "a recorder"
         raise BrokerError(f"{left} readings are not acknowledged by {whom}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run("edge-watch", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -185,7 +185,7 @@ def test_the_brokers_own_certificate_lets_nobody_in(school: School) -> None:
 
 def test_keys_are_the_owners_alone(command: Callable[..., Done], tmp_path: Path) -> None:
     def ca(*words: object) -> Done:
-        return command("edge.flash.ca", *words)
+        return command("edge.flash.run", "ca", *words)
 
     folder, out = tmp_path / "authority", tmp_path / "out"
     assert ca("init", folder, "--school", "School").code == 0
@@ -403,10 +403,10 @@ def test_what_is_wrong_with_the_folder_is_one_line(
     assert "not ca.pem's key" in said(lambda f: shutil.copy(other / "key.pem", f))
     assert "chmod 600" in said(lambda f: (f / "key.pem").chmod(0o640))
     assert "chmod 700" in said(lambda f: f.chmod(0o755))
-    done = command("edge.flash.ca", "list", tmp_path / "new")
+    done = command("edge.flash.run", "ca", "list", tmp_path / "new")
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
     (tmp_path / "new" / "letter.txt").write_text("mine")
-    done = command("edge.flash.ca", "init", tmp_path / "new", "--school", "School")
+    done = command("edge.flash.run", "ca", "init", tmp_path / "new", "--school", "School")
     assert (done.code, "give a new or empty folder" in done.last) == (1, True)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["letter.txt"]
     assert not list(tmp_path.glob(".authority.*"))
