@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import edge  # noqa: F401  (sets what OpenCV reads when it is loaded)
+
 # Before the libraries read it: tiny networks on a busy machine, where a second thread only waits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -57,7 +57,7 @@ def read(topic: str, raw: bytes) -> Message | None:
     if len(raw) > LARGEST_BYTES:
         raise Refused("too large")
     try:
-        payload = model.model_validate_json(_as_now(raw), strict=True)
+        payload = model.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise Refused(_reason(first["type"], first["loc"], raw, model)) from error
@@ -73,20 +73,6 @@ def read(topic: str, raw: bytes) -> Message | None:
         if abs(span - payload.window_seconds) > 0.01:
             raise Refused("a window of another length than its times")
     return Message(node, kind, payload)
-
-
-def _as_now(raw: bytes) -> bytes:
-    """Translate an older version's message: nodes and server are not updated in one hour."""
-    if b'"edge.health/1"' not in raw:
-        return raw
-    try:
-        message = json.loads(raw)
-    except (ValueError, RecursionError):
-        return raw
-    if not isinstance(message, dict) or message.get("schema") != "edge.health/1":
-        return raw
-    newer = {"schema": "edge.health/2", "certificate_expires": None, "update": None}
-    return json.dumps({**message, **newer}).encode()
 
 
 def _reason(kind: str, place: tuple[int | str, ...], raw: bytes, model: type[Payload]) -> str:

@@ -37,7 +37,8 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
         },
         "counts": {},
     }  # fmt: skip
-    whole = {"schema": f"edge.{kind}/1", "node": node, **bodies[kind], **content}
+    version = 2 if kind == "health" else 1
+    whole = {"schema": f"edge.{kind}/{version}", "node": node, **bodies[kind], **content}
     return f"edge/v1/{node}/{kind}", json.dumps(whole).encode()
 
 

@@ -94,7 +94,7 @@ def test_what_cannot_be_served_is_one_line_and_leaves_the_context(
 ) -> None:
     cut = tmp_path / "cut.engine"
     cut.write_bytes(engine.read_bytes()[:20])
-    with pytest.raises(BackendError, match=r"no engine for TensorRT 10\.3\.0 .* export-engine"):
+    with pytest.raises(BackendError, match=r"not an engine for TensorRT 10\.3\.0 .* export-engine"):
         TensorRT(cut, cuda)
     assert cuda.calls[-1][0] == "leave"
     two = tmp_path / "two.engine"

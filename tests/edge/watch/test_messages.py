@@ -89,16 +89,3 @@ def test_a_message_cannot_steer_the_terminal() -> None:
     text = line(heard(raw("status", reason="\x1b[2Jonline\nfake\u202eline")))
     for character in "\x1b\n\u202e":
         assert character not in text
-
-
-def test_a_node_that_was_not_updated_yet_is_understood() -> None:
-    topic, now = raw("health")
-    message = json.loads(now)
-    for name in ("certificate_expires", "update"):
-        del message[name]
-    old = json.dumps({**message, "schema": "edge.health/1"}).encode()
-    found = read(topic, old)
-    assert found is not None
-    assert found == read(topic, now)
-    with pytest.raises(Refused):
-        read(topic, json.dumps({**message, "schema": "edge.health/2"}).encode())
