@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ class Dinov2(nn.Module):
 
     MEAN = (123.675, 116.28, 103.53)  # ImageNet's, times 255: what DINOv2 was trained with
     DEVIATION = (58.395, 57.12, 57.375)
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, source: str, grid: int = GRID) -> None:
         """Load it from a local folder or by a hub's name; grid: side G of the grid of tokens.
@@ -60,14 +63,15 @@ class Dinov2(nn.Module):
             from transformers.utils import logging
         except ImportError as error:
             raise DataError("transformers is not installed; install the 'train' extra") from error
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            model, found = Dinov2Model.from_pretrained(source, output_loading_info=True)
+            loaded: Any = Dinov2Model.from_pretrained(source, output_loading_info=True)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"no DINOv2 at '{source}' ({str(error).splitlines()[0][:100]}); give a local folder "
                 f"or a hub name such as facebook/dinov2-small"
             ) from error
+        model, found = loaded
         # transformers gives missing weights random values, with no more than a warning.
         if absent := [name for name in found["missing_keys"] if not name.endswith("mask_token")]:
             raise DataError(f"'{source}' is not a DINOv2: it lacks '{sorted(absent)[0]}'")

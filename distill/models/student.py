@@ -49,6 +49,7 @@ class RepBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         self.wide = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.point = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=False)
         same = inputs == outputs and stride == 1
@@ -63,13 +64,13 @@ class RepBlock(nn.Module):
         return self.wide.weight + functional.pad(point, (1, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(functional.conv2d(x, self.kernel(), None, self.wide.stride, 1)))
+        return torch.relu(self.norm(functional.conv2d(x, self.kernel(), None, self.stride, 1)))
 
     @torch.no_grad()
     def merge(self) -> nn.Sequential:
         """Return one convolution with the same outputs in evaluation mode, BatchNorm folded in."""
         conv = nn.Conv2d(
-            self.wide.in_channels, self.wide.out_channels, 3, self.wide.stride, 1, bias=True
+            self.wide.in_channels, self.wide.out_channels, 3, self.stride, 1, bias=True
         )
         norm = self.norm
         assert norm.running_var is not None
@@ -130,7 +131,7 @@ class Fusion(nn.Module):
         self.grid = grid
         self.scene_norm, self.face_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
-        def attention() -> nn.Module:
+        def attention() -> CrossAttention | OwnPerceptron:
             if attend:
                 return CrossAttention(width, heads, grid * grid)
             return OwnPerceptron(width, grid * grid)

@@ -36,7 +36,7 @@ class Process:
         # On GPUs batch statistics are those of the whole batch. gloo cannot do that on the CPU: each
         # process keeps those of its own part, and the main one's are saved.
         if self.device.type == "cuda":
-            task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
+            task = nn.SyncBatchNorm.convert_sync_batchnorm(task)  # type: ignore[no-untyped-call]
             devices = [self.device.index]
             return DistributedDataParallel(task, devices, find_unused_parameters=True)
         # An ablation, or a loss of weight 0, leaves parameters without a gradient.

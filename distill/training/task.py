@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.models.backbones import to_tokens
-from distill.models.student import Fusion, Student
+from distill.models.student import CrossAttention, Fusion, Student
 from distill.models.teacher import Teacher, TeacherOutputs
 from distill.recipe import Distillation
 from distill.training.losses import (
@@ -145,17 +145,14 @@ def _tokens(grid: Tensor) -> Tensor:
 def _qkv(fusion: Fusion | Teacher, scene: Tensor, face: Tensor) -> list[Tensor]:
     """Return queries, keys and values of both directions, (B, N, D) each."""
     s, f = fusion.scene_norm(scene), fusion.face_norm(face)
-    directions = (
+    parts: list[Tensor] = []
+    for attention, own, other in (
         (fusion.scene_to_face_attention, s, f),
         (fusion.face_to_scene_attention, f, s),
-    )
-    return [
-        projection(x)
-        for attention, own, other in directions
-        for projection, x in (
-            (attention.query, own), (attention.key, other), (attention.value, other),
-        )
-    ]  # fmt: skip
+    ):
+        assert isinstance(attention, CrossAttention)  # a recipe with relations has attention
+        parts += [attention.query(own), attention.key(other), attention.value(other)]
+    return parts
 
 
 def resize_grids(outputs: TeacherOutputs, side: int) -> TeacherOutputs:

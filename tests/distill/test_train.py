@@ -29,7 +29,7 @@ from distill.models.student import multiply_adds, reparameterise
 from distill.recipe import Augmentation, load_recipe
 from edge.base.errors import SettingsError
 from support.backbone_files import write_dinov2, write_sface
-from support.command import Done
+from support.command import Done, call
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
 from support.trained import RECIPE
@@ -60,9 +60,13 @@ def kill_after_an_epoch(out: Path, arguments: list[str]) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "distill.train", *arguments], cwd=ROOT, stdout=subprocess.PIPE
     )
-    wait_for((out / "last.pt").is_file, "the first epoch", every=0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    try:
+        wait_for(
+            lambda: (out / "last.pt").is_file() or child.poll() is not None, "an epoch", every=0.005
+        )
+    finally:
+        child.kill()
+        child.communicate()
     assert child.returncode == -signal.SIGKILL, "killed before it was done"
 
 
@@ -73,17 +77,26 @@ def assert_same(whole: Path, broken: Path) -> None:
     assert log(whole) == log(broken)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(
+    detector_file: Path, recipe: Path, tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A whole run in one process: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = call("distill.train", *arguments(recipe, tiny_ferplus, out), env={})
+    assert done.code == 0, done.err
+    return out, done.out
+
+
 @pytest.mark.process
 def test_training_learns_is_killed_and_resumes_to_the_same_result(
-    detector_file: Path,
+    uninterrupted: tuple[Path, str],
     recipe: Path,
     tiny_ferplus: Path,
     tmp_path: Path,
     command: Callable[..., Done],
 ) -> None:
-    whole = tmp_path / "whole"
-    done = command("distill.train", *arguments(recipe, tiny_ferplus, whole))
-    assert done.code == 0, done.err
+    whole = uninterrupted[0]
     rows = log(whole)
     assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
     assert float(rows[-1]["valid_accuracy"]) > 0.9
@@ -155,10 +168,12 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     dinov2 = write_dinov2(tmp_path / "dinov2")
     backbones = ["--dinov2", str(dinov2), "--face", str(face)]
     whole, broken = tmp_path / "teacher", tmp_path / "teacher-killed"
+    done = command("distill.train", *arguments(tiny_teacher, small_ferplus, whole), *backbones)
+    assert done.code == 0, done.err
+    assert "features" in done.out
     teach = [*arguments(tiny_teacher, small_ferplus, broken), *backbones]
     kill_after_an_epoch(broken, teach)
-    assert command("distill.train", *teach, "--resume").code == 0
-    done = command("distill.train", *arguments(tiny_teacher, small_ferplus, whole), *backbones)
+    done = command("distill.train", *teach, "--resume")
     assert done.code == 0, done.err
     assert "features" not in done.out, "read from the cache, not computed again"
     assert_same(whole, broken)
@@ -217,37 +232,34 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
 
 @pytest.mark.process
 def test_two_processes_learn_what_one_does(
-    detector_file: Path, recipe: Path, tiny_ferplus: Path, tmp_path: Path
+    uninterrupted: tuple[Path, str], recipe: Path, tiny_ferplus: Path, tmp_path: Path
 ) -> None:
     """gloo, each process with half of every batch; batch statistics and random changes are each
     process's own on the CPU, hence the tolerance."""
-    losses = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        children = [
-            subprocess.Popen(
-                [sys.executable, "-m", "distill.train", *arguments(recipe, tiny_ferplus, out)],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={
-                    **os.environ,
-                    **({"RANK": str(rank), "WORLD_SIZE": "2"} if processes == 2 else {}),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": port,
-                },
-            )
-            for rank in range(processes)
-        ]
-        said = [child.communicate(timeout=PATIENCE)[0] for child in children]
-        assert [child.returncode for child in children] == [0] * processes
-        assert f"{processes} x cpu" in said[0]
-        assert not "".join(said[1:]), "only the first process speaks"
-        losses.append([float(row["loss"]) for row in log(out)])
+    alone, printed = uninterrupted
+    together = tmp_path / "two"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "distill.train", *arguments(recipe, tiny_ferplus, together)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment, "RANK": rank},
+        )
+        for rank in "01"
+    ]
+    said = [child.communicate(timeout=PATIENCE)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert "1 x cpu" in printed
+    assert "2 x cpu" in said[0]
+    assert not said[1], "only the main process speaks"
+    for out in (alone, together):
         assert float(log(out)[-1]["valid_accuracy"]) > 0.9
+    losses = [[float(row["loss"]) for row in log(out)] for out in (alone, together)]
     assert np.allclose(losses[0], losses[1], rtol=0.1), losses
 
 
