@@ -939,7 +939,9 @@ def test_the_command_makes_keys_and_releases(
     done = run(*words, 3, "--bundle", school.new)
     assert (done.code, "must be above 3" in done.last) == (2, True)
     (out / "x.deb").write_bytes(b"!<arch>\n")
-    assert "no edge-node package for arm64" in run(*words, 4, "--package", out / "x.deb").last
+    assert (
+        "is not an edge-node package for arm64" in run(*words, 4, "--package", out / "x.deb").last
+    )
     damaged = shutil.copytree(school.new, tmp_path / "damaged")
     (damaged / "known-inputs.npy").write_bytes(b"")
     assert "known-inputs.npy has sha256" in run(*words, 4, "--bundle", damaged).last
