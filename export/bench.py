@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edge.base import cli
 from edge.base.errors import BackendError, UsageError
+from edge.base.jetson import power_mode
 from edge.base.strict_yaml import validate
 from edge.health.reports import versions
 from edge.inference.backends import Backend
@@ -27,7 +28,7 @@ from edge.inference.bundle import ROLES, TENSORRT_ROLES, Bundle, load_bundle
 from edge.inference.engine_cache import facts_of, find
 from edge.inference.loader import engines_folder, open_backend, student_profile
 from edge.settings import Settings
-from edge.tools.bench import power_mode, processor
+from edge.tools.bench import processor
 
 WARM_UP = 3
 PEAK_SIDE = 1024

@@ -27,7 +27,7 @@ def assign(cost: NDArray[np.float64]) -> list[tuple[int, int]]:
         if row_of[column] < 0:
             row_of[column], column_of[row] = row, column
     for start in np.flatnonzero(column_of < 0):
-        _augment(cost, start, row_price, column_price, row_of, column_of)
+        _augment(cost, int(start), row_price, column_price, row_of, column_of)
     return [(row, int(column)) for row, column in enumerate(column_of)]
 
 
