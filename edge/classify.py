@@ -1,4 +1,4 @@
-"""Tracks > expressions: aligned crops, one batch a frame, softmax, smoothing by track."""
+"""Read expressions (Track -> Expression): crops, one batch a frame, softmax, smoothing by track."""
 
 from __future__ import annotations
 
