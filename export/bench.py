@@ -192,7 +192,7 @@ def bench(
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": settings.runtime.threads,
-            "power_mode": power_mode(),
+            "power_mode": power_mode() or "not known",
             "rounds": rounds,
             "bundle": bundle.sha256[:12],
             **versions(),
