@@ -236,7 +236,7 @@ def older() -> Iterator[str]:
     port = free_port()
     script = (
         "import sys, time\nsys.path.insert(0, 'demo')\nimport run\n"
-        "run.start_broker(int(sys.argv[1]))\nprint('up', flush=True)\ntime.sleep(120)\n"
+        "run.start_broker(int(sys.argv[1]))\nprint('up', flush=True)\ntime.sleep(9000)\n"
     )
     broker = subprocess.Popen(
         [sys.executable, "-c", script, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
