@@ -65,7 +65,7 @@ def detector_file() -> Path:
 def command(tmp_path: Path) -> Callable[..., Done]:
     """Call a command's `main(ARGS)` in this process, with a state folder of its own."""
 
-    def run(module: str, *args: object, timeout: float = PATIENCE, **env: str) -> Done:
+    def run(module: str, *args: object, timeout: float = 3 * PATIENCE, **env: str) -> Done:
         state = str(tmp_path / "state")
         return call(module, *args, timeout=timeout, env={"XDG_STATE_HOME": state, **env})
 
@@ -76,7 +76,7 @@ def command(tmp_path: Path) -> Callable[..., Done]:
 def process_command(tmp_path: Path) -> Callable[..., Done]:
     """Run `python -m MODULE ARGS` as a user would, with a state folder of its own."""
 
-    def run(module: str, *args: object, timeout: float = PATIENCE, **env: str) -> Done:
+    def run(module: str, *args: object, timeout: float = 3 * PATIENCE, **env: str) -> Done:
         state = str(tmp_path / "state")
         return start(module, *args, timeout=timeout, env={"XDG_STATE_HOME": state, **env})
 

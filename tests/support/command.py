@@ -37,7 +37,7 @@ class Done:
         return self.err.strip().splitlines()[-1] if self.err.strip() else ""
 
 
-def call(module: str, *args: object, env: Mapping[str, str], timeout: float = PATIENCE) -> Done:
+def call(module: str, *args: object, env: Mapping[str, str], timeout: float = 3 * PATIENCE) -> Done:
     """Call `main(ARGS)` of a command's module in this process.
 
     Every start of a process costs seconds of imports. What a process would keep to itself is put
@@ -72,7 +72,9 @@ def call(module: str, *args: object, env: Mapping[str, str], timeout: float = PA
     return _checked(Done(code, *texts))
 
 
-def start(module: str, *args: object, env: Mapping[str, str], timeout: float = PATIENCE) -> Done:
+def start(
+    module: str, *args: object, env: Mapping[str, str], timeout: float = 3 * PATIENCE
+) -> Done:
     """Run `python -m MODULE ARGS` as a user would and wait for its end."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, args)],
