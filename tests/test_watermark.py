@@ -50,7 +50,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pictures]:
     """A lossless video: faces are found on it, and every other pixel is random."""
     path = tmp_path_factory.mktemp("clip") / "watermark.avi"
     rng = np.random.default_rng(0)
-    face = cv2.resize(cv2.imread(str(ROOT / "edge" / "portrait.jpg")), (96, 120))
+    face = cv2.resize(cv2.imread(str(ROOT / "edge" / "sources" / "portrait.jpg")), (96, 120))
     pictures = []
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), 5, (WIDTH, HEIGHT))
     for _ in range(PICTURES):
