@@ -149,7 +149,7 @@ def make_crops(
 ) -> dict[str, Crops]:
     """Crop every split of `data` into `out`; a split that is complete there is kept.
 
-    detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises DataError for a bad image.
+    detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises SourceError for a bad image.
     """
     made = {}
     for split, images in list_images(data, layout).items():

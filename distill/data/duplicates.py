@@ -68,7 +68,7 @@ def find_near_duplicates(
     """Find near-duplicates by the split they leave: train yields to valid and test, valid to test.
 
     The result is kept as `twins-SPLIT.csv` in `keep_in`, and read from there the next time. Raises
-    DataError for an image that cannot be read.
+    SourceError for an image that cannot be read.
     """
     listed = list_images(data, layout)
     key = " ".join(f"{split}={fingerprint(images)}" for split, images in listed.items())

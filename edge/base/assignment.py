@@ -14,7 +14,9 @@ def assign(cost: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Return min(R, C) pairs (row, column) by row, each row and column at most once.
 
     cost: (R, C) finite. The sum over the pairs is the smallest there is; which pairs it are is
-    open where several sums are equal."""
+    open where several sums are equal. Raises ValueError for a cost that is not finite."""
+    if not np.isfinite(cost).all():
+        raise ValueError("costs must be finite")
     if cost.shape[0] > cost.shape[1]:
         return sorted((row, column) for column, row in assign(cost.T))
     if not cost.size:

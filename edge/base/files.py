@@ -25,19 +25,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_atomically(
+    path: Path, data: bytes, mode: int = 0o644, owner: tuple[int, int] | None = None
+) -> None:
     """Replace a file so that a reader sees the old or the whole new one, also after a power cut.
 
-    At no moment can more users read it than `mode` says. Makes missing folders; raises OSError, and
-    leaves the old file then."""
+    owner: user and group, where not this process's. At no moment can more users read it than `mode`
+    says. Makes missing folders; raises OSError, and leaves the old file then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
             out.flush()
+            # By the descriptor: a name could be swapped for a link to somebody else's file.
+            if owner is not None:
+                os.fchown(out.fileno(), *owner)
+            os.fchmod(out.fileno(), mode)
             os.fsync(out.fileno())
-        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

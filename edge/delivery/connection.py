@@ -111,11 +111,13 @@ class Connector:
         memory: Path | None = None,
         session: PersistentSession | None = None,
         connack_timeout: float = FIRST_CONNACK_SECONDS,
+        quiet: bool = False,
     ) -> None:
         """memory: file for the version that the broker spoke; connack_timeout: seconds for its first
-        answer. Raises SettingsError for files that cannot be used, BackendError without paho."""
+        answer; quiet: the caller says what becomes of it. Raises SettingsError for files that cannot
+        be used, BackendError without paho."""
         self._mqtt = mqtt_library()
-        self._settings, self._session = settings, session
+        self._settings, self._session, self._quiet = settings, session, quiet
         self._address = Address(settings.url)
         self._context = tls_context(settings.tls) if self._address.secure else None
         self._password = read_password(settings.password_file)
@@ -129,6 +131,8 @@ class Connector:
         """Take on a status; a change is logged, once."""
         if status != self.status:
             self.status = status
+            if self._quiet:
+                return
             level = logging.INFO if status.connected else logging.WARNING
             log.log(level, "broker %s address=%s", status, self._settings.url)
 
@@ -328,7 +332,7 @@ def describe_connect_error(error: OSError) -> ConnectionStatus:
 def _connected(settings: Broker, client_id: str) -> tuple[Client, Version]:
     """A client that the broker took, and the version it speaks. Raises BrokerError with the broker's
     reason, SettingsError for unusable files."""
-    connector = Connector(settings, connack_timeout=CONNECT_SECONDS)
+    connector = Connector(settings, connack_timeout=CONNECT_SECONDS, quiet=True)
     client = connector.connect(client_id)
     if client is None:
         raise BrokerError(

@@ -36,7 +36,7 @@ class ProtocolChoice:
         try:
             known = json.loads(file.read_bytes()) if file else {}
             self._older = {str(name): float(since) for name, since in known.items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        except (OSError, ArithmeticError, ValueError, TypeError, AttributeError, RecursionError):
             pass
 
     def _fresh(self, name: str) -> bool:

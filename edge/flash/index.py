@@ -106,11 +106,9 @@ def node_name(name: str) -> str:
 def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write a file of the authority's, which is on the disk when this returns. Raises EdgeError."""
     try:
-        write_atomically(path, data, mode)
-        if os.geteuid() == 0:
-            # With sudo once, and the technician could not read the own authority again.
-            owner = path.parent.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+        # With sudo once, and the technician could not read the own authority again.
+        folder = path.parent.stat() if os.geteuid() == 0 else None
+        write_atomically(path, data, mode, (folder.st_uid, folder.st_gid) if folder else None)
         # Else a power cut may bring the old file back, after the certificate has left.
         sync_folder(path.parent)
     except OSError as error:

@@ -253,10 +253,11 @@ class Live:
 
     def close(self) -> None:
         self._stop.set()
-        if self._reader is None:
-            if self._first is not None:
-                self._first.release()
-            return
-        self._reader.stop.set()
-        # A read that is stuck in a driver cannot be interrupted; the thread is a daemon.
-        self._reader.thread.join(timeout=2.0)
+        reader, self._reader = self._reader, None
+        first, self._first = self._first, None
+        if reader is not None:
+            reader.stop.set()
+            # A read that is stuck in a driver cannot be interrupted; the thread is a daemon.
+            reader.thread.join(timeout=2.0)
+        elif first is not None:
+            first.release()

@@ -28,6 +28,7 @@ from edge.base.backoff import Backoff
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import BrokerError, UsageError
 from edge.delivery.connection import (
+    UNSUPPORTED_VERSION,
     ConnectionStatus,
     Connector,
     describe_connect_error,
@@ -111,7 +112,7 @@ class SimNode:
         self._sent: dict[int, tuple[int, str]] = {}
         self.client: Client | None = None
         self.up = False
-        self.failures = 0  # since the broker last took this node
+        self.deaf: Version | None = None  # the version that the broker seems not to know
         self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
         self.next_try = rng.uniform(0, SPREAD_SECONDS)
         self._step, self._next_look = window / SAMPLES, 0.0
@@ -216,7 +217,7 @@ class SimulatedFleet:
 
     def _connect(self, node: SimNode, now: float) -> None:
         versions = self._connector.protocol.candidates()
-        version = versions[node.failures % len(versions)]
+        version = next((v for v in versions if v != node.deaf), versions[0])
         client = self._connector.new_client(f"edge/{node.path}", version)
         will = node.status("lost")
         client.will_set(will.topic, dumps(will.payload), qos=1, retain=True)
@@ -229,17 +230,20 @@ class SimulatedFleet:
             self.reason = describe_connect_error(error)
             self._later(node, now)
             return
+        node.deaf = version  # until it answers
         node.client = client
         self._selector.register(client.socket(), selectors.EVENT_READ, node)  # type: ignore[arg-type]
 
     def _answered(
         self, node: SimNode, client: Client, reason: ReasonCode, version: Version
     ) -> None:
+        if reason.value != UNSUPPORTED_VERSION:
+            node.deaf = None
         if reason.is_failure:
             self.reason = refused(str(reason))
             return
         self._connector.protocol.spoken(version)
-        node.up, node.failures = True, 0
+        node.up = True
         node.connected(client)
 
     def _served(self, node: SimNode, code: int) -> None:
@@ -252,7 +256,6 @@ class SimulatedFleet:
         self._later(node, time.monotonic())
 
     def _later(self, node: SimNode, now: float) -> None:
-        node.failures += not node.up
         node.next_try = now - self._began + reconnect_delay(node.up, node.backoff, self._longest)
         node.up = False
 

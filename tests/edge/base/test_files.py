@@ -37,6 +37,21 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_its_owner_cannot_be_given_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "index"
+    path.write_bytes(b"old")
+
+    def refused(handle: int, user: int, group: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refused)
+    with pytest.raises(PermissionError):
+        write_atomically(path, b"new", owner=(1000, 1000))
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"old", [path])
+
+
 def test_a_held_lock_is_waited_for_or_refused(tmp_path: Path) -> None:
     path, held, release = tmp_path / "new" / "lock", threading.Event(), threading.Event()
 

@@ -49,7 +49,8 @@ def test_mqtt_5_is_tried_first_again_after_a_day(tmp_path: Path, clock: Clock) -
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff{", b"[1]", b'{"a": "soon"}', b"null", b"[" * 99999]
+    "content",
+    [b"", b"\xff{", b"[1]", b'{"a": "soon"}', b"null", b"[" * 99999, b'{"a": %b}' % (b"9" * 400)],
 )
 def test_a_damaged_memory_is_ignored(tmp_path: Path, clock: Clock, content: bytes) -> None:
     file = tmp_path / "file"
