@@ -266,14 +266,6 @@ def _configure(db: sqlite3.Connection) -> None:
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
-    columns = {row[1] for row in db.execute("PRAGMA table_info(readings)")}
-    if columns and "born" not in columns:  # of version 0.1.0
-        db.execute("ALTER TABLE readings ADD COLUMN born REAL NOT NULL DEFAULT 0")
-        for column in ("running REAL NOT NULL DEFAULT 1", "dropped INTEGER NOT NULL DEFAULT 0"):
-            db.execute(f"ALTER TABLE meta ADD COLUMN {column}")
-        db.execute("ALTER TABLE meta ADD COLUMN stored INTEGER")
-    if columns and "crc" not in columns:
-        db.execute("ALTER TABLE readings ADD COLUMN crc INTEGER")
     db.execute(
         "CREATE TABLE IF NOT EXISTS meta (log TEXT NOT NULL, running REAL NOT NULL DEFAULT 1, "
         "dropped INTEGER NOT NULL DEFAULT 0, stored INTEGER)"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -179,22 +178,6 @@ def test_what_a_recorder_never_got_is_offered_again(tmp_path: Path) -> None:
     clock.now += 100
     assert box.requeue_unconfirmed(60) == 3
     assert seqs(box) == [1, 2, 3, 4]
-
-
-def test_the_file_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "box.sqlite"
-    db = sqlite3.connect(path)
-    db.execute("CREATE TABLE meta (log TEXT NOT NULL)")
-    db.execute("INSERT INTO meta VALUES ('the-log')")
-    db.execute(
-        "CREATE TABLE readings (seq INTEGER PRIMARY KEY AUTOINCREMENT, payload TEXT NOT NULL, "
-        "acknowledged INTEGER NOT NULL DEFAULT 0)"
-    )
-    db.execute("INSERT INTO readings (payload, acknowledged) VALUES ('{}', 1), ('{}', 0)")
-    db.commit()
-    db.close()
-    box = Outbox(path)
-    assert (box.log_id, seqs(box), box.append({})) == ("the-log", [2], 3)
 
 
 @settings(max_examples=examples(60))
