@@ -238,7 +238,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         help="only the bundle; needs neither torch nor transformers",
     )
     p.add_argument(
-        "--without-rivals",  # an older name
+        "--without-rivals",  # the name in 0.1.0
         action="store_true",
         dest="without_baselines",
         help=argparse.SUPPRESS,

@@ -112,6 +112,7 @@ def cache_targets(
 
     features: the stem's folder, whose key names the images. Raises DataError where files are
     damaged."""
+    # An older name of these outputs, kept: with another, all that is on disk is computed again.
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark = folder / "done"
     if not mark.is_file():

@@ -142,7 +142,7 @@ def find(folder: Path, facts: Facts) -> Engine | None:
         quarantine(path, f"its sidecar has schema {sidecar.schema_}")
         return None
     if len(plan) != sidecar.bytes or sha256(plan) != sidecar.sha256:
-        quarantine(path, f"{len(plan)} bytes that are not those that were proven")
+        quarantine(path, f"{len(plan)} bytes that are not those that were verified")
         return None
     return Engine(path, sidecar)
 

@@ -84,7 +84,7 @@ def _open_address(address: str, settings: Camera) -> Capture:
 
 
 def csi_pipeline(sensor: int, settings: Camera) -> str:
-    """Return GStreamer's pipeline from a CSI sensor to BGR frames, on JetPack 5 to 7."""
+    """Return GStreamer's pipeline from a CSI sensor to BGR frames, on JetPack 6 and 7."""
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={settings.width},"
         f"height={settings.height},framerate={round(settings.fps)}/1 ! nvvidconv ! "

@@ -195,7 +195,7 @@ class Provision:
         elif done.returncode:
             self.say("engine", "FAILED, ONNX Runtime serves; journalctl --namespace=edge-node")
         else:
-            self.say("engine", "built and proven")
+            self.say("engine", "built and verified")
 
     def check(self) -> None:
         self.say("check", "student, detector, broker, camera")

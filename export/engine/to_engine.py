@@ -97,7 +97,7 @@ def make(
     """
     facts = facts_of(network.model, precision, network.profile, api.device)
     if cached := find(folder, facts):
-        say(f"{network.name} {precision}: {cached.path.name} is built and proven")
+        say(f"{network.name} {precision}: {cached.path.name} is built and verified")
         return cached, False
     path = engine_file(folder, facts)
     bound = (api.device.tensorrt, api.device.name, api.device.compute_capability)

@@ -99,5 +99,5 @@ def test_the_second_export_builds_nothing(
 
     lines: list[str] = []
     export(load_bundle(), settings, "auto", api, strongly_typed(tensorrt), lines.append)
-    assert sum("is built and proven" in line for line in lines) == 3
+    assert sum("is built and verified" in line for line in lines) == 3
     assert not any("building" in line for line in lines)
