@@ -20,6 +20,7 @@ BY_FIXTURE = {
     "postgres": "process",
     "process_command": "process",
     "school": "process",
+    "tiny_dinov2": "slow",  # transformers takes seconds to load
 }
 # Suites of their own, by `make test-NAME`: they start whatever they need.
 SUITES = ("boot", "faults", "gpu", "package", "scale", "soak")
