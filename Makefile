@@ -6,6 +6,8 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # What the tests exercise, and mypy reads, besides `node` and `train`.
 TESTED = analysis,demo,flash,metrics
+# The tests start a hundred processes, each of which would compile the kit again.
+unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
 .PHONY: help demo quick test test-310 test-faults test-scale test-package test-boot soak lint gpu deb clip \
