@@ -169,6 +169,7 @@ class Babbler:
         self._listener.close()
 
 
+@pytest.mark.slow
 def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +305,7 @@ def watched(address: str) -> None:
         source.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_an_address_that_talks_nonsense_is_one_line(seed: int) -> None:
     rng = random.Random(seed)
@@ -319,6 +321,7 @@ def test_an_address_that_talks_nonsense_is_one_line(seed: int) -> None:
     camera.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_damaged_stream_over_http_is_frames_or_one_line(tmp_path: Path, seed: int) -> None:
     """A stream that FFmpeg reads, with its pictures damaged on the way."""

@@ -134,6 +134,7 @@ def test_a_small_group_publishes_nothing_but_that_it_is_small(clip_run: Command)
         assert not [n for n in reading["counts"].values() if n == 1]
 
 
+@pytest.mark.slow
 def test_the_fake_backend_runs_the_whole_pipe_and_says_so(command: Command) -> None:
     done = command("edge.run", "--camera", CLIP, "--max-seconds", 5, "--backend", "fake", *SOURCE)
     assert done.code == 0, done.err
@@ -143,6 +144,7 @@ def test_the_fake_backend_runs_the_whole_pipe_and_says_so(command: Command) -> N
     assert len(counts(done.out)) == 2
 
 
+@pytest.mark.slow
 def test_a_service_without_a_legal_basis_is_refused_and_the_foreground_told(
     command: Command, tmp_path: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_service_without_a_legal_basis_is_refused_and_the_foreground_told(
     assert "AI Act" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(nvidia_driver(), reason="a driver without an engine is worth a line")
 def test_a_healthy_run_says_what_it_does_and_nothing_that_looks_like_a_fault(
     command: Command,

@@ -53,6 +53,7 @@ def test_every_loss_has_its_name_and_its_weight() -> None:
         assert other["logits"].detach().item() != pytest.approx(named["logits"].detach().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logits", "tokens", "embedding", "relations"])
 def test_each_loss_by_itself_can_be_learned(name: str) -> None:
     only = {"votes": 0.0, "logits": 0.0, "tokens": 0.0, "embedding": 0.0, "relations": 0.0}

@@ -209,6 +209,7 @@ def test_the_faster_precision_is_chosen_and_int8_where_nothing_was_measured() ->
         choose([])
 
 
+@pytest.mark.slow
 def test_everything_the_node_needs_is_built_timed_and_reported(settings: Settings) -> None:
     builder = FakeBuilder()
     bundle = load_bundle()
