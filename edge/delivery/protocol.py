@@ -14,6 +14,7 @@ from edge.base.files import write_atomically
 log = logging.getLogger(__name__)
 
 Version = Literal["5", "3.1.1"]
+MEMORY_FILE = "mqtt-3.1.1.json"  # in the state folder: brokers that know nothing newer
 # Long enough to ask in vain once a day at most; short enough that a broker which was updated, or
 # whose link failed just when MQTT 5 was tried, soon gives its reasons again (3.1.1 knows none).
 REMEMBER_SECONDS = 86400.0

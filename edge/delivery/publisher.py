@@ -33,6 +33,7 @@ from edge.delivery.connection import (
 )
 from edge.delivery.messages import PREFIX, Ack, Outgoing, as_sent, dumps
 from edge.delivery.outbox import Outbox
+from edge.delivery.protocol import MEMORY_FILE
 from edge.delivery.scheduler import SendScheduler
 from edge.delivery.stdout import StdoutPublisher
 from edge.settings import Broker
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 1.0
 COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldest
-MEMORY = "mqtt-3.1.1.json"  # beside the outbox: brokers that know nothing newer
 
 
 class Publisher(Protocol):
@@ -131,7 +131,7 @@ class MqttPublisher:
         """client_id: the same at every start of one node, so that a reconnect takes the old session
         over and its will goes out before the new status, not after it. will: published by the
         broker when this node vanishes. Raises SettingsError for unusable files."""
-        self._connector = Connector(settings, outbox.path.with_name(MEMORY))
+        self._connector = Connector(settings, outbox.path.with_name(MEMORY_FILE))
         self._settings, self._client_id, self._will = settings, client_id, will
         self._topic = f"{PREFIX}/{will.payload['node']}/"
         self._outbox = outbox

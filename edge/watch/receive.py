@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge.base.backoff import Backoff
@@ -65,11 +66,13 @@ class Receiver:
         take: Callable[[str, bytes, Token], None],
         keep: SessionOptions | None = None,
         patient: bool = False,
+        memory: Path | None = None,
     ) -> None:
         """take: gets topic, payload and token of each message. patient: also a first connection that
-        fails is tried again; else `run` raises BrokerError. Raises SettingsError for unusable files."""
+        fails is tried again; else `run` raises BrokerError. memory: as of `Connector`. Raises
+        SettingsError for unusable files."""
         session = PersistentSession(SESSION_SECONDS, UNACKNOWLEDGED) if keep else None
-        self._connector = Connector(settings, session=session)
+        self._connector = Connector(settings, memory, session)
         self._settings, self._take, self._keep, self._patient = settings, take, keep, patient
         self._client: Client | None = None
 

@@ -24,7 +24,8 @@ from edge.base import cli
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.delivery.connection import read_password
-from edge.settings import Broker
+from edge.delivery.protocol import MEMORY_FILE
+from edge.settings import Broker, default_state
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import Message, Refused, read
 from edge.watch.options import broker_options, broker_settings
@@ -172,7 +173,8 @@ def watch(
     """Run until router.stop. ready: called after each subscription. Raises what the receiver, the page
     or the recorder could not mend."""
     keep, store = open_store(args) if args.record else (None, None)
-    receiver = Receiver(settings, router.take, keep, patient=bool(args.record or args.web))
+    patient, memory = bool(args.record or args.web), default_state() / MEMORY_FILE
+    receiver = Receiver(settings, router.take, keep, patient, memory)
     if store is not None:
         from edge.watch.record import Recorder
 

@@ -25,6 +25,7 @@ from edge.delivery.messages import Outgoing
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import MqttPublisher
 from edge.settings import Broker, Tls
+from edge.watch.receive import Receiver
 from support.brokers import Mosquitto, certificates, free_port
 from support.command import Done
 from support.paths import CLIP, ROOT
@@ -283,6 +284,18 @@ def test_a_broker_of_3_1_1_is_served_too_and_asked_in_it_at_the_next_start(
     said = [r for r in caplog.records if "speaks MQTT 3.1.1" in r.message]
     assert len(said) == 2, "by the probe and by the first start alone"
     assert [r.message for r in caplog.records if r.levelname != "INFO"] == []
+
+
+def test_a_receiver_asks_at_the_next_start_in_the_version_that_was_spoken(
+    older: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = versions_tried(monkeypatch)
+    for expected in (["5", "3.1.1"], ["3.1.1"]):
+        tried.clear()
+        stop = threading.Event()
+        receiver = Receiver(Broker(url=older), lambda *a: None, memory=tmp_path / "memory")
+        receiver.run(stop, subscribed=stop.set)
+        assert tried == expected
 
 
 def test_a_version_that_is_set_is_not_left_and_named_in_the_reason(
