@@ -120,7 +120,7 @@ def hears(command: list[str], broker: Mosquitto, cwd: Path = ROOT) -> str:
 def test_mosquitto_sub_as_shown(mosquitto: Mosquitto) -> None:
     if shutil.which("mosquitto_sub") is None:
         pytest.skip("needs mosquitto_sub (Debian: apt-get install mosquitto-clients)")
-    (line,) = [e for e in examples("text") if e.startswith("mosquitto_sub")]
+    (line,) = [e for e in examples("text") if e.startswith("mosquitto_sub -h 192.0.2.10")]
     words = line.replace("192.0.2.10", "127.0.0.1").replace("'", "").split()
     out = hears([*words, "-p", str(mosquitto.port), "-C", "1"], mosquitto)
     assert '"calm": 6' in out
