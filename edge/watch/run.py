@@ -265,7 +265,7 @@ def show_table(router: MessageRouter, receiver: Receiver) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from edge.watch.table import render
+    from edge.watch.terminal import render
 
     console = Console()
     with Live(console=console, screen=True, auto_refresh=False) as live:

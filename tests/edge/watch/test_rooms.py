@@ -8,7 +8,7 @@ from rich.console import Console
 
 from edge.watch import view
 from edge.watch.rooms import MOST_NODES, REMEMBERED, Rooms
-from edge.watch.table import ago, render, rows
+from edge.watch.terminal import ago, render, rows
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
 
 SECOND = timedelta(seconds=1)
