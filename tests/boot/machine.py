@@ -109,7 +109,7 @@ class Machine:
         command += ["root=/dev/vda1 rw console=ttyAMA0 systemd.show_status=0 quiet"]
         command += ["-drive", f"file={self._card},format=raw,if=virtio,cache=writethrough"]
         network = f"user,id=net,hostfwd=tcp:127.0.0.1:{self._ssh}-:22"
-        command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net"]
+        command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile="]
         with self.console.open("ab") as out:
             self._process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
