@@ -199,6 +199,7 @@ def test_the_validation_split_is_scored_without_near_duplicates_of_the_test_spli
 SCORER = ROOT.parent / "shared" / "tools" / "score_ferplus.py"
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not SCORER.is_file(), reason="needs ../shared/tools, which a clone has not")
 def test_another_scorer_gives_the_same_figures(
     detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
