@@ -19,6 +19,9 @@ NODE_PATTERN = r"^[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+$"
 TIME_PATTERN = r"^\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
 
 
+# Why a node's outbox began another log than it had; what each means is in docs/operate.md.
+Begun = Literal["recorder-ahead", "other-machine", "incomplete", "damaged"]
+
 # Whole numbers that every JSON reader keeps exactly (RFC 8259, section 6).
 LARGEST = 2**53 - 1
 Number = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -131,7 +134,7 @@ class Health(_Message):
     """How the node does. Holds no figure that moves with one person: stages whose time grows with
     the number of faces are left out, and so are the pictures skipped; frames/s are the camera's."""
 
-    schema_: Literal["edge.health/2"] = Field(default="edge.health/2", alias="schema")
+    schema_: Literal["edge.health/3"] = Field(default="edge.health/3", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
     session: str = Field(max_length=64)
     n: Number
@@ -151,8 +154,16 @@ class Health(_Message):
     power_mode: str | None = Field(description="of a Jetson, as nvpmodel names it")
     memory_mib: int | None
     outbox_pending: Number
-    outbox_dropped: Number = Field(description="readings lost: too old, too many, or not written")
+    outbox_dropped: Number = Field(
+        description="readings lost: too old, too many, not written, or not readable any more"
+    )
+    outbox_unreadable: Number = Field(
+        default=0, description="of those lost, the ones whose bytes had changed on the disk"
+    )
     log: str = Field(max_length=64, description="UUID of the node's outbox, as in counts")
+    log_begun: Begun | None = Field(
+        default=None, description="why that log was begun; null for a node's first one"
+    )
     outbox_first: Number = Field(description="seq of that log below which nothing will come")
     outbox_damaged: int = Field(description="1 when a damaged file was set aside since the start")
     certificate_expires: str | None = Field(

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge.base.errors import OutboxError
-from edge.delivery.messages import dumps
+from edge.delivery.messages import Begun, dumps
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+META = "SELECT log, running, dropped, stored, begun, unreadable FROM meta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,16 @@ class Outbox:
         _configure(self._db)
         self._db.execute("BEGIN IMMEDIATE")
         _make_tables(self._db)
-        row = self._db.execute("SELECT log, running, dropped, stored FROM meta").fetchone()
+        row = self._db.execute(META).fetchone()
         self._db.execute("COMMIT")
         if (verdict := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(f"{verdict}")
         self.log_id: str = row[0]
         self._before, self._opened = float(row[1]), self._clock()
         self.dropped, self.stored = int(row[2]), row[3]
-        self._bytes = int(
-            self._db.execute("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM readings").fetchone()[0]
-        )
+        self.begun: Begun | None = row[4]
+        self.unreadable = int(row[5])
+        self._bytes = _whole(self._db, "SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM readings")
 
     def _start_anew(self, error: Exception) -> None:
         """Move the damaged file away, whole, and start a new log."""
@@ -94,7 +95,8 @@ class Outbox:
         away = _set_aside(self.path)
         log.error("outbox %s is damaged (%s): set aside as %s", self.path, error, away.name)
         self._open()
-        self.set_aside = away
+        self._db.execute("UPDATE meta SET begun = 'damaged'")
+        self.set_aside, self.begun = away, "damaged"
 
     def _do(self, what: str, work: Callable[[], T]) -> T:
         """`work` under the lock, its faults as ours; once more on a new file where this one turned
@@ -165,9 +167,10 @@ class Outbox:
             return {**json.loads(text), "log": self.log_id, "seq": seq}
         log.error("outbox %s: reading %d is damaged and was dropped", self.path, seq)
         self._db.execute("DELETE FROM readings WHERE seq = ?", (seq,))
-        self._db.execute("UPDATE meta SET dropped = dropped + 1")
+        self._db.execute("UPDATE meta SET dropped = dropped + 1, unreadable = unreadable + 1")
         self._bytes -= len(text)
         self.dropped += 1
+        self.unreadable += 1
         return None
 
     def acknowledge(self, seq: int, log_id: str | None = None) -> None:
@@ -213,8 +216,7 @@ class Outbox:
         """Readings that wait for an acknowledgement."""
 
         def work() -> int:
-            row = self._db.execute("SELECT COUNT(*) FROM readings WHERE acknowledged = 0")
-            return int(row.fetchone()[0])
+            return _whole(self._db, "SELECT COUNT(*) FROM readings WHERE acknowledged = 0")
 
         return self._do("cannot be counted", work)
 
@@ -238,6 +240,10 @@ class Outbox:
         self.close()
         for suffix in ("", "-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+
+def _whole(db: sqlite3.Connection, question: str) -> int:
+    return int(db.execute(question).fetchone()[0])
 
 
 def _crc(text: str) -> int:
@@ -270,6 +276,10 @@ def _make_tables(db: sqlite3.Connection) -> None:
         "CREATE TABLE IF NOT EXISTS meta (log TEXT NOT NULL, running REAL NOT NULL DEFAULT 1, "
         "dropped INTEGER NOT NULL DEFAULT 0, stored INTEGER)"
     )
+    columns = {row[1] for row in db.execute("PRAGMA table_info(meta)")}
+    if "begun" not in columns:  # a file of version 0.1.0
+        db.execute("ALTER TABLE meta ADD COLUMN begun TEXT")
+        db.execute("ALTER TABLE meta ADD COLUMN unreadable INTEGER NOT NULL DEFAULT 0")
     # acknowledged: running time of the broker's acknowledgement; 0 while it waits.
     db.execute(
         "CREATE TABLE IF NOT EXISTS readings (seq INTEGER PRIMARY KEY AUTOINCREMENT, "

@@ -24,7 +24,8 @@ GAUGES = {
     "pace": "work taken on: 0 every picture ... 3 every third, at half size",
     "memory_mib": "resident memory",
     "outbox_pending": "readings that the broker has not acknowledged",
-    "outbox_dropped": "readings lost: too old, too many, or not written",
+    "outbox_dropped": "readings lost: too old, too many, not written, or not readable any more",
+    "outbox_unreadable": "of those lost, the ones whose bytes had changed on the disk",
     "outbox_damaged": "1 when a damaged file was set aside since the start",
 }
 

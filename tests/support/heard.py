@@ -25,7 +25,8 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
             "stages": {"detect": {"p50_ms": 8.5, "p95_ms": 9.0}}, "backend": "onnxruntime",
             "fallback": None, "temperature_celsius": 51.5, "throttled": False, "pace": 0,
             "power_mode": "15W", "memory_mib": 200, "outbox_pending": 0, "outbox_dropped": 0,
-            "log": LOG, "outbox_first": 1, "outbox_damaged": 0,
+            "log": LOG, "log_begun": None, "outbox_unreadable": 0, "outbox_first": 1,
+            "outbox_damaged": 0,
             "certificate_expires": None, "update": None,
         },
         "info": {
@@ -37,7 +38,7 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
         },
         "counts": {},
     }  # fmt: skip
-    version = 2 if kind == "health" else 1
+    version = 3 if kind == "health" else 1
     whole = {"schema": f"edge.{kind}/{version}", "node": node, **bodies[kind], **content}
     return f"edge/v1/{node}/{kind}", json.dumps(whole).encode()
 

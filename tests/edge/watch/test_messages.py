@@ -39,6 +39,15 @@ def test_a_line_of_json_is_the_message_as_the_node_wrote_it() -> None:
     }
 
 
+def test_health_of_version_0_1_0_is_read_with_what_it_did_not_say_at_its_default() -> None:
+    topic, content = raw("health", schema="edge.health/2")
+    said = json.loads(content)
+    for later in ("log_begun", "outbox_unreadable"):
+        del said[later]
+    older = read(topic, json.dumps(said).encode())
+    assert older == read(*raw("health"))
+
+
 @pytest.mark.parametrize(
     ("topic", "content", "reason"),
     [
