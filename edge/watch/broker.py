@@ -2,11 +2,15 @@
 
 A client is who its certificate says (the common name): a node its `site/room/node`, the school's server
 `server`. A node writes its own topics alone; the server hears all, acknowledges and commands; nobody
-else anything.
+else anything. Whose certificate was revoked does not come in.
+
+The list says who may send and be sent what. It cannot forbid to subscribe: mosquitto grants every
+subscription, and checks each message on its way out (`secret_names` has what follows from that).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +38,10 @@ require_certificate true
 use_identity_as_username true
 tls_version tlsv1.2
 acl_file {folder}/edge.acl
-# Certificates that were taken back (edge-flash ca revoke): restart after a change.
-# crlfile {folder}/revoked.pem
+# Certificates that were taken back: `edge-flash ca broker` wrote the file, `edge-flash ca revoke`
+# writes the next; restart after a change. mosquitto does not start without it, and lets nobody in once
+# it has ended. Nothing may follow the name in its line: it would be part of the name.
+crlfile {folder}/revoked.pem
 
 # A recorder's session waits for it, and as much as comes meanwhile: for as long as an MQTT 5 client
 # asks (the kit's a day), else a week.
@@ -115,6 +121,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         for name, text in files(args.folder, args.port, args.server).items():
             write_atomically(args.out / name, text.encode())
             print(args.out / name)
+        if not (args.out / "revoked.pem").exists():
+            print(
+                "mosquitto wants revoked.pem beside these: `edge-flash ca broker` writes it, and "
+                "`edge-flash ca crl` again",
+                file=sys.stderr,
+            )
     except OSError as error:
         raise EdgeError(
             f"{args.out} takes no file ({error.strerror}); give another --out"

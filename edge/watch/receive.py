@@ -29,6 +29,7 @@ from edge.delivery.connection import (
 from edge.delivery.messages import PREFIX
 from edge.settings import Broker
 from edge.watch.messages import KINDS
+from edge.watch.secret_names import secret_name
 
 if TYPE_CHECKING:
     from edge.delivery.connection import Client, ReasonCode
@@ -41,7 +42,7 @@ UNACKNOWLEDGED = 1000  # messages the broker may send before the first of them i
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """client_id: stable and of one receiver alone; group: of receivers that share the load, "" for
-    none."""
+    none. The broker gets both as `secret_name` makes them."""
 
     client_id: str
     group: str = ""
@@ -73,7 +74,11 @@ class Receiver:
         SettingsError for unusable files."""
         session = PersistentSession(SESSION_SECONDS, UNACKNOWLEDGED) if keep else None
         self._connector = Connector(settings, memory, session)
-        self._settings, self._take, self._keep, self._patient = settings, take, keep, patient
+        self._settings, self._take, self._patient = settings, take, patient
+        self._client_id = secret_name(keep.client_id, settings) if keep else ""
+        self._share = ""
+        if keep and keep.group:
+            self._share = f"$share/{secret_name(keep.group, settings)}/"
         self._client: Client | None = None
 
     @property
@@ -132,8 +137,7 @@ class Receiver:
         ending: Callable[[], None],
     ) -> bool:
         """One connection, from start to end; whether it was subscribed."""
-        client_id = self._keep.client_id if self._keep else ""
-        client = self._connector.connect(client_id, self._prepare, stop)
+        client = self._connector.connect(self._client_id, self._prepare, stop)
         if client is None:
             return False
         granted: list[ReasonCode] = []
@@ -166,5 +170,4 @@ class Receiver:
             disconnect(client)
 
     def _topics(self) -> list[str]:
-        share = f"$share/{self._keep.group}/" if self._keep and self._keep.group else ""
-        return [f"{share}{PREFIX}/+/+/+/{kind}" for kind in KINDS]
+        return [f"{self._share}{PREFIX}/+/+/+/{kind}" for kind in KINDS]

@@ -147,6 +147,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     settings = broker_settings(args)
     if not args.record and (args.group or args.client_id or args.keep_days is not None):
         raise UsageError("--group, --client-id and --keep-days go with --record")
+    if set(args.group) & set("/+#"):
+        raise UsageError("--group must be a name without '/', '+' and '#'")
     if args.group and args.web:
         raise UsageError("--group hears a part of the messages: run a page without it")
     quiet = bool(args.record or args.web)

@@ -55,7 +55,6 @@ class School:
             (self._at / "broker" / name).write_text(text)
         own = f"persistence true\npersistence_location {folder}/\nlog_dest stderr\n"
         configuration = (self._at / "broker/edge.conf").read_text()
-        configuration = configuration.replace("# crlfile", "crlfile")
         self.broker = Mosquitto(folder, own, configuration, listener="listener 8883")
         self._heard = folder / "heard.txt"
         command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(self.broker.port), "-v", "-q", "1"]

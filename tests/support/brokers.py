@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,25 @@ def certificates(
     return {path.name: path for path in folder.iterdir()}
 
 
+def revoke(folder: Path, names: Sequence[str] = ()) -> None:
+    """Writes revoked.pem of the authority that `certificates` made: the list of these names' ones."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    now = datetime.now(timezone.utc)
+    ca = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    made = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
+    made = made.last_update(now - timedelta(days=1)).next_update(now + timedelta(days=30))
+    for name in names:
+        pem = (folder / f"{name.replace('/', '-')}.pem").read_bytes()
+        entry = x509.RevokedCertificateBuilder().revocation_date(now)
+        serial = x509.load_pem_x509_certificate(pem).serial_number
+        made = made.add_revoked_certificate(entry.serial_number(serial).build())
+    signed = made.sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    (folder / "revoked.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
+
 def school_broker(folder: Path, names: Sequence[str], access: str = "") -> Mosquitto:
     """mosquitto as `edge-watch broker` sets it up, beside what Debian's own mosquitto.conf says.
 
@@ -103,6 +123,7 @@ def school_broker(folder: Path, names: Sequence[str], access: str = "") -> Mosqu
     from edge.watch.broker import files
 
     certificates(folder, ["broker", *names])
+    revoke(folder)
     for name, text in files(str(folder), 8883, "server").items():
         (folder / name).write_text(text)
     with (folder / "edge.acl").open("a") as acl:

@@ -14,7 +14,11 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
-from support.brokers import certificates, school_broker
+from edge.settings import Broker, Tls
+from edge.watch.messages import KINDS
+from edge.watch.receive import Receiver, SessionOptions, Token
+from edge.watch.secret_names import secret_name
+from support.brokers import certificates, revoke, school_broker
 from support.command import Done
 from support.patience import PATIENCE, wait_for
 
@@ -32,15 +36,29 @@ class School:
         file = name.replace("/", "-")
         made = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=options.get("id", ""),
                            protocol=mqtt.MQTTv5)  # fmt: skip
+        if "will" in options:
+            made.will_set(options["will"], b"{}", qos=1, retain=True)
         context = ssl.create_default_context(cafile=str(self._folder / "ca.pem"))
         if name:
             context.load_cert_chain(self._folder / f"{file}.pem", self._folder / f"{file}.key")
         made.tls_set_context(context)
         if "username" in options:
             made.username_pw_set(options["username"], "x")
-        made.connect("127.0.0.1", self.broker.port)
+        made.connect("127.0.0.1", self.broker.port, clean_start=options.get("clean", True))
         made.loop_start()
         return made
+
+    def settings(self, name: str) -> Broker:
+        """As node.yaml or edge-watch's options have them."""
+        file = self._folder / name.replace("/", "-")
+        tls = {"certificate": f"{file}.pem", "key": f"{file}.key"}
+        return Broker(url=self.broker.url, tls=Tls(ca=self._folder / "ca.pem", **tls))
+
+    def revoke(self, *names: str) -> None:
+        """As `edge-flash ca revoke` and a restart do."""
+        revoke(self._folder, names)
+        self.broker.stop()
+        self.broker.start()
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +140,24 @@ FORBIDDEN_READS: list[tuple[str, str, str, str, str]] = [
     ("a node hears another's counts", OWN, "edge/v1/#", f"edge/v1/{OTHER}/counts", OTHER),
     ("a node hears its own counts", OWN, f"edge/v1/{OWN}/#", f"edge/v1/{OWN}/counts", OWN),
     ("a node hears another's commands", OWN, "#", f"edge/v1/{OTHER}/cmd/pause", "server"),
+    ("a node hears another's ack", OWN, "edge/v1/+/+/+/ack", f"edge/v1/{OTHER}/ack", "server"),
+    (
+        "a node hears another's status",
+        OWN,
+        f"edge/v1/{OTHER}/status",
+        f"edge/v1/{OTHER}/status",
+        OTHER,
+    ),
+    ("a node hears by wildcards alone", OWN, "+/+/+/+/+/#", f"edge/v1/{OTHER}/health", OTHER),
+    ("a node hears by a shared name", OWN, "$share/x/edge/v1/#", f"edge/v1/{OTHER}/counts", OTHER),
+    (
+        "a node shares commands",
+        OWN,
+        "$share/x/edge/v1/+/+/+/cmd/+",
+        f"edge/v1/{OTHER}/cmd/a",
+        "server",
+    ),
+    ("a node hears by a queue", OWN, "$queue/edge/v1/#", f"edge/v1/{OTHER}/counts", OTHER),
     ("a stranger hears counts", "visitor", "#", f"edge/v1/{OWN}/counts", OWN),
     ("a stranger hears by a shared name", "visitor", "$share/x/#", f"edge/v1/{OWN}/counts", OWN),
 ]
@@ -134,6 +170,130 @@ def test_a_forbidden_ear_hears_nothing(
     client = school.client(who)
     assert not hears(school, client, pattern, topic, speaker, seconds=1.0), what
     client.loop_stop()
+
+
+def quiet(
+    school: School, who: str, pattern: str, seconds: float = 1.0, **options: Any
+) -> list[tuple[str, bytes]]:
+    """What a client hears of `pattern` by itself, retained messages for one."""
+    client = school.client(who, **options)
+    heard: list[tuple[str, bytes]] = []
+    subscribed = threading.Event()
+    client.on_message = lambda c, u, m: heard.append((m.topic, m.payload))
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.subscribe(pattern, qos=1)
+    assert subscribed.wait(PATIENCE)
+    time.sleep(seconds)
+    client.disconnect()
+    client.loop_stop()
+    return heard
+
+
+def test_what_is_retained_of_others_is_not_handed_to_a_node(school: School) -> None:
+    other, server = school.client(OTHER), school.client("server")
+    for kind in ("status", "info"):
+        assert published(other, f"edge/v1/{OTHER}/{kind}", retain=True)
+    assert published(server, f"edge/v1/{OTHER}/ack", retain=True)
+    assert published(server, f"edge/v1/{OWN}/ack", retain=True)
+    assert len(quiet(school, "server", "edge/v1/+/+/+/+")) >= 3, "it stands there"
+    for pattern in ("#", "edge/v1/+/+/+/+", f"edge/v1/{OTHER}/#", f"$share/x/edge/v1/{OTHER}/#"):
+        topics = {topic for topic, _ in quiet(school, OWN, pattern, 0.5)}
+        assert topics <= {f"edge/v1/{OWN}/ack"}, pattern
+    assert quiet(school, OWN, "$SYS/#") == []
+    for client in (other, server):
+        client.loop_stop()
+
+
+@pytest.mark.parametrize("topic", [f"edge/v1/{OTHER}/status", f"edge/v1/{OWN}/ack"])
+def test_a_will_says_nothing_that_its_owner_may_not(school: School, topic: str) -> None:
+    server, heard = school.client("server"), threading.Event()
+    subscribed = threading.Event()
+    server.on_message = lambda c, u, m: heard.set() if not m.retain else None
+    server.on_subscribe = lambda *_: subscribed.set()
+    server.subscribe([(topic, 1), (f"edge/v1/{OWN}/status", 1)])
+    assert subscribed.wait(PATIENCE)
+
+    def die(will: str) -> None:
+        dying = school.client(OWN, will=will)
+        deadline = time.monotonic() + PATIENCE
+        while not dying.is_connected() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        dying.loop_stop()
+        if (connection := dying.socket()) is not None:
+            connection.close()
+
+    die(topic)
+    assert not heard.wait(1.0)
+    die(f"edge/v1/{OWN}/status")
+    assert heard.wait(PATIENCE), "its own will is said"
+    server.loop_stop()
+
+
+def test_no_other_certificate_takes_readings_away_from_recorders(school: School) -> None:
+    """mosquitto grants every subscription and hands a share of the messages to whoever is in the group,
+    also where it then may not read them; and a session to whoever says its client id."""
+    heard: list[bytes] = []
+    stop, ready = threading.Event(), threading.Semaphore(0)
+    threads = []
+
+    def take(topic: str, payload: bytes, token: Token) -> None:
+        if topic == f"edge/v1/{OTHER}/counts":
+            heard.append(payload)
+
+    for name in ("recorder-1", "recorder-2"):
+        keep = SessionOptions(name, "recorders")
+        recorder = Receiver(school.settings("server"), take, keep)
+        run = threading.Thread(
+            target=recorder.run, args=(stop,), kwargs={"subscribed": ready.release}
+        )
+        run.start()
+        threads.append(run)
+    try:
+        for _ in threads:
+            assert ready.acquire(timeout=PATIENCE)
+        thieves = []
+        own = secret_name("recorders", school.settings(OWN))
+        for group in ("recorders", own, "recorders-", ""):
+            thieves += [school.client(OWN) for _ in range(4)]
+            for thief in thieves[-4:]:
+                # An empty group is not MQTT: the broker ends the connection.
+                thief.subscribe([(f"$share/{group}/edge/v1/+/+/+/{kind}", 1) for kind in KINDS])
+        for client_id in (
+            "recorder-1",
+            "recorder-2",
+            secret_name("recorder-1", school.settings(OWN)),
+        ):
+            thieves.append(school.client("visitor", id=client_id, clean=False))
+        # Answered in order: what went before is in force.
+        assert quiet(school, "visitor", "$share/recorders/#", 0.0) == []
+        node = school.client(OTHER)
+        sent = [b"%d" % n for n in range(60)]
+        for payload in sent:
+            node.publish(f"edge/v1/{OTHER}/counts", payload, qos=1)
+        wait_for(lambda: len(heard) >= len(sent), lambda: len(heard))
+        assert sorted(heard, key=int) == sent
+        for client in (node, *thieves):
+            client.disconnect()
+            client.loop_stop()
+    finally:
+        stop.set()
+        for run in threads:
+            run.join(PATIENCE)
+
+
+def test_recorders_agree_on_a_name_that_nobody_else_can_say(school: School, tmp_path: Path) -> None:
+    server, node = school.settings("server"), school.settings(OWN)
+    assert secret_name("recorders", server) == secret_name("recorders", server)
+    assert len({secret_name(n, s) for n in ("a", "b") for s in (server, node)}) == 4
+    assert server.tls.key is not None
+    copied = tmp_path / "server.key"
+    copied.write_bytes(server.tls.key.read_bytes().replace(b"\n", b"\r\n"))
+    tls = server.tls.model_copy(update={"key": copied})
+    assert secret_name("a", server.model_copy(update={"tls": tls})) == secret_name("a", server)
+    (tmp_path / "password").write_text("one\n")
+    by_password = Broker(url="mqtt://127.0.0.1", username="u", password_file=tmp_path / "password")
+    assert secret_name("a", by_password) not in ("a", secret_name("a", server))
+    assert secret_name("a", Broker(url="mqtt://127.0.0.1")) == "a"
 
 
 def refused(connect: Callable[[], mqtt.Client]) -> bool:
@@ -187,10 +347,30 @@ def test_a_message_beyond_64_kib_is_not_passed_on(school: School) -> None:
         client.loop_stop()
 
 
+def test_a_revoked_node_stays_out_and_the_others_come_in(school: School) -> None:
+    text = (school._folder / "edge.conf").read_text()
+    assert f"\ncrlfile {school._folder / 'revoked.pem'}\n" in text, "nothing behind the name"
+    school.revoke("visitor")
+    try:
+        assert refused(lambda: school.client("visitor"))
+        for who in (OWN, OTHER):
+            client = school.client(who)
+            assert published(client, f"edge/v1/{who}/counts"), who
+            client.loop_stop()
+    finally:
+        school.revoke()
+    client = school.client("visitor")
+    wait_for(client.is_connected, "a connection")
+    client.loop_stop()
+
+
 def test_the_command_writes_three_files(command: Callable[..., Done], tmp_path: Path) -> None:
     done = command("edge.watch.run", "broker", "--out", tmp_path / "b", "--port", 1883)
     assert done.code == 0
     assert len(done.out.split()) == 3
     assert "listener 1883" in (tmp_path / "b" / "edge.conf").read_text()
+    assert "revoked.pem" in done.last
+    (tmp_path / "b" / "revoked.pem").touch()
+    assert command("edge.watch.run", "broker", "--out", tmp_path / "b").err == ""
     assert command("edge.watch.run", "broker", "--out", tmp_path, "--port", 0).code == 2
     assert command("edge.watch.run", "broker", "--out", "/proc/x").code == 1

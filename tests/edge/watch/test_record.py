@@ -272,6 +272,7 @@ def test_the_commands_delete_and_export(command: Any, tmp_path: Path) -> None:
     assert "1 readings deleted" in run("forget", "--record", record, "--everything").out
     assert run("forget", "--record", "postgresql://127.0.0.1:1/x", "--everything").code == 1
     assert run("--group", "x").code == 2
+    assert run("--record", "x.sqlite", "--group", "x/y").code == 2
     assert run("--record", "x.sqlite", "--group", "x", "--web", "8080").code == 2
 
 
