@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edge.base.backoff import Backoff
@@ -43,6 +43,9 @@ FIRST_CONNACK_SECONDS, LONGEST_CONNACK_SECONDS = 2.0, 32.0
 # A thousand nodes whose broker restarts lose it in one moment: they come back spread over this.
 RETURN_SECONDS = 5.0
 UNSUPPORTED_VERSION = 0x84  # MQTT 5, 3.2.2.2; paho gives 3.1.1's answer the same number
+SESSION_TAKEN_OVER = 0x8E  # MQTT 5, 3.14.2.1; 3.1.1 has no reasons, and mosquitto 2.0.11 gives none
+# What is lost so soon, so often in a row, may be what two clients of one id take from each other.
+BRIEF_SECONDS, BRIEF_LOSSES = 60.0, 3
 
 
 class ConnectionState(enum.Enum):
@@ -125,6 +128,8 @@ class Connector:
         self.protocol = ProtocolChoice(settings.protocol, name, memory)
         self.version = self.protocol.candidates()[0]
         self.status = ConnectionStatus()
+        self._taken_over = False  # the last connection, by another client of the same id
+        self._began, self._brief = 0.0, 0
         self._first_timeout = self._connack_timeout = connack_timeout
 
     def change(self, status: ConnectionStatus) -> None:
@@ -135,6 +140,18 @@ class Connector:
                 return
             level = logging.INFO if status.connected else logging.WARNING
             log.log(level, "broker %s address=%s", status, self._settings.url)
+
+    def lost(self, remedy: str) -> None:
+        """Say that a connection is gone, and why. remedy: what gives this client an id of its own, for
+        where another one has the same."""
+        brief = time.monotonic() - self._began < BRIEF_SECONDS
+        self._brief = self._brief + 1 if brief else 0
+        why = "the connection was lost"
+        if self._taken_over:
+            why = f"another client with the same id took this one's place; {remedy}"
+        elif self._brief >= BRIEF_LOSSES:
+            why = f"lost again and again; where another client has the same id, {remedy}"
+        self.change(away(why))
 
     def new_client(self, client_id: str, version: Version) -> Client:
         """Make a client that is not connected yet, with callbacks of paho's second version."""
@@ -188,9 +205,10 @@ class Connector:
             day = time.strftime("%Y-%m-%d")
             self.change(away(f"the clock says {day}, TLS waits for the time"))
             return None
-        failure = self.status
+        failure, self._taken_over = self.status, False
         for version in self.protocol.candidates():
             client = self.new_client(client_id, version)
+            client.on_disconnect = self._on_disconnect
             prepare(client)
             try:
                 failed, code = self._await_connack(client, stop or threading.Event())
@@ -199,6 +217,7 @@ class Connector:
                 break
             if failed is None:
                 self.version, self._connack_timeout = version, self._first_timeout
+                self._began = time.monotonic()
                 self.protocol.spoken(version)
                 return client
             disconnect(client)
@@ -214,6 +233,14 @@ class Connector:
         if not (stop and stop.is_set()):
             self.change(failure)
         return None
+
+    def _on_disconnect(
+        self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
+    ) -> None:
+        if (
+            reason.value == SESSION_TAKEN_OVER
+        ):  # paho calls again, without it, for the closed socket
+            self._taken_over = True
 
     def _await_connack(
         self, client: Client, stop: threading.Event

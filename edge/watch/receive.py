@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edge.delivery.connection import Client, ReasonCode
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 15.0
+STEADY_SECONDS = 5.0  # a connection that stood so long begins with the first pause again
 SESSION_SECONDS = 86400
 UNACKNOWLEDGED = 1000  # messages the broker may send before the first of them is acknowledged
 
@@ -98,13 +99,16 @@ class Receiver:
         ending: once, at `stop`, while the connection still stands."""
         backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while not stop.is_set():
+            began = time.monotonic()
             was_up = self._connect_once(stop, idle, subscribed, ending)
             if stop.is_set():
                 return
             lost()
             if was_up:
-                backoff.reset()
                 self._patient = True
+                # Sooner, two of one client id would throw each other off twice a second.
+                if time.monotonic() - began >= STEADY_SECONDS:
+                    backoff.reset()
             elif not self._patient:
                 raise BrokerError(
                     f"broker {self._settings.url} {self.state}; check address and user"
@@ -148,7 +152,7 @@ class Receiver:
             deadline = time.monotonic() + CONNECT_SECONDS
             while not stop.is_set():
                 if not loop_once(client, 0.05):
-                    self._connector.change(away("the connection was lost"))
+                    self._connector.lost("give each recorder a --client-id of its own")
                     return was_up
                 if was_up:
                     idle()

@@ -297,3 +297,17 @@ def test_simulated_nodes_know_what_a_recorder_stored(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not acknowledged by a recorder" in done.stderr
     broker.stop()
+
+
+def test_two_recorders_of_one_client_id_are_each_told_why_they_reconnect(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    twins = [
+        Recording(mosquitto, tmp_path / f"{name}.sqlite", "--client-id", "same") for name in "ab"
+    ]
+    # mosquitto 2.0.11 does not say 142, so that only the third loss tells.
+    why = re.compile("another client .* give each recorder a --client-id of its own")
+    for recorder in twins:
+        wait_for(lambda told=recorder.told: why.search(told()), recorder.told)
+    for recorder in twins:
+        recorder.end()
