@@ -143,7 +143,7 @@ def assemble(
             publisher=publisher,
             monitor=monitor,
             throttle=Throttle(HALVED if any_size else HALVED - 1),
-            hours=[schedule.parse(entry) for entry in settings.privacy.hours],
+            schedule=schedule.read(settings.privacy.hours, settings.privacy.zone),
             conditions=Conditions(camera="live" if source.live else "file"),
             stop=stop,
             force_stop=force_stop,

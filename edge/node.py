@@ -6,13 +6,12 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
-from edge.base import schedule
 from edge.base.errors import BrokerError, EdgeError, OutboxError
+from edge.base.schedule import Schedule
 from edge.delivery.commands import Commands
 from edge.delivery.messages import counts_message
 from edge.delivery.outbox import Outbox
@@ -51,7 +50,7 @@ class Node:
     publisher: Publisher
     monitor: Monitor
     throttle: Throttle
-    hours: Sequence[schedule.Hours]
+    schedule: Schedule
     conditions: Conditions
     stop: threading.Event
     force_stop: threading.Event
@@ -88,7 +87,7 @@ class Node:
         live, now = self.source.live, self.conditions
         if self.commands is not None:
             self.poll_commands(self.commands)
-        if live and self.hours:
+        if live:
             self._keep_hours()
         if isinstance(item, Frame):
             now.frames += 1 + item.dropped
@@ -147,7 +146,7 @@ class Node:
         return changed
 
     def _keep_hours(self) -> None:
-        closed = not schedule.open_now(self.hours, time.time())
+        closed = not self.schedule.open_at(time.time())
         if closed != self.conditions.closed:
             self.conditions.closed = closed
             self.pipeline.window.discard()

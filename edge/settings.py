@@ -174,6 +174,9 @@ class Privacy(Strict):
     hours: list[str] = Field(
         default=[], description="when to look, such as 'mon-fri 08:00-16:00'; empty is always"
     )
+    zone: str | None = Field(
+        default=None, description="of hours, such as 'Europe/Berlin'; null is the system's"
+    )
     masks: list[list[float]] = Field(
         default=[],
         description="zones never looked at: left, top, right, bottom, shares of the frame",
@@ -181,11 +184,10 @@ class Privacy(Strict):
 
     @model_validator(mode="after")
     def _hours(self) -> Privacy:
-        for entry in self.hours:
-            schedule.parse(entry)
-        for zone in self.masks:
-            inside = len(zone) == 4 and all(0 <= side <= 1 for side in zone)
-            if not inside or not (zone[0] < zone[2] and zone[1] < zone[3]):
+        schedule.read(self.hours, self.zone)
+        for mask in self.masks:
+            inside = len(mask) == 4 and all(0 <= side <= 1 for side in mask)
+            if not inside or not (mask[0] < mask[2] and mask[1] < mask[3]):
                 raise ValueError("masks must be left, top, right, bottom within 0 and 1")
         return self
 

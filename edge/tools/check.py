@@ -1,5 +1,5 @@
 """`edge-run --check`: the self-test by hand, and an aid for aiming the camera. Text only: no
-picture is sent or stored.
+picture is sent or stored. It looks where and when the node may, and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.base import schedule
 from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
+from edge.base.schedule import Schedule
 from edge.delivery.connection import probe
 from edge.detect import Detector, open_detector
 from edge.inference.loader import Opened, open_student
+from edge.pipeline import cover
 from edge.records import Face, Frame
 from edge.settings import Settings
 from edge.sources.open import open_source
@@ -91,7 +94,19 @@ def advise(view: View) -> str:
     )
 
 
+def hours_line(hours: Schedule, zone: str | None, utc: float) -> str:
+    """Say what time the hours go by, and whether the node may look now. utc: seconds since 1970."""
+    now = hours.local(utc)
+    by = f"{zone}, by privacy.zone" if zone else f"{now.tzname()}, the system's zone"
+    if not hours.hours:
+        state = "always open (privacy.hours is empty)"
+    else:
+        state = "open now" if hours.open_at(utc) else "closed now"
+    return f"{now:%a %Y-%m-%d %H:%M} ({by}): {state}"
+
+
 def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading.Event) -> None:
+    hours = schedule.read(settings.privacy.hours, settings.privacy.zone)
     source = open_source(settings.camera, seconds, stop)
     frames, next_report = 0, 0.0
     first: float | None = None
@@ -103,6 +118,10 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
             first = item.time if first is None else first
             if item.time - first >= next_report:
                 next_report += REPORT_SECONDS
+                if source.live and not hours.open_at(time.time()):
+                    print("     closed by privacy.hours: pictures come, not looked at", flush=True)
+                    continue
+                cover(item.pixels, settings.privacy.masks)
                 faces = [f for f in detector.find(item.pixels) if f.score >= detector.score]
                 size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
                 print(f"     {size} {advise(look(item.pixels, faces))}", flush=True)
@@ -158,6 +177,8 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
         fault(
             "clock", EdgeError(f"it says {rfc3339(time.time())}; TLS and hours wait for the time")
         )
+    hours = schedule.read(settings.privacy.hours, settings.privacy.zone)
+    part("hours", hours_line(hours, settings.privacy.zone, time.time()))
     for server in settings.clock.servers:
         try:
             part("time server", f"{server}, this clock is {-offset(server):+.3f} s beside it")

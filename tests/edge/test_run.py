@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
@@ -239,6 +240,45 @@ def test_check_prints_a_line_a_part_and_stores_nothing(command: Command, tmp_pat
     assert "FAIL broker: broker mqtt://127.0.0.1:1 away: nothing listens there" in done.out
     assert "FAIL camera: no camera at /dev/video88" in done.out
     assert "2 of the checks failed: broker, camera" in done.last
+
+
+def test_check_looks_only_where_and_when_the_node_may(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text("privacy: {masks: [[0, 0, 1, 0.6]], zone: Pacific/Auckland}\n")
+    done = command("edge.run", "--check", "--config", config, "--camera", CLIP, "--max-seconds", 1)
+    assert done.code == 0, done.err
+    assert "ok   hours: " in done.out
+    assert "(Pacific/Auckland, by privacy.zone): always open" in done.out
+    assert "7 faces" not in done.out
+    assert " 2 faces" in done.out, "those below the mask"
+    # A Monday's noon in Auckland, where this school is open on Sundays alone.
+    noon = datetime(2026, 11, 29, 23, tzinfo=timezone.utc).timestamp()
+    monkeypatch.setattr("edge.tools.check.time.time", lambda: noon)
+    config.write_text("privacy: {hours: [sun 00:00-24:00], zone: Pacific/Auckland}\n")
+    done = command(
+        "edge.run", "--check", "--config", config, "--camera", "test", "--max-seconds", 2
+    )
+    assert done.code == 0, done.err
+    assert "Mon 2026-11-30 12:00 (Pacific/Auckland, by privacy.zone): closed now" in done.out
+    assert "closed by privacy.hours: pictures come, not looked at" in done.out
+    assert "face" not in done.out.partition("nothing is sent or stored")[2]
+    assert "ok   camera" in done.out
+
+
+def test_bench_has_the_nodes_masks_and_opens_no_camera(command: Command, tmp_path: Path) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text("camera: {source: 'rtsp://192.0.2.1/'}\nprivacy: {masks: [[0, 0, 1, 1]]}\n")
+    done = command("edge.tools.bench", "--config", config, "--faces", 3, "--frames", 24, "--json")
+    assert done.code == 0, done.err
+    conditions = json.loads(done.out)["conditions"]
+    assert (conditions["masks"], conditions["faces_in_view"]) == (1, "0 to 0, mean 0.0")
+    for camera in ("0", "rtsp://u:p@192.0.2.1/", "loop:x.mp4"):
+        done = command("edge.tools.bench", "--camera", camera)
+        assert done.code == 2
+        assert "a camera sets its own pace" in done.last
+        assert "u:p" not in done.last
 
 
 @pytest.mark.slow
