@@ -17,6 +17,7 @@ import yaml
 
 from edge.base.errors import EdgeError, SettingsError, UsageError
 from edge.base.strict_yaml import read_yaml, validate
+from edge.flash import ssh
 from edge.flash.accounts import add_user, public_keys
 from edge.flash.authority import Authority
 from edge.flash.board import SETTINGS, Board
@@ -156,10 +157,7 @@ def _first_boot(tree: Tree) -> list[Entry]:
     for name in tree.names("/etc/ssh"):
         if name.startswith("ssh_host_"):
             found.append(Absent(f"/etc/ssh/{name}"))
-    if tree.kind("/etc/ssh/sshd_config.d") == "folder":
-        rule = b"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin no\n"
-        found.append(File("/etc/ssh/sshd_config.d/edge-node.conf", rule))
-    return found
+    return [*found, *ssh.entries(tree)]
 
 
 def _clock(settings: Settings, now: int) -> list[Entry]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from edge.base import cli
 from edge.base.errors import UsageError
+from edge.flash import ssh
 from edge.flash.board import Board, check_board, inspect
 from edge.flash.content import Site, check_name_free, host_name, node_settings, write_node
 from edge.flash.ext4 import Ext4, content_sha256, root_partition
@@ -80,8 +82,13 @@ def inspect_base(tree: Tree, site: Site) -> Board:
 
 
 def flash(tree: Tree, node: Path, names: dict[str, str], network: Network, site: Site) -> Settings:
-    """Write one node into a root file system; return its settings."""
-    return write_node(tree, inspect_base(tree, site), node, names, network, site)
+    """Write one node into a root file system; return its settings. What it cannot promise it prints."""
+    board = inspect_base(tree, site)
+    doubts = ssh.doubts(tree, board)
+    settings = write_node(tree, board, node, names, network, site)
+    for doubt in doubts:
+        print(f"warning: SSH may take passwords: {doubt}; look at it on the base", file=sys.stderr)
+    return settings
 
 
 def copy_sparse(source: Path, target: Path) -> None:

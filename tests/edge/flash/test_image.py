@@ -29,13 +29,17 @@ privacy: {legal_basis: "medical: a named study"}
 broker: {url: "mqtts://broker.example:8883"}
 clock: {servers: [time.example]}
 """
+SSHD = "Include /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\n"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Base image, package, keys and authority, made once."""
     folder = tmp_path_factory.mktemp("flash")
-    bases.image(folder / "base.img", bases.root(folder / "root"))
+    root = bases.root(folder / "root")
+    (root / "etc/ssh/sshd_config").write_text(SSHD)
+    (root / "etc/ssh/sshd_config.d/50-cloud-init.conf").write_text("PasswordAuthentication yes\n")
+    bases.image(folder / "base.img", root)
     bases.package(folder)
     subprocess.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True
@@ -113,11 +117,12 @@ def test_nobody_is_asked_anything_and_no_two_nodes_are_the_same(bench: Path, fla
     assert wanted["target"] == "/usr/lib/systemd/system/edge-provision.service"
     assert tree.read("/etc/machine-id") == b""
     assert tree.kind("/var/lib/dbus/machine-id") is None
-    assert tree.names("/etc/ssh") == ["sshd_config.d"], "host keys are each node's own"
+    assert tree.names("/etc/ssh") == ["sshd_config", "sshd_config.d"], "host keys are its own"
 
 
 def test_the_technician_has_a_key_and_no_password(bench: Path, flash: Flash) -> None:
-    assert flash("image", "base.img", "--out", "node.img").code == 0
+    done = flash("image", "base.img", "--out", "node.img")
+    assert (done.code, "warning" in done.err) == (0, False)
     tree = opened(bench / "node.img")
     assert b"technician:*:" in (tree.read("/etc/shadow") or b"")
     assert tree._stat("/etc/shadow") | {"mode": "0640", "gid": "42"} == tree._stat("/etc/shadow")
@@ -127,6 +132,18 @@ def test_the_technician_has_a_key_and_no_password(bench: Path, flash: Flash) -> 
     assert tree._stat(keys)["mode"] == "0600"
     assert tree._stat(keys)["uid"] == "1000"
     assert tree._stat("/etc/sudoers.d/edge-node")["mode"] == "0440"
+    rules = "/etc/ssh/sshd_config.d/00-edge-node.conf"
+    assert b"PasswordAuthentication no\n" in (tree.read(rules) or b"")
+    assert tree.read("/etc/ssh/sshd_config") == f"Include {rules}\n{SSHD}".encode()
+
+
+def test_what_lets_passwords_in_all_the_same_is_said(bench: Path, flash: Flash) -> None:
+    root = bases.root(bench / "rootfs")
+    (root / "etc/default").mkdir()
+    (root / "etc/default/ssh").write_text("SSHD_OPTS=-oPasswordAuthentication=yes\n")
+    done = flash("rootfs", "rootfs")
+    assert done.code == 0
+    assert done.last.startswith("warning: SSH may take passwords: /etc/default/ssh gives sshd")
 
 
 def test_a_fixed_address_and_wifi_for_network_manager(bench: Path, flash: Flash) -> None:
