@@ -25,6 +25,8 @@ from edge.flash.network import WANTS, Network
 from edge.flash.network import entries as network_entries
 from edge.flash.package import BOOTSTRAP, PROVISION, Package
 from edge.flash.tree import Absent, Entry, File, Folder, Link, Tree
+from edge.flash.zone import entries as zone_entries
+from edge.flash.zone import own_zone
 from edge.settings import CREDENTIALS, Settings
 
 SECRETS = "/etc/edge-node"
@@ -45,7 +47,8 @@ class Site:
 
     authority: the folder of `edge-flash ca`, None where the broker asks for no certificate;
     release_key: public key that verifies updates; nvidia: folder of packages; renew: a node's name
-    may have a valid certificate already.
+    may have a valid certificate already; zone: an IANA name, None for node.yaml's, or else this
+    machine's.
     """
 
     package: Package
@@ -56,6 +59,7 @@ class Site:
     nvidia: Path | None = None
     cpu: bool = False
     renew: bool = False
+    zone: str | None = None
 
 
 def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[str, Any], Settings]:
@@ -78,6 +82,9 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
         for key, value in values.items():
             if section == "node" or data.get(section, {}).get(key) is None:
                 data.setdefault(section, {})[key] = value
+    privacy = data.setdefault("privacy", {})
+    if site.zone is not None or privacy.get("zone") is None:
+        privacy["zone"] = site.zone or own_zone()
     if site.authority is not None:
         data.setdefault("broker", {})["tls"] = {
             "ca": f"{SECRETS}/ca.pem",
@@ -250,6 +257,7 @@ def write_node(
         *network_entries(tree, board, network),
         *_first_boot(tree),
         *_clock(settings, now),
+        *zone_entries(tree, str(settings.privacy.zone)),
     ]
     if site.release_key is not None:
         key = _public_key(site.release_key)

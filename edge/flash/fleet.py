@@ -139,7 +139,8 @@ def run(argv: Sequence[str] | None = None) -> None:
             settings = make_image(
                 args.base, out, args.partition, files[row.file], row.names, row.network, site
             )
-            print(f"{number}/{len(rows)} {out}: node {settings.node.path}", flush=True)
+            node, zone = settings.node.path, settings.privacy.zone
+            print(f"{number}/{len(rows)} {out}: node {node}, zone {zone}", flush=True)
 
 
 def _check_space(base: Path, out: Path, images: int) -> None:

@@ -43,6 +43,11 @@ def add_site_options(p: argparse.ArgumentParser) -> None:
         "--nvidia", type=Path, metavar="DIR", help="NVIDIA's packages with TensorRT (.deb)"
     )
     p.add_argument("--cpu", action="store_true", help="any arm64 board, without TensorRT")
+    p.add_argument(
+        "--zone",
+        metavar="NAME",
+        help="the school's, such as Europe/Berlin; default: this machine's",
+    )
     p.add_argument("--wifi", type=Path, metavar="FILE", help="two lines: its name, its passphrase")
 
 
@@ -70,6 +75,7 @@ def read_site(args: argparse.Namespace) -> Site:
         args.nvidia,
         args.cpu,
         args.renew,
+        args.zone,
     )
 
 
@@ -143,6 +149,7 @@ def make_image(
 def _tell(settings: Settings, site: Site, where: Path) -> None:
     print(f"{where}: node {settings.node.path}, broker {settings.broker.url}")
     print(f"  package {site.package.path.name}, sha256 {content_sha256(site.package.path)}")
+    print(f"  time zone {settings.privacy.zone}, which hours go by; another: --zone")
     print(f"  ssh {site.user}@{host_name(settings)}")
 
 

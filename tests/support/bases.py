@@ -71,6 +71,8 @@ def root(folder: Path, architecture: str = "arm64", jetson: bool = True) -> Path
         "etc/sudoers.d/README": "",
         "etc/systemd/system/README": "",
         "usr/bin/bash": "",
+        "usr/share/zoneinfo/Europe/Berlin": "TZif2",
+        "usr/share/zoneinfo/America/Port_of_Spain": "TZif2",
         "usr/lib/systemd/system/nv-oem-config.service": "[Service]\n",
         "usr/lib/systemd/system/multi-user.target": "[Unit]\n",
         "var/lib/dpkg/status": STATUS.format(architecture=architecture)

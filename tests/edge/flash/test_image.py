@@ -65,6 +65,7 @@ Flash = Callable[..., Done]
 @pytest.fixture
 def flash(bench: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Flash:
     monkeypatch.chdir(bench)
+    monkeypatch.setenv("TZ", "Europe/Berlin")  # the laptop's
 
     def call(*words: str, site: bool = True) -> Done:
         common = ["--node", "node.yaml", "--package", "edge-node_0.1.0_arm64.deb"]
@@ -144,6 +145,37 @@ def test_what_lets_passwords_in_all_the_same_is_said(bench: Path, flash: Flash) 
     done = flash("rootfs", "rootfs")
     assert done.code == 0
     assert done.last.startswith("warning: SSH may take passwords: /etc/default/ssh gives sshd")
+
+
+def zones(tree: Ext4) -> tuple[str, str, str]:
+    """Of node.yaml's hours, and of the card's system."""
+    settings = yaml.safe_load(tree.read("/etc/edge-node/node.yaml") or b"")
+    link = tree._stat("/etc/localtime")["target"].removeprefix("/usr/share/zoneinfo/")
+    return settings["privacy"]["zone"], link, (tree.read("/etc/timezone") or b"").decode().strip()
+
+
+def test_a_node_keeps_the_hours_of_its_school(bench: Path, flash: Flash) -> None:
+    done = flash("image", "base.img", "--out", "node.img")
+    assert zones(opened(bench / "node.img")) == ("Europe/Berlin",) * 3, "the laptop's"
+    assert "time zone Europe/Berlin" in done.out
+    port = "America/Port_of_Spain"
+    done = flash("image", "base.img", "--out", "two.img", "--renew", "--zone", port)
+    assert zones(opened(bench / "two.img")) == (port,) * 3
+    assert f"time zone {port}" in done.out
+    (bench / "node.yaml").write_text(NODE.replace("privacy: {", f"privacy: {{zone: {port}, "))
+    assert flash("image", "base.img", "--out", "three.img", "--renew").code == 0
+    assert zones(opened(bench / "three.img")) == (port,) * 3, "node.yaml's own"
+    one = ["--renew", "--zone", "Europe/Berlin"]
+    assert flash("image", "base.img", "--out", "four.img", *one).code == 0
+    assert zones(opened(bench / "four.img")) == ("Europe/Berlin",) * 3, "the option's"
+
+
+def test_a_zone_that_cannot_be_is_refused(bench: Path, flash: Flash) -> None:
+    done = flash("image", "base.img", "--out", "node.img", "--zone", "Europe/Berlim")
+    assert (done.code, "did you mean 'Europe/Berlin'" in done.last) == (2, True)
+    done = flash("image", "base.img", "--out", "node.img", "--zone", "Asia/Tokyo")
+    assert (done.code, "tzdata into the base image" in done.last) == (1, True)
+    assert not list(bench.glob("node.img*"))
 
 
 def test_a_fixed_address_and_wifi_for_network_manager(bench: Path, flash: Flash) -> None:
