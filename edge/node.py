@@ -69,14 +69,16 @@ class Node:
         self.publisher.start()
         self.monitor.set_status(Standing(State.STARTING))
         self.publish_info()
-        reason = ""
+        reason = "a defect of the program; its own log says which"
         try:
             for item in self.source:
                 self.step(item)
                 if self.stop.is_set():
                     break
+            reason = ""
         except EdgeError as error:
-            reason = str(error)
+            # The message names files and addresses, which are nobody's who hears the broker.
+            reason = error.public or f"{self.source.kind}: failed; the node's own log says why"
             raise
         finally:
             self.source.close()
@@ -179,7 +181,8 @@ class Node:
     def _report(self, now: float) -> None:
         """now: in source time, so that a file repeats."""
         if not self.publisher.alive():
-            raise BrokerError("the publisher stopped; its error stands above")
+            text = "the publisher stopped; its error stands above"
+            raise BrokerError(text, public=text)
         self.monitor.report(now, self.conditions, self.throttle, self.pipeline.stages)
 
     def _finish(self, reason: str) -> None:

@@ -125,7 +125,7 @@ def test_edge_knows_neither_distill_nor_export_nor_torch() -> None:
 
 
 def test_each_library_of_the_node_has_its_files() -> None:
-    assert users("edge", "paho") == {"edge/delivery/connection.py"}
+    assert users("edge", "paho") == {"edge/delivery/client.py"}
     assert users("edge", "onnxruntime") == {"edge/inference/backends/ort.py"}
     assert users("edge", "tensorrt") == {"edge/inference/backends/trt.py"}
     assert users("edge", "pycuda", "cuda") == {"edge/inference/backends/cuda.py"}

@@ -6,16 +6,35 @@ import argparse
 import logging
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import NoReturn
 
+from edge.base.addresses import redact
 from edge.base.errors import EdgeError
 
 EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage, 130 Ctrl-C"
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse repeats what it does not understand, and that may be a camera's address."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact(message))
+
+
+class Formatter(logging.Formatter):
+    """Lines of the log, without what could be a password in an address."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
     """An argument parser whose help ends with an example and the exit codes."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=command,
         description=description,
         epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
@@ -38,15 +57,29 @@ def start_log(verbose: bool = False) -> None:
     """Log facts with values, on stderr; stdout is for messages alone. verbose: also reasons that a
     person only wants who looks for them."""
     level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
+
+
+def _show_defect(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    say(redact("".join(traceback.format_exception(kind, error, trace))).rstrip())
+
+
+def _show_defect_of_thread(args: threading.ExceptHookArgs) -> None:
+    _show_defect(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def run(
     command: str, main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 ) -> int:
-    """main's exit code; a fault of ours or of the machine is one line on stderr."""
+    """main's exit code; a fault of ours or of the machine is one line on stderr. A defect is a
+    traceback, in which libraries may have put an address."""
+    sys.excepthook, threading.excepthook = _show_defect, _show_defect_of_thread
     try:
         main(argv)
         sys.stdout.flush()
@@ -61,7 +94,7 @@ def run(
         return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{command}: {error.strerror or error}{where}", file=sys.stderr)
+        print(redact(f"{command}: {error.strerror or error}{where}"), file=sys.stderr)
         return 1
     except MemoryError:
         print(f"{command}: out of memory; use smaller pictures or fewer threads", file=sys.stderr)

@@ -14,17 +14,22 @@ EdgeError                exit 1, the message is one line that says what to do
 +-- RolledBack           a release that did not stay healthy (update/run.py)
 """
 
+from edge.base.addresses import redact
+
 
 class EdgeError(Exception):
     """Base of all our errors; `exit_code` is what the command line returns."""
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, public: str = "") -> None:
         """Repeated from a file or a device, a message may hold line ends and what steers a terminal:
-        they become spaces and question marks."""
-        line = " ".join(message.split())
+        they become spaces and question marks; of an address, scheme and host stay.
+
+        public: the same with no name, path or address at all, for messages that leave this machine."""
+        line = redact(" ".join(message.split()))
         super().__init__("".join(c if c.isprintable() else "?" for c in line))
+        self.public = public
 
 
 class UsageError(EdgeError):

@@ -1,7 +1,7 @@
 """The one place that makes a connection to an MQTT broker, and says how it stands.
 
 Address, secrets, TLS, MQTT 5 or 3.1.1, patience, and the reason where there is none: for the node, the
-receiver, the simulator and `--check`. The only file that imports paho-mqtt.
+receiver, the simulator and `--check`.
 """
 
 from __future__ import annotations
@@ -11,34 +11,39 @@ import logging
 import random
 import socket
 import ssl
-import struct
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edge.base.backoff import Backoff
 from edge.base.clock import plausible
-from edge.base.errors import BackendError, BrokerError, SettingsError
+from edge.base.errors import BrokerError
+from edge.delivery.client import (
+    CONNECT_SECONDS,
+    LARGEST_PACKET,
+    disconnect,
+    loop_once,
+    make_client,
+    oversized,
+    require_library,
+    send_connect,
+)
+from edge.delivery.credentials import read_password, tls_context
 from edge.delivery.messages import Outgoing, dumps
 from edge.delivery.protocol import ProtocolChoice, Version
 from edge.delivery.scheduler import IN_FLIGHT
-from edge.settings import Broker, Tls
+from edge.settings import Broker
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import Client as Client
-    from paho.mqtt.client import MQTTMessage as MQTTMessage
-    from paho.mqtt.properties import Properties as Properties
-    from paho.mqtt.reasoncodes import ReasonCode as ReasonCode
+    from edge.delivery.client import Client, ReasonCode
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
 FIRST_CONNACK_SECONDS, LONGEST_CONNACK_SECONDS = 2.0, 32.0
 # A thousand nodes whose broker restarts lose it in one moment: they come back spread over this.
 RETURN_SECONDS = 5.0
@@ -119,7 +124,7 @@ class Connector:
         """memory: file for the version that the broker spoke; connack_timeout: seconds for its first
         answer; quiet: the caller says what becomes of it. Raises SettingsError for files that cannot
         be used, BackendError without paho."""
-        self._mqtt = mqtt_library()
+        require_library()
         self._settings, self._session, self._quiet = settings, session, quiet
         self._address = Address(settings.url)
         self._context = tls_context(settings.tls) if self._address.secure else None
@@ -128,8 +133,8 @@ class Connector:
         self.protocol = ProtocolChoice(settings.protocol, name, memory)
         self.version = self.protocol.candidates()[0]
         self.status = ConnectionStatus()
-        self._taken_over = False  # the last connection, by another client of the same id
         self._began, self._brief = 0.0, 0
+        self._goodbye: ReasonCode | None = None  # with which the broker ended the last connection
         self._first_timeout = self._connack_timeout = connack_timeout
 
     def change(self, status: ConnectionStatus) -> None:
@@ -141,56 +146,36 @@ class Connector:
             level = logging.INFO if status.connected else logging.WARNING
             log.log(level, "broker %s address=%s", status, self._settings.url)
 
-    def lost(self, remedy: str) -> None:
+    def lost(self, client: Client, remedy: str) -> None:
         """Say that a connection is gone, and why. remedy: what gives this client an id of its own, for
         where another one has the same."""
         brief = time.monotonic() - self._began < BRIEF_SECONDS
         self._brief = self._brief + 1 if brief else 0
         why = "the connection was lost"
-        if self._taken_over:
+        if size := oversized(client):
+            why = f"it sent a message of {size} bytes, at most {LARGEST_PACKET} are read"
+        elif self._goodbye is not None and self._goodbye.value == SESSION_TAKEN_OVER:
             why = f"another client with the same id took this one's place; {remedy}"
+        elif self._goodbye is not None:
+            why = f"it ended the connection ({self._goodbye})"
         elif self._brief >= BRIEF_LOSSES:
             why = f"lost again and again; where another client has the same id, {remedy}"
         self.change(away(why))
 
     def new_client(self, client_id: str, version: Version) -> Client:
-        """Make a client that is not connected yet, with callbacks of paho's second version."""
-        mqtt, kept = self._mqtt, self._session is not None
-        client: Client = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=None if version == "5" else not kept,
-            protocol=mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311,
-            manual_ack=kept,
-        )
-        client.connect_timeout = CONNECT_SECONDS
-        client.max_inflight_messages_set(IN_FLIGHT)
-        self._configure_auth(client)
-        return client
-
-    def _configure_auth(self, client: Client) -> None:
+        """Make a client that is not connected yet, with what it proves itself with."""
+        client = make_client(client_id, version, self._session is not None, IN_FLIGHT)
         if self._settings.username is not None:
             client.username_pw_set(self._settings.username, self._password)
         if self._context is not None:
             client.tls_set_context(self._context)
+        return client
 
     def open(self, client: Client) -> None:
         """Open the socket, with TLS where it is wanted, and send CONNECT. Raises OSError."""
-        host, port, keepalive = (
-            self._address.host,
-            self._address.port,
-            self._settings.keepalive_seconds,
-        )
-        if self._session is None or client.protocol != self._mqtt.MQTTv5:
-            client.connect(host, port, keepalive)
-            return
-        from paho.mqtt.packettypes import PacketTypes
-        from paho.mqtt.properties import Properties
-
-        wanted = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        wanted.SessionExpiryInterval = self._session.seconds
-        wanted.ReceiveMaximum = self._session.unacknowledged
-        client.connect(host, port, keepalive, clean_start=False, properties=wanted)
+        session = (self._session.seconds, self._session.unacknowledged) if self._session else None
+        address, keepalive = self._address, self._settings.keepalive_seconds
+        send_connect(client, address.host, address.port, keepalive, session)
 
     def connect(
         self,
@@ -205,7 +190,7 @@ class Connector:
             day = time.strftime("%Y-%m-%d")
             self.change(away(f"the clock says {day}, TLS waits for the time"))
             return None
-        failure, self._taken_over = self.status, False
+        failure, self._goodbye = self.status, None
         for version in self.protocol.candidates():
             client = self.new_client(client_id, version)
             client.on_disconnect = self._on_disconnect
@@ -237,10 +222,9 @@ class Connector:
     def _on_disconnect(
         self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
-        if (
-            reason.value == SESSION_TAKEN_OVER
-        ):  # paho calls again, without it, for the closed socket
-            self._taken_over = True
+        # paho calls again, without it, for the closed socket.
+        if flags.is_disconnect_packet_from_server:
+            self._goodbye = reason
 
     def _await_connack(
         self, client: Client, stop: threading.Event
@@ -262,32 +246,6 @@ class Connector:
         return None, answer[0].value
 
 
-def loop_once(client: Client, seconds: float) -> bool:
-    """Read and write what is due, for at most `seconds`; return False where the connection is gone, or
-    what came is not MQTT."""
-    from paho.mqtt import MQTTException
-
-    try:
-        return bool(client.loop(seconds) == 0)
-    # paho reads a packet as if it were complete and right; bytes that are neither end in any of these.
-    except (
-        MQTTException,
-        ValueError,
-        LookupError,
-        TypeError,
-        struct.error,
-        AssertionError,
-    ) as error:
-        log.warning("broker sent what is no MQTT: %s", str(error)[:100] or type(error).__name__)
-        return False
-
-
-def disconnect(client: Client) -> None:
-    """Say goodbye, so that the will stays unsaid, and close."""
-    client.disconnect()
-    loop_once(client, 0.05)
-
-
 def reconnect_delay(was_up: bool, backoff: Backoff, longest: float) -> float:
     """Return the seconds to wait before the next attempt, at random. was_up: a connection was lost;
     longest: seconds."""
@@ -295,50 +253,6 @@ def reconnect_delay(was_up: bool, backoff: Backoff, longest: float) -> float:
         backoff.reset()
         return random.uniform(0.0, min(RETURN_SECONDS, longest))
     return backoff.next()
-
-
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Verifies the broker, with the site's authority where given; TLS 1.2 or later.
-
-    Raises SettingsError naming the file that cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"broker.tls.ca {tls.ca}: {error}; give a PEM file") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.certificate and tls.key:
-        try:
-            context.load_cert_chain(str(tls.certificate), str(tls.key))
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
-                f"broker.tls.certificate {tls.certificate} with key {tls.key}: {error}; give the "
-                f"node's certificate and its own key, PEM without a passphrase"
-            ) from error
-    return context
-
-
-def read_password(path: Path | None) -> str | None:
-    """The first line of the file; raises SettingsError."""
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise SettingsError(
-            f"broker.password_file {path} cannot be read; put the password on its first line"
-        ) from error
-
-
-def mqtt_library() -> ModuleType:
-    """paho-mqtt 2; raises BackendError with what to install."""
-    try:
-        import paho.mqtt.client as mqtt
-    except ImportError as error:
-        raise BackendError("paho-mqtt is not installed; install the 'node' extra") from error
-    if not hasattr(mqtt, "CallbackAPIVersion"):
-        raise BackendError("paho-mqtt is older than 2.0; install the 'node' extra again")
-    return mqtt
 
 
 def describe_connect_error(error: OSError) -> ConnectionStatus:

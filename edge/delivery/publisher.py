@@ -20,14 +20,12 @@ from pydantic import ValidationError
 
 from edge.base.backoff import Backoff
 from edge.base.errors import OutboxError
+from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
 from edge.delivery.connection import (
-    CONNECT_SECONDS,
     ConnectionStatus,
     Connector,
     away,
     connected,
-    disconnect,
-    loop_once,
     reconnect_delay,
     refused,
 )
@@ -39,7 +37,7 @@ from edge.delivery.stdout import StdoutPublisher
 from edge.settings import Broker
 
 if TYPE_CHECKING:
-    from edge.delivery.connection import Client, MQTTMessage, Properties, ReasonCode
+    from edge.delivery.client import Client, MQTTMessage, Properties, ReasonCode
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +86,12 @@ class _Announcements:
         self._lock = threading.Lock()
         self._retained: dict[str, Outgoing] = {}
         self._queue: deque[Outgoing] = deque(maxlen=100)
+        self._ended = False
 
     def add(self, message: Outgoing) -> None:
         with self._lock:
+            if self._ended:
+                return
             if message.retain:
                 self._retained[message.kind] = message
             self._queue.append(message)
@@ -100,6 +101,15 @@ class _Announcements:
         with self._lock:
             kept = [m for m in self._queue if not m.retain and m.kind != "health"]
             self._queue = deque([*kept, *self._retained.values()], maxlen=100)
+
+    def end(self, last: Outgoing) -> list[Outgoing]:
+        """Return what is still to be said, ending with `last`, the last status. Nothing is said after
+        it, and on a new connection no older one."""
+        with self._lock:
+            self._ended, messages = True, list(self._queue)
+            self._queue.clear()
+            self._retained[last.kind] = last
+        return [*messages, last]
 
     def take(self) -> list[Outgoing]:
         with self._lock:
@@ -282,7 +292,7 @@ class MqttPublisher:
         while True:
             self._offer(client)
             if not loop_once(client, 0.05):
-                self._connector.change(away("the connection was lost"))
+                self._connector.lost(client, "give each node a name of its own")
                 return True
             if self._unanswered():
                 # An acknowledgement that got lost on a link that stands never comes, and some such
@@ -317,7 +327,9 @@ class MqttPublisher:
         if self._last is None:
             return True  # said, and acknowledged
         if self._last_mid is None:
-            self._last_mid = self._publish(client, self._last)
+            # What was said while this thread waited for the broker goes before it, never after it.
+            for message in self._announcements.end(self._last):
+                self._last_mid = self._publish(client, message)
             self._deadline = max(self._deadline, time.monotonic() + 2.0)
             return False
         return late

@@ -246,10 +246,11 @@ class Live:
     def _give_up_if_hopeless(self, failures: int, seconds: float, state: str) -> None:
         # Each abandoned thread keeps its stack: their number is limited, whatever was asked for.
         if 0 < self._limits.give_up <= failures or self._abandoned >= MOST_ABANDONED:
-            raise SourceError(
+            text = (
                 f"the camera is {state}: no picture in {seconds:.0f} s and {failures} attempts; "
                 f"check its cable and power (a service starts again by itself)"
             )
+            raise SourceError(text, public=text)
 
     def close(self) -> None:
         self._stop.set()

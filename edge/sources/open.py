@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2
 
+from edge.base.addresses import shown
 from edge.base.errors import SourceError
 from edge.records import Frame, Tick
 from edge.settings import Camera
@@ -36,11 +37,6 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Frame | Tick]: ...
 
     def close(self) -> None: ...
-
-
-def redact(source: str) -> str:
-    """Return an address without its user name and password."""
-    return re.sub(r"//.*@", "//***@", source)  # greedy: a password may hold / and @
 
 
 def _open_device(name: str, settings: Camera) -> Capture:
@@ -78,7 +74,7 @@ def _open_address(address: str, settings: Camera) -> Capture:
     )
     if not capture.isOpened():
         raise SourceError(
-            f"{redact(address)} gives no video; check address, password and that the camera is on"
+            f"{shown(address)} gives no video; check address, password and that the camera is on"
         )
     return capture
 
@@ -141,7 +137,7 @@ def open_source(
         return live("csi", lambda: _open_csi(int(match[1]), settings))
     if "://" in name:
         if urlsplit(name).scheme not in ("rtsp", "rtsps", "http", "https"):
-            raise SourceError(f"{redact(name)}: give an rtsp:// or http:// address")
+            raise SourceError(f"{shown(name)}: give an rtsp:// or http:// address")
         return live("address", lambda: _open_address(name, settings))
     if name.isdigit() or name.startswith("/dev/"):
         return live("camera", lambda: _open_device(name, settings))
@@ -154,6 +150,6 @@ def open_source(
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     raise SourceError(
-        f"no camera, file or folder called '{name}'; give 0, a path, rtsp://..., csi:0, "
+        f"no camera, file or folder called '{shown(name)}'; give 0, a path, rtsp://..., csi:0, "
         "loop:FILE or test"
     )

@@ -16,6 +16,7 @@ import cv2
 
 from edge.assemble import open_pipeline
 from edge.base import cli
+from edge.base.addresses import shown
 from edge.base.errors import SourceError, UsageError
 from edge.base.jetson import power_mode
 from edge.base.strict_yaml import read_yaml, validate
@@ -25,7 +26,7 @@ from edge.health.reports import versions
 from edge.inference.loader import open_student
 from edge.records import Frame, Tick
 from edge.settings import Settings
-from edge.sources.open import open_source, redact
+from edge.sources.open import open_source
 from edge.sources.synthetic import scene
 
 WARM_UP = 20
@@ -52,7 +53,7 @@ def _items(settings: Settings, faces: int, frames: int) -> Iterator[Frame | Tick
     if name != "test":
         if not Path(name).is_dir() and not Path(name).is_file():
             # Not even opened: a bench has no hours, and a camera is looked at within its hours alone.
-            raise UsageError(f"no file or folder '{redact(name)}'; a camera sets its own pace")
+            raise UsageError(f"no file or folder '{shown(name)}'; a camera sets its own pace")
         yield from open_source(settings.camera)
         return
     for index in range(frames):

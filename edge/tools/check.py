@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base import schedule
+from edge.base.addresses import shown
 from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
 from edge.base.schedule import Schedule
@@ -188,10 +189,7 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
         try:
             print(f"     looking for {seconds:.0f} s; nothing is sent or stored", flush=True)
             _aim(settings, detector, seconds, stop)
-            part(
-                "camera",
-                settings.camera.source if "://" not in settings.camera.source else "address",
-            )
+            part("camera", shown(settings.camera.source))
         except EdgeError as error:
             fault("camera", error)
     if failed:

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 from edge.base.backoff import Backoff
 from edge.base.errors import BrokerError
+from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
 from edge.delivery.connection import (
-    CONNECT_SECONDS,
     ConnectionStatus,
     Connector,
     PersistentSession,
     away,
     connected,
-    disconnect,
-    loop_once,
     refused,
 )
 from edge.delivery.messages import PREFIX
@@ -32,7 +30,7 @@ from edge.watch.messages import KINDS
 from edge.watch.secret_names import secret_name
 
 if TYPE_CHECKING:
-    from edge.delivery.connection import Client, ReasonCode
+    from edge.delivery.client import Client, ReasonCode
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 15.0
 STEADY_SECONDS = 5.0  # a connection that stood so long begins with the first pause again
@@ -152,7 +150,8 @@ class Receiver:
             deadline = time.monotonic() + CONNECT_SECONDS
             while not stop.is_set():
                 if not loop_once(client, 0.05):
-                    self._connector.lost("give each recorder a --client-id of its own")
+                    remedy = "give each recorder a --client-id of its own"
+                    self._connector.lost(client, remedy)
                     return was_up
                 if was_up:
                     idle()
@@ -161,7 +160,7 @@ class Receiver:
                     return False
                 elif granted:
                     was_up = True
-                    self._connector.change(connected(self._settings.url))
+                    self._connector.change(connected(f"MQTT {self._connector.version}"))
                     subscribed()
                 elif time.monotonic() > deadline:
                     self._connector.change(away("silent after subscribing"))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from edge.base import cli
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.delivery.connection import read_password
+from edge.delivery.credentials import read_password
 from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker, default_state
 from edge.watch.lines import json_line, line, printable
@@ -238,7 +238,7 @@ def open_page(
     """Serve the page, with what the store holds. Raises UsageError or EdgeError."""
     from edge.watch.web import Server, parse_address
 
-    password = read_password(args.web_password_file)
+    password = read_password(args.web_password_file, "--web-password-file")
     address = parse_address(args.web, password, args.web_certificate, args.web_key)
     if store is not None:
         remember(router.rooms, store)

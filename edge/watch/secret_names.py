@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 
 from edge.base.errors import SettingsError
-from edge.delivery.connection import read_password
+from edge.delivery.credentials import read_password
 from edge.settings import Broker
 
 DIGEST_BYTES = 16

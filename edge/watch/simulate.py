@@ -55,7 +55,7 @@ from edge.settings import Broker
 from edge.watch.options import broker_options, broker_settings
 
 if TYPE_CHECKING:
-    from edge.delivery.connection import Client, ReasonCode
+    from edge.delivery.client import Client, ReasonCode
 
 log = logging.getLogger(__name__)
 

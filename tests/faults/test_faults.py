@@ -4,19 +4,24 @@ counting, and what it says of itself is true.
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge.delivery.outbox import Outbox
+from edge.sources.synthetic import PORTRAIT
 from fakes.proxy import Proxy
 from support.brokers import Mosquitto, certificates, free_port
 from support.harness import NodeProcess, Receiver, tally, wait_for
+from support.patience import PATIENCE
+from support.subscriber import Subscriber
 
 pytestmark = pytest.mark.faults
 
@@ -313,6 +318,7 @@ def test_camera_gone_for_good_ends_the_service(
     wait_for(lambda: any(s == "stopped" for s, _ in receiver.said(node.name)), 10, "stopped")
     said = [reason for state, reason in receiver.said(node.name) if state == "stopped"]
     assert "the camera is away" in said[-1], "and why"
+    assert retained(broker, node)["state"] == "stopped"
 
 
 def test_expired_certificate_then_a_new_one(tmp_path: Path, start: Started) -> None:
@@ -347,3 +353,60 @@ def test_silent_port(tmp_path: Path, start: Started) -> None:
         began = time.monotonic()
         assert node.stop() == 0
         assert time.monotonic() - began < 25
+
+
+def retained(broker: Mosquitto, node: NodeProcess) -> dict[str, Any]:
+    """The status that whoever subscribes now is told first."""
+    late = Subscriber(broker.port)
+    late.wait_for(lambda: late.of("status"))
+    late.close()
+    assert [m["node"] for m in late.of("status")] == [node.name]
+    return late.of("status")[0]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(12):
+        shutil.copy(PORTRAIT, folder / f"{number:02}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2, 5, 11])
+def test_last_status_of_a_run_that_fails_early(
+    broker: Mosquitto, start: Started, pictures: Path, bad: int
+) -> None:
+    (pictures / f"{bad:02}.jpg").write_bytes(b"no picture")
+    node = start(broker.url, camera=str(pictures))
+    assert node.process is not None
+    assert node.process.wait(PATIENCE) == 1
+    told = retained(broker, node)
+    assert told["state"] == "stopped"
+    # What failed, without its name: it stands in the node's own log.
+    assert told["reason"] == "folder: failed; the node's own log says why"
+    assert f"{bad:02}.jpg" in node.log.read_text()
+
+
+def test_last_status_of_runs_that_end_well(
+    broker: Mosquitto, start: Started, pictures: Path
+) -> None:
+    for _ in range(2):  # the second at once
+        node = start(broker.url, camera=str(pictures))
+        assert node.process is not None
+        assert node.process.wait(PATIENCE) == 0
+    told = retained(broker, node)
+    assert (told["state"], told.get("reason")) == ("stopped", None)
+
+
+def test_last_status_of_a_camera_that_is_told_to_stop_at_any_moment(
+    broker: Mosquitto, start: Started
+) -> None:
+    for seconds in (0.0, 0.05, 0.1, 0.2):
+        node = start(broker.url)
+        wait_for(lambda n=node: n.log.exists() and "connected" in n.log.read_text(), 60, "a node")
+        node.log.unlink()
+        time.sleep(seconds)
+        assert node.stop() == 0
+        told = retained(broker, node)
+        assert (told["state"], told.get("reason")) == ("stopped", None)

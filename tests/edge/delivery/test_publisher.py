@@ -133,6 +133,30 @@ def test_sigterm_ends_a_camera_run_as_stopped_with_exit_0(
     subscriber.wait_for(lambda: subscriber.of("status")[-1]["state"] == "stopped")
 
 
+def test_the_last_status_is_the_last_that_is_said(
+    mosquitto: Mosquitto, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    """The publisher's thread waits for the broker while a run says `online`, fails, and ends."""
+    for number in range(5):
+        box = Outbox(tmp_path / f"box-{number}.sqlite")
+        out = publisher(mosquitto.url, box)
+        out.start()
+        wait_state(out, "connected")
+        online = Outgoing("status", {"node": NODE, "state": "online", "n": number}, retain=True)
+        out.send(online)
+        assert out.finish(stopped(), PATIENCE, NOT_HURRIED) == 0
+        out.send(online)  # too late to be said
+        subscriber.wait_for(lambda n=number: {"n": n} in [
+            {"n": m.get("n")} for m in subscriber.of("status")])  # fmt: skip
+        subscriber.wait_for(lambda n=number: len(subscriber.of("status")) >= 2 * n + 2)
+        assert subscriber.of("status")[-1] == stopped().payload
+        box.close()
+    late = Subscriber(mosquitto.port)
+    late.wait_for(lambda: late.of("status"))
+    assert late.of("status") == [stopped().payload]
+    late.close()
+
+
 def test_readings_wait_for_a_broker_that_is_away_and_arrive_once_in_order(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     broker.stop()

@@ -1,0 +1,130 @@
+"""paho-mqtt as the kit uses it, with a limit on what is read. The only file that imports it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import struct
+from typing import TYPE_CHECKING, Literal
+
+from edge.base.errors import BackendError
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client as Client
+    from paho.mqtt.client import MQTTMessage as MQTTMessage
+    from paho.mqtt.properties import Properties as Properties
+    from paho.mqtt.reasoncodes import ReasonCode as ReasonCode
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+# The kit's own messages have 64 KiB at most. Without a limit, one of 200 MB costs three times its size.
+LARGEST_PACKET = 70_000
+
+
+def require_library() -> None:
+    """Raise BackendError, with what to install, where there is no paho-mqtt 2."""
+    try:
+        import paho.mqtt.client as mqtt
+    except ImportError as error:
+        raise BackendError("paho-mqtt is not installed; install the 'node' extra") from error
+    if not hasattr(mqtt, "CallbackAPIVersion"):
+        raise BackendError("paho-mqtt is older than 2.0; install the 'node' extra again")
+
+
+@functools.cache
+def _limited() -> type[Client]:
+    import paho.mqtt.client as mqtt
+
+    class Limited(mqtt.Client):
+        """Closes the connection where a packet is announced that is larger than LARGEST_PACKET.
+
+        A broker of MQTT 5 is told not to send one; to those of 3.1.1 nothing can be told."""
+
+        oversized = 0
+
+        def _sock_recv(self, bufsize: int) -> bytes:
+            # paho asks for all that is left of a packet at once, and the socket makes room for it.
+            if bufsize > LARGEST_PACKET:
+                self.oversized = bufsize
+                raise ConnectionError(f"a packet of {bufsize} bytes")
+            return super()._sock_recv(bufsize)
+
+    return Limited
+
+
+def make_client(
+    client_id: str, version: Literal["5", "3.1.1"], kept: bool, in_flight: int
+) -> Client:
+    """Make a client that is not connected yet, with callbacks of paho's second version.
+
+    kept: its session outlives the connection, and it acknowledges by itself; in_flight: messages that
+    may be on their way. Raises BackendError without paho."""
+    require_library()
+    import paho.mqtt.client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    client = _limited()(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if version == "5" else not kept,
+        protocol=mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311,
+        manual_ack=kept,
+    )
+    client.connect_timeout = CONNECT_SECONDS
+    client.max_inflight_messages_set(in_flight)
+    return client
+
+
+def send_connect(
+    client: Client, host: str, port: int, keepalive: int, session: tuple[int, int] | None
+) -> None:
+    """Open the socket, with TLS where the client has it, and send CONNECT. Raises OSError.
+
+    keepalive: seconds; session: how many seconds it is kept and how many messages the broker may send
+    unacknowledged, both of MQTT 5 alone; None for no session."""
+    import paho.mqtt.client as mqtt
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    if client.protocol != mqtt.MQTTv5:
+        client.connect(host, port, keepalive)
+        return
+    wanted = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    wanted.MaximumPacketSize = LARGEST_PACKET
+    if session is None:
+        client.connect(host, port, keepalive, properties=wanted)
+        return
+    wanted.SessionExpiryInterval, wanted.ReceiveMaximum = session
+    client.connect(host, port, keepalive, clean_start=False, properties=wanted)
+
+
+def oversized(client: Client) -> int:
+    """Return the bytes of the packet that was too large to be read, 0 for none."""
+    return int(getattr(client, "oversized", 0))
+
+
+def loop_once(client: Client, seconds: float) -> bool:
+    """Read and write what is due, for at most `seconds`; return False where the connection is gone, or
+    what came is not MQTT."""
+    from paho.mqtt import MQTTException
+
+    try:
+        return bool(client.loop(seconds) == 0)
+    # paho reads a packet as if it were complete and right; bytes that are neither end in any of these.
+    except (
+        MQTTException,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+        AssertionError,
+    ) as error:
+        log.warning("broker sent what is no MQTT: %s", str(error)[:100] or type(error).__name__)
+        return False
+
+
+def disconnect(client: Client) -> None:
+    """Say goodbye, so that the will stays unsaid, and close."""
+    client.disconnect()
+    loop_once(client, 0.05)

@@ -1,0 +1,202 @@
+"""What a connection says of its end, and what it refuses to read; against a real mosquitto."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+
+from edge.base.errors import SettingsError
+from edge.delivery.client import LARGEST_PACKET, disconnect, loop_once
+from edge.delivery.connection import BRIEF_LOSSES, Connector
+from edge.delivery.credentials import read_password
+from edge.settings import Broker
+from edge.watch.receive import Receiver
+from support.brokers import Mosquitto
+from support.patience import PATIENCE
+
+REMEDY = "give each node a name of its own"
+TWICE = f"another client with the same id took this one's place; {REMEDY}"
+ID = "edge/school/room/node"
+
+
+def ended(connector: Connector, client: object) -> str:
+    """How the connection's end is told."""
+    while loop_once(client, 0.05):  # type: ignore[arg-type]
+        pass
+    connector.lost(client, REMEDY)  # type: ignore[arg-type]
+    return str(connector.status)
+
+
+def answering(packets: bytes, work: Callable[[str], object]) -> None:
+    """A broker that takes one client and sends it `packets`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.recv(4096)
+                peer.sendall(b"\x20\x03\x00\x00\x00" + packets)
+                peer.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        work(f"mqtt://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(0x8E, f"away: {TWICE}"), (0x8B, "away: it ended the connection (Server shutting down)")],
+)
+def test_why_a_broker_of_mqtt_5_ends_a_connection_is_told(code: int, told: str) -> None:
+    def work(url: str) -> None:
+        connector = Connector(Broker(url=url, protocol="5"))
+        assert ended(connector, connector.connect(ID)) == told
+
+    answering(bytes([0xE0, 2, code, 0]), work)
+
+
+# mosquitto 2.0.11 closes without a word in MQTT 5 too.
+@pytest.mark.broker
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_without_a_word_several_short_connections_mean_that_an_id_is_used_twice(
+    mosquitto: Mosquitto, version: str
+) -> None:
+    first, second = (Connector(Broker(url=mosquitto.url, protocol=version)) for _ in range(2))
+    told = []
+    for _ in range(BRIEF_LOSSES):
+        client, other = first.connect(ID), second.connect(ID)
+        assert other is not None
+        told.append(ended(first, client))
+        disconnect(other)
+    assert told[:-1] == ["away: the connection was lost"] * (BRIEF_LOSSES - 1)
+    assert told[-1] == f"away: lost again and again; where another client has the same id, {REMEDY}"
+
+
+@pytest.mark.broker
+def test_a_line_of_the_log_names_the_broker_once(
+    mosquitto: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    stop = threading.Event()
+    receiver = Receiver(Broker(url=mosquitto.url), lambda *_: None)
+    receiver.run(stop, subscribed=stop.set)
+    assert f"broker connected: MQTT 5 address={mosquitto.url}" in caplog.messages
+
+
+def peak(read: Callable[[], object]) -> int:
+    """Bytes that Python held at once while it read."""
+    tracemalloc.start()
+    read()
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+
+HUGE = 50_000_000
+
+
+@pytest.fixture
+def huge(mosquitto: Mosquitto) -> str:
+    """A broker that retains one huge message below the node's topics."""
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", mosquitto.port)
+    client.loop_start()
+    sent = client.publish("edge/v1/school/room/node/cmd/pause", bytes(HUGE), qos=1, retain=True)
+    sent.wait_for_publish(PATIENCE)
+    client.disconnect()
+    client.loop_stop()
+    return mosquitto.url
+
+
+def hear(url: str, version: str) -> tuple[list[int], str]:
+    """Sizes of what came until a message of our own did, or the connection ended, and how it stands."""
+    connector = Connector(Broker(url=url, protocol=version))
+    client, sizes = connector.connect(ID), []
+    assert client is not None
+    client.on_message = lambda c, u, message: sizes.append(len(message.payload))
+    client.subscribe("edge/v1/school/room/node/#", qos=1)
+    client.publish("edge/v1/school/room/node/ack", b"{}", qos=1)
+    deadline = time.monotonic() + PATIENCE
+    while 2 not in sizes and time.monotonic() < deadline:
+        if not loop_once(client, 0.05):
+            connector.lost(client, REMEDY)
+            return sizes, str(connector.status)
+    disconnect(client)
+    return sizes, "connected"
+
+
+@pytest.mark.broker
+def test_a_huge_message_is_not_sent_by_a_broker_of_mqtt_5(huge: str) -> None:
+    told: list[object] = []
+    assert peak(lambda: told.append(hear(huge, "5"))) < 4_000_000
+    assert told == [([2], "connected")]
+
+
+@pytest.mark.broker
+def test_a_huge_message_ends_a_connection_of_3_1_1_before_it_is_read(huge: str) -> None:
+    told: list[tuple[list[int], str]] = []
+    assert peak(lambda: told.append(hear(huge, "3.1.1"))) < 4_000_000
+    assert told[0][0] == []
+    assert told[0][1].startswith("away: it sent a message of 5")
+    assert told[0][1].endswith(f" bytes, at most {LARGEST_PACKET} are read")
+
+
+def test_a_packet_that_is_only_announced_costs_nothing() -> None:
+    """Four bytes say 256 MiB, whatever version was spoken; no broker of the kit's would."""
+    told: list[str] = []
+
+    def work(url: str) -> None:
+        connector = Connector(Broker(url=url, protocol="5"))
+        assert peak(lambda: told.append(ended(connector, connector.connect(ID)))) < 4_000_000
+
+    answering(b"\x30\xff\xff\xff\x7f" + bytes(100), work)
+    assert "268435455 bytes" in told[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"geheim",
+        b"geheim\n",
+        b"geheim\r\n",
+        b"geheim\r",
+        b"geheim\nmore\n",
+        b"\xef\xbb\xbfgeheim\r\n",
+        "\ufeffgeheim\r\n".encode("utf-16-le"),
+        "\ufeffgeheim\n".encode("utf-16-be"),
+    ],
+)
+def test_a_mark_of_the_encoding_and_a_lines_end_are_no_part_of_a_password(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    assert read_password(path) == "geheim"
+
+
+def test_signs_and_spaces_are_part_of_a_password(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    for password in (" geheim ", "ge\u2028heim", "ge\theim\x0b", "\u200bgeheim"):
+        path.write_text(f"{password}\n", encoding="utf-8")
+        assert read_password(path) == password
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xff\xfea", b"\x00",
+                                     b"g\0e\0h\0", b"\xe4", b"\n\ngeheim"])  # fmt: skip
+def test_a_password_file_that_holds_none_is_one_line_that_names_the_setting(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"broker\.password_file .*first line"):
+        read_password(path)
