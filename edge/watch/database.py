@@ -77,7 +77,7 @@ class Database:
         if not self.postgresql and not Path(file).is_file():
             raise UsageError(f"--record {file} does not exist; give the recorder's own")
 
-    def migrate(self) -> None:
+    def migrate(self, revision: str = "head") -> None:
         """Bring the tables up to this version. Raises StoreError."""
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
@@ -86,7 +86,7 @@ class Database:
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config.attributes["connection"] = db
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, revision)
             except CommandError as error:
                 raise StoreError(
                     f"database {self.name} is of another version of this kit ({error}); use that one"

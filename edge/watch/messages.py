@@ -16,6 +16,8 @@ from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import PREFIX, Counts, Health, Info, Status
 
 LARGEST_BYTES = 64 * 1024
+# The same complaint is logged this often, each time after ten times as many.
+WARN_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 KINDS: dict[str, type[Counts] | type[Status] | type[Info] | type[Health]] = {
     "counts": Counts,
     "status": Status,
@@ -76,6 +78,10 @@ def read(topic: str, raw: bytes) -> Message | None:
             raise Refused("a time that no calendar has") from error
         if abs(span - payload.window_seconds) > 0.01:
             raise Refused("a window of another length than its times")
+        if span <= 0:
+            raise Refused("a window without length")
+        if isinstance(payload.faces, str) and payload.faces != f"<{payload.min_group}":
+            raise Refused("malformed counts")  # any text would be shown as a number of people
     return Message(node, kind, payload)
 
 

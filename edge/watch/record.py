@@ -16,7 +16,8 @@ from edge.base.backoff import Backoff
 from edge.base.clock import utc_now
 from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
 from edge.watch.database import StoreError
-from edge.watch.messages import Message
+from edge.watch.lines import printable
+from edge.watch.messages import WARN_AT, Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
 from edge.watch.store import Store, Written
 
@@ -49,7 +50,7 @@ class Recorder:
         self._oldest = self._next_try = self._next_retention = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
-        self.new = self.known = self.refused = 0
+        self.new = self.known = self.conflicts = self.refused = 0
         self.fault = ""  # why nothing is stored at present
 
     def take(self, message: Message | None, token: Token) -> None:
@@ -123,6 +124,13 @@ class Recorder:
         written: Written = self._store.write(batch, utc_now())
         self.new += written.new
         self.known += written.known
+        for node, log_id, seq in written.apart:
+            self.conflicts += 1
+            if self.conflicts in WARN_AT:
+                log.warning(
+                    "%s gave the number %d of its log %s to two readings, and both are stored; %d such "
+                    "so far: a restored or copied card?", node, seq, printable(log_id), self.conflicts
+                )  # fmt: skip
         for (node, log_id), seq in written.contiguous_seq.items():
             ack = Ack(node=node, log=log_id, seq=seq)
             self._publish(f"{PREFIX}/{node}/ack", dumps(as_dict(ack)))

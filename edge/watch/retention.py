@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES
+from edge.watch.progress import tombstone
+from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES, UtcTime
 
 MOST_DAYS = 36_500
 
@@ -16,37 +17,65 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str) -> i
     """Delete what a place (site, site/room or site/room/node; "" for all) said before a moment (None
     for ever), readings by the time of counting. Returns how many readings went.
 
-    Their logs count as stored so far, or the nodes would send them again."""
-    _mark_stored(db, _selection(COUNTS, COUNTS.c.end, before, place))
+    Their logs count as stored so far, or the nodes would send them again; where nothing is left of a
+    place, under a name that says nothing."""
+    which = _selection(COUNTS, COUNTS.c.end, before, place)
+    if before is not None:
+        which = sa.and_(
+            COUNTS.c.start < before, which
+        )  # by the index: a window ends after it starts
+    _mark_deleted(db, which)
     for table in (HEALTH, STATUSES):
         db.execute(sa.delete(table).where(_selection(table, table.c.received, before, place)))
-    return db.execute(
-        sa.delete(COUNTS).where(_selection(COUNTS, COUNTS.c.end, before, place))
-    ).rowcount
+    gone = db.execute(sa.delete(COUNTS).where(which)).rowcount
+    if before is None:
+        _bury(db, place)
+    return gone
 
 
-def _mark_stored(db: sa.Connection, which: sa.ColumnElement[bool]) -> None:
-    last = sa.func.max(COUNTS.c.seq).label("last")
-    question = sa.select(COUNTS.c.node, COUNTS.c.log, last).where(which)
-    rows = db.execute(question.group_by(COUNTS.c.node, COUNTS.c.log)).all()
+def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    last, end = sa.func.max(COUNTS.c.seq), sa.func.max(COUNTS.c.end, type_=UtcTime)
+    question = sa.select(COUNTS.c.node, COUNTS.c.log, last.label("last"), end.label("end"))
+    rows = db.execute(question.where(which).group_by(COUNTS.c.node, COUNTS.c.log)).all()
     own = sa.and_(LOGS.c.node == sa.bindparam("n"), LOGS.c.log == sa.bindparam("g"))
-    behind = LOGS.c.whole < sa.bindparam("s")
-    if rows:
+    if not rows:
+        return
+    db.execute(
+        sa.update(LOGS)
+        .where(own, LOGS.c.whole < sa.bindparam("s"))
+        .values(whole=sa.bindparam("s"), first=sa.bindparam("f")),
+        [{"n": r.node, "g": r.log, "s": r.last, "f": r.last + 1} for r in rows],
+    )
+    until = LOGS.c.deleted_until
+    db.execute(
+        sa.update(LOGS)
+        .where(own, sa.or_(until.is_(None), until < sa.bindparam("e", type_=UtcTime)))
+        .values(deleted_until=sa.bindparam("e", type_=UtcTime)),
+        # Also of the log whose numbers those have that stand apart.
+        [{"n": r.node, "g": g, "e": r.end} for r in rows for g in {r.log, r.log.split("~")[0]}],
+    )
+
+
+def _bury(db: sa.Connection, place: str) -> None:
+    whose = sa.and_(_of(LOGS, place), LOGS.c.node != "")
+    logs = [(r.node, r.log) for r in db.execute(sa.select(LOGS.c.node, LOGS.c.log).where(whose))]
+    names = [(log, tombstone(log)) for log in logs]
+    own = sa.and_(LOGS.c.node == sa.bindparam("n"), LOGS.c.log == sa.bindparam("g"))
+    if names:
         db.execute(
-            sa.update(LOGS)
-            .where(own, behind)
-            .values(whole=sa.bindparam("s"), first=sa.bindparam("f")),
-            [{"n": r.node, "g": r.log, "s": r.last, "f": r.last + 1} for r in rows],
+            sa.update(LOGS).where(own).values(node=sa.bindparam("tn"), log=sa.bindparam("tg")),
+            [{"n": n, "g": g, "tn": tn, "tg": tg} for (n, g), (tn, tg) in names],
         )
+
+
+def _of(table: sa.Table, place: str) -> sa.ColumnElement[bool]:
+    node = table.c.node
+    if not place:
+        return sa.true()
+    return sa.or_(node == place, node.startswith(f"{place}/", autoescape=True))
 
 
 def _selection(
     table: sa.Table, column: sa.Column[Any], before: datetime | None, place: str
 ) -> sa.ColumnElement[bool]:
-    wanted: list[sa.ColumnElement[bool]] = [sa.true()]
-    if before is not None:
-        wanted.append(column < before)
-    if place:
-        node = table.c.node
-        wanted.append(sa.or_(node == place, node.startswith(f"{place}/", autoescape=True)))
-    return sa.and_(*wanted)
+    return _of(table, place) if before is None else sa.and_(column < before, _of(table, place))

@@ -27,7 +27,7 @@ from edge.delivery.credentials import read_password
 from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker, default_state
 from edge.watch.lines import json_line, line, printable
-from edge.watch.messages import Message, Refused, read
+from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.options import broker_options, broker_settings
 from edge.watch.receive import Receiver, SessionOptions, Token
 from edge.watch.rooms import KEEP_MINUTES, Rooms
@@ -46,8 +46,6 @@ COMMANDS = {
     "export": ("edge.watch.parquet", "stored readings as Parquet files"),
 }
 TABLE_SECONDS = 0.5
-# The same refusal is logged this often, each time after ten times as many.
-WARN_AT = (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,7 +120,12 @@ class MessageRouter:
         r = self.recorder
         if r is None:
             return ""
-        return r.fault or f"{r.new} readings stored, {r.known} already known"
+        return r.fault or f"{r.new} readings stored, {r.known} already known{self.twice()}"
+
+    def twice(self) -> str:
+        """Say how many readings had a number of another one; "" for none."""
+        n = self.recorder.conflicts if self.recorder else 0
+        return f", {n} stored apart: their numbers were given twice" if n else ""
 
 
 def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
@@ -200,7 +203,8 @@ def watch(
         if store is not None:
             store.close()
     if router.recorder is not None:
-        log.info("stored %d readings, %d were known", router.recorder.new, router.recorder.known)
+        stored, known = router.recorder.new, router.recorder.known
+        log.info("stored %d readings, %d were known%s", stored, known, router.twice())
     if thread.failure is not None:
         raise thread.failure
 
@@ -242,7 +246,7 @@ def open_page(
     address = parse_address(args.web, password, args.web_certificate, args.web_key)
     if store is not None:
         remember(router.rooms, store)
-    server = Server(router.rooms, lambda: str(receiver.state), address)
+    server = Server(router.rooms, lambda: f"{receiver.state}{router.twice()}", address)
     server.start()
     print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     return server

@@ -1,12 +1,16 @@
 """Messages -> a database: each reading once, and how far each log is stored.
 
-`write` is one transaction. A reading is new when its log is not stored so far and its seq is not there;
-the row of its log is locked meanwhile, so recorders that share the load agree.
+`write` is one transaction. A reading is known when one of its number (node, log, seq) is there and says
+the same. Where it says something else, the number was given twice (a restored card, two boards of one
+card): the reading is stored too, in a log of its own, LOG~HASH, so that the table's key and everybody's
+deduplication on (node, log, seq) hold. The row of a log is locked meanwhile, so recorders that share
+the load agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,31 +22,28 @@ from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Health, Status
 from edge.watch.database import Database
 from edge.watch.messages import Message
+from edge.watch.progress import STEP, Log, Progress, advance, lock, write_progress
 from edge.watch.retention import delete_messages
-from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES
+from edge.watch.tables import APART, COUNTS, HEALTH, LOGS, STATUSES
 
-STEP = 1000  # readings looked at in one question
-
-Log = tuple[str, str]  # node, log
+Key = tuple[str, str, int]  # node, log, seq
+Row = dict[str, Any]  # of COUNTS, by column
+# What a reading says, and a repetition says again: not when it came, nor whether that was late.
+SAID = tuple(
+    c.name for c in COUNTS.columns if c.name not in ("log", "seq", "received", "historical")
+)
 
 
 @dataclass(slots=True)
 class Written:
-    """What a batch became. new, known: readings stored, and passed over since they were there;
-    contiguous_seq: by log, the seq up to which everything is stored."""
+    """What a batch became. new, known: readings stored, and passed over since they were there; apart:
+    of the new, node, log and seq of those whose number another reading has; contiguous_seq: by log, the
+    seq up to which everything is stored."""
 
     new: int = 0
     known: int = 0
+    apart: list[Key] = field(default_factory=list)
     contiguous_seq: dict[Log, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Progress:
-    """One log's row in LOGS."""
-
-    first: int
-    whole: int
-    highest: int
 
 
 class Store(Database):
@@ -57,15 +58,14 @@ class Store(Database):
         statuses = [p for p in payloads if isinstance(p, Status)]
         with self.transaction() as db:
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
-            logs = self._lock(db, keys)
+            logs = lock(db, keys, self._insert(LOGS))
+            _write_counts(db, [_row(m, received) for m in counts], logs, written)
             for health in healths:
-                progress = logs[health.node, health.log]
-                progress.first = max(progress.first, health.outbox_first)
-            self._write_counts(db, counts, logs, received, written)
+                logs[health.node, health.log].lacks_below(health.outbox_first)
             for key, progress in logs.items():
-                _advance(db, key, progress)
+                advance(db, key, progress)
                 written.contiguous_seq[key] = progress.whole
-            _write_progress(db, logs)
+            write_progress(db, logs)
             self._write_health(db, healths, received)
             _write_statuses(db, statuses, received)
         return written
@@ -74,41 +74,6 @@ class Store(Database):
         """Make an insert that passes over rows that are there."""
         insert = postgresql.insert if self.postgresql else sqlite.insert
         return insert(table).on_conflict_do_nothing()
-
-    def _lock(self, db: sa.Connection, keys: Iterable[Log]) -> dict[Log, _Progress]:
-        """Lock the logs' rows, made where they are missing, until the transaction ends."""
-        ordered = sorted(keys)  # in one order, so that two recorders never wait for each other
-        if not ordered:
-            return {}
-        db.execute(
-            self._insert(LOGS),
-            [{"node": n, "log": g, "first": 1, "whole": 0, "highest": 0} for n, g in ordered],
-        )
-        rows = db.execute(
-            sa.select(LOGS)
-            .where(sa.tuple_(LOGS.c.node, LOGS.c.log).in_(ordered))
-            .order_by(LOGS.c.node, LOGS.c.log)
-            .with_for_update()
-        )
-        return {(r.node, r.log): _Progress(r.first, r.whole, r.highest) for r in rows}
-
-    def _write_counts(
-        self,
-        db: sa.Connection,
-        counts: Sequence[Counts],
-        logs: dict[Log, _Progress],
-        received: datetime,
-        written: Written,
-    ) -> None:
-        fresh = {(m.node, m.log, m.seq): m for m in counts if m.seq > logs[m.node, m.log].whole}
-        known = _stored_among(db, list(fresh))
-        rows = [_row(m, received) for key, m in fresh.items() if key not in known]
-        if rows:
-            db.execute(sa.insert(COUNTS), rows)
-        for row in rows:
-            progress = logs[row["node"], row["log"]]
-            progress.highest = max(progress.highest, row["seq"])
-        written.new, written.known = len(rows), len(counts) - len(rows)
 
     def _write_health(
         self, db: sa.Connection, healths: Sequence[Health], received: datetime
@@ -147,46 +112,75 @@ class Store(Database):
                 yield dict(row)
 
 
-def _stored_among(db: sa.Connection, keys: Sequence[tuple[str, str, int]]) -> set[tuple[Any, ...]]:
-    found: set[tuple[Any, ...]] = set()
-    columns = (COUNTS.c.node, COUNTS.c.log, COUNTS.c.seq)
-    for start in range(0, len(keys), STEP):
-        some = keys[start : start + STEP]
-        rows = db.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(some)))
-        found |= {tuple(row) for row in rows}
+def _write_counts(
+    db: sa.Connection, rows: Sequence[Row], logs: dict[Log, Progress], written: Written
+) -> None:
+    there = _stored(db, {_key(row) for row in rows})
+    fresh: dict[Key, Row] = {}
+    doubtful = []
+    for row in rows:
+        key, progress = _key(row), logs[row["node"], row["log"]]
+        other = fresh.get(key) or there.get(key)
+        if other is None and row["seq"] > progress.whole:
+            fresh[key] = row
+        elif not (_same(row, other) if other else progress.stored(row["seq"], row["end"])):
+            doubtful.append(row)
+    # Numbers of what never came, or that were given twice: seldom.
+    apart = _stored(db, {_key(_apart(row)) for row in doubtful})
+    for row in doubtful:
+        key, away = _key(row), _apart(row)
+        other = fresh.get(key) or there.get(key)
+        if _key(away) in apart or _key(away) in fresh:
+            continue
+        if other is None:
+            fresh[key] = row
+        elif not _same(row, other):
+            fresh[_key(away)] = away
+            written.apart.append(key)
+    _take_back(db, [row for node_log, row in fresh.items() if node_log[:2] in logs])
+    if fresh:
+        db.execute(sa.insert(COUNTS), list(fresh.values()))
+    for node, log, seq in fresh:
+        if (node, log) in logs:
+            logs[node, log].highest = max(logs[node, log].highest, seq)
+    written.new, written.known = len(fresh), len(rows) - len(fresh)
+
+
+def _key(row: Row) -> Key:
+    return row["node"], row["log"], row["seq"]
+
+
+def _same(one: Row, other: Row) -> bool:
+    return all(one[name] == other[name] for name in SAID)
+
+
+def _apart(row: Row) -> Row:
+    """Name a log by what the reading says: it has the same one whenever it comes again."""
+    said = repr([sorted(row[n].items()) if isinstance(row[n], dict) else row[n] for n in SAID])
+    mark = hashlib.blake2s(said.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return {**row, "log": f"{row['log']}~{mark}"}
+
+
+def _stored(db: sa.Connection, keys: Collection[Key]) -> dict[Key, Row]:
+    found: dict[Key, Row] = {}
+    ordered, columns = list(keys), (COUNTS.c.node, COUNTS.c.log, COUNTS.c.seq)
+    for start in range(0, len(ordered), STEP):
+        some = ordered[start : start + STEP]
+        rows = db.execute(sa.select(COUNTS).where(sa.tuple_(*columns).in_(some))).mappings()
+        found |= {_key(row): row for row in map(dict, rows)}
     return found
 
 
-def _advance(db: sa.Connection, key: Log, progress: _Progress) -> None:
-    """Move `whole` over what is stored without a gap; what lies below `first` never comes."""
-    progress.whole = max(progress.whole, progress.first - 1)
-    while progress.whole < progress.highest:
-        rows = db.execute(
-            sa.select(COUNTS.c.seq)
-            .where(COUNTS.c.node == key[0], COUNTS.c.log == key[1], COUNTS.c.seq > progress.whole)
-            .order_by(COUNTS.c.seq)
-            .limit(STEP)
-        ).scalars()
-        before = progress.whole
-        for seq in rows:
-            if seq != progress.whole + 1:
-                return
-            progress.whole = seq
-        if progress.whole == before:
-            return
-
-
-def _write_progress(db: sa.Connection, logs: dict[Log, _Progress]) -> None:
-    if not logs:
-        return
-    own = sa.and_(LOGS.c.node == sa.bindparam("n"), LOGS.c.log == sa.bindparam("g"))
-    db.execute(
-        sa.update(LOGS).where(own),
-        [
-            {"n": n, "g": g, "first": at.first, "whole": at.whole, "highest": at.highest}
-            for (n, g), at in logs.items()
-        ],
-    )
+def _take_back(db: sa.Connection, rows: Sequence[Row]) -> None:
+    """Delete what stands apart and comes now under a number of its own: a node that finds that it gave
+    numbers twice begins another log, and sends what it counted since in that one."""
+    for start in range(0, len(rows), STEP):
+        some = {(row["node"], row["start"]): row for row in rows[start : start + STEP]}
+        place = sa.tuple_(COUNTS.c.node, COUNTS.c.start).in_(list(some))
+        for row in db.execute(sa.select(COUNTS).where(sa.text(APART), place)).mappings().all():
+            if _same(some[row["node"], row["start"]], dict(row)):
+                own = (COUNTS.c.node == row["node"], COUNTS.c.log == row["log"])
+                db.execute(sa.delete(COUNTS).where(*own, COUNTS.c.seq == row["seq"]))
 
 
 def _write_statuses(db: sa.Connection, statuses: Sequence[Status], received: datetime) -> None:

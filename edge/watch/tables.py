@@ -27,7 +27,9 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
 
 METADATA = sa.MetaData()
 
-# How far each log is stored: everything up to `whole`, but what never comes (below `first`).
+# How far each log is stored: everything up to `whole`, but what never comes (below `first`). What of it
+# ends at `deleted_until` or before and is not there was deleted. A log of a place that was forgotten
+# stands under a hash of its name.
 LOGS = sa.Table(
     "logs",
     METADATA,
@@ -36,7 +38,11 @@ LOGS = sa.Table(
     sa.Column("first", sa.BigInteger),
     sa.Column("whole", sa.BigInteger),
     sa.Column("highest", sa.BigInteger),
+    sa.Column("deleted_until", UtcTime),
 )
+
+# The rows of COUNTS that stand apart: `log` is LOG~HASH, since another reading has their number in LOG.
+APART = "log LIKE '%~%'"
 
 # A row a window. counts and person_seconds: people and time by label; null for a suppressed small count
 # (fewer than min_group people) and where nothing was seen.

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from edge.base.clock import rfc3339
 from edge.watch.lines import json_line, line
 from edge.watch.messages import Refused, read
 from support.heard import NODE, NOON, counts, heard, raw, small
@@ -75,6 +76,15 @@ def test_health_of_version_0_1_0_is_read_with_what_it_did_not_say_at_its_default
         (f"edge/v1/{NODE}/counts", counts(1, window_seconds=60.0)[1],
          "a window of another length than its times"),
         (f"edge/v1/{NODE}/counts", counts(1, min_group=2**70)[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(1, start=NOON, end=rfc3339(NOON.timestamp()),
+                                          window_seconds=1e-310)[1], "a window without length"),
+        (f"edge/v1/{NODE}/counts", counts(1, end=rfc3339(NOON.timestamp() - 0.004),
+                                          window_seconds=0.004)[1], "a window without length"),
+        (f"edge/v1/{NODE}/counts", counts(1, window_seconds=31_536_000.0)[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", counts(1, counts={f"label {n}": 1 for n in range(1000)})[1],
+         "malformed counts"),
+        (f"edge/v1/{NODE}/counts", small(1, faces="[/x]")[1], "malformed counts"),
+        (f"edge/v1/{NODE}/counts", small(1, faces="<6")[1], "malformed counts"),
         (f"edge/v1/{NODE}/counts", counts(1, faces={"mean": 1.7e308, "max": 1})[1], "malformed counts"),
         (f"edge/v1/{NODE}/counts", counts(1, window_seconds=float("nan"))[1], "malformed counts"),
         (f"edge/v1/{NODE}/counts", counts(1, counts={"x" * 100: 1})[1], "malformed counts"),

@@ -23,6 +23,7 @@ from edge.watch.messages import Message
 from edge.watch.parquet import write
 from edge.watch.receive import Token
 from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
+from edge.watch.run import MessageRouter
 from edge.watch.store import Store, Written
 from support.brokers import Mosquitto
 from support.clock import Clock
@@ -135,6 +136,23 @@ def test_what_comes_again_after_a_kill_is_known(bench: Bench, tmp_path: Path) ->
     again.turn()
     assert (again.recorder.new, again.recorder.known) == (1, 2)
     assert again.acks[-1]["seq"] == 3
+
+
+def test_numbers_given_twice_are_counted_and_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = NOON.replace(hour=15)
+    bench.take(*(counts(seq) for seq in range(1, 13)))
+    bench.turn()
+    bench.take(*(counts(seq, start=later.replace(minute=seq)) for seq in range(1, 13)))
+    bench.turn()
+    assert (bench.recorder.new, bench.recorder.known, bench.recorder.conflicts) == (24, 0, 12)
+    told = [r.message for r in caplog.records if "gave the number" in r.message]
+    assert [m.split("; ")[1].split(" such")[0] for m in told] == ["1", "10"]
+    assert bench.acks[-1]["seq"] == 12
+    router = MessageRouter("")
+    router.recorder = bench.recorder
+    assert router.note().endswith("already known, 12 stored apart: their numbers were given twice")
 
 
 def test_a_lost_connection_takes_what_waits_with_it(bench: Bench) -> None:

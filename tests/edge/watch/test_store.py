@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from edge.base.errors import UsageError
 from edge.watch.database import StoreError
 from edge.watch.messages import Message
-from edge.watch.store import Store
+from edge.watch.store import Store, _row
 from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
 from support.examples import examples
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
@@ -57,6 +57,106 @@ def test_what_a_node_no_longer_has_is_no_gap(store: Store) -> None:
     health = heard(raw("health", outbox_first=499))
     assert store.write([health], NOON).contiguous_seq[KEY] == 498
     assert store.write(seqs(499), NOON).contiguous_seq[KEY] == 501
+
+
+def test_one_forged_health_makes_no_reading_known(store: Store) -> None:
+    """On a broker without an access list anybody may say that nothing below some number will come."""
+    store.write(seqs(1, 2), NOON)
+    for first in (100, 2**53 - 1):
+        forged = heard(raw("health", outbox_first=first))
+        assert store.write([forged], NOON).contiguous_seq[KEY] == 2, "of what came, no more"
+    assert store.write(seqs(3, 5), NOON).contiguous_seq[KEY] == 3, "and a later gap is a gap"
+    assert store.write([forged], NOON).contiguous_seq[KEY] == 5
+    assert store.write(seqs(4, 6), NOON).new == 2
+    assert [row["seq"] for row in store.readings()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_readings_whose_numbers_were_given_twice_are_all_stored(store: Store) -> None:
+    """A restored card: the numbers 2 and 3 again, an hour later; the recorder has 1 to 5."""
+    store.write(seqs(1, 2, 3, 4, 5), NOON)
+    later = [heard(counts(seq, start=NOON + timedelta(hours=1, seconds=seq))) for seq in (2, 3)]
+    first = store.write(later, NOON)
+    assert (first.new, first.known, first.contiguous_seq) == (2, 0, {KEY: 5})
+    assert first.apart == [(NODE, LOG, 2), (NODE, LOG, 3)]
+    again = store.write([*later, *seqs(2, 3)], NOON)
+    assert (again.new, again.known, again.apart) == (0, 4, []), "each stands there once"
+    rows = list(store.readings())
+    assert len({(r["node"], r["log"], r["seq"]) for r in rows}) == len(rows) == 7
+    assert [r["start"] for r in rows if r["log"].startswith(f"{LOG}~")] == [
+        NOON + timedelta(hours=1, seconds=seq) for seq in (2, 3)
+    ]
+
+
+def test_two_boards_of_one_card_count_the_same_windows(store: Store) -> None:
+    """Both nodes give the same number to the same moment, of different rooms; also in one batch."""
+    other = {"counts": {"calm": 6}, "person_seconds": {"calm": 60}}
+    found = store.write([*seqs(1), heard(counts(1, **other)), heard(counts(1, **other))], NOON)
+    assert (found.new, found.known, len(found.apart)) == (2, 1, 1)
+    third = heard(counts(1, faces={"mean": 9.0, "max": 9}))
+    assert store.write([third], NOON).new == 1
+    assert store.write([third, *seqs(1), heard(counts(1, **other))], NOON).known == 3
+    assert len(list(store.readings())) == 3
+
+
+def test_what_comes_late_again_is_the_same_reading(store: Store) -> None:
+    store.write([*seqs(1), heard(small(2))], NOON)
+    late = [heard(counts(1, historical=True)), heard(small(2, historical=True))]
+    found = store.write(late, NOON + timedelta(days=1))
+    assert (found.new, found.known, found.apart) == (0, 2, [])
+
+
+def test_what_a_node_sends_again_in_a_log_of_its_own_stands_once(store: Store) -> None:
+    """It found that it gave numbers twice, after some had gone out."""
+    store.write(seqs(1, 2), NOON)
+    later = [counts(seq, start=NOON + timedelta(hours=seq)) for seq in (1, 2)]
+    assert len(store.write([heard(m) for m in later], NOON).apart) == 2
+    own = [counts(n, start=NOON + timedelta(hours=n), log="another") for n in (1, 2)]
+    found = store.write([heard(m) for m in own], NOON)
+    assert (found.new, found.contiguous_seq) == (2, {(NODE, "another"): 2})
+    assert sorted((r["log"], r["seq"]) for r in store.readings()) == [
+        (LOG, 1), (LOG, 2), ("another", 1), ("another", 2),
+    ]  # fmt: skip
+
+
+def test_what_was_deleted_is_known_and_a_number_given_again_is_new(store: Store) -> None:
+    store.write(seqs(1, 2, 3), NOON)
+    assert store.forget(timedelta(days=1), "", NOON + timedelta(days=1, minutes=1)) == 3
+    assert store.write(seqs(1, 2, 3), NOON).known == 3
+    later = heard(counts(2, start=NOON + timedelta(hours=1)))
+    assert store.write([later], NOON).new == 1
+    assert store.write([later, *seqs(1)], NOON).known == 2
+    assert [row["start"] for row in store.readings()] == [NOON + timedelta(hours=1)]
+
+
+def test_what_stood_apart_stays_forgotten_too(store: Store) -> None:
+    store.write(seqs(1), NOON)
+    twice = heard(counts(1, start=NOON + timedelta(hours=1)))
+    store.write([twice], NOON)
+    assert store.forget(None, "school/room-1", NOON) == 2
+    assert store.write([*seqs(1), twice], NOON).known == 2
+    assert list(store.readings()) == []
+
+
+def test_two_recorders_of_a_group_both_keep_numbers_given_twice(database: str) -> None:
+    Store(database).migrate()
+    ends: list[int] = []
+
+    def record(hour: int) -> None:
+        own = Store(database)
+        for seq in range(1, 51):
+            moment = NOON + timedelta(hours=hour, seconds=10 * seq)
+            ends.append(len(own.write([heard(counts(seq, start=moment))], NOON).apart))
+        own.close()
+
+    threads = [threading.Thread(target=record, args=(hour,)) for hour in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = Store(database)
+    assert len(list(store.readings())) == 100
+    assert sum(ends) == 50
+    store.close()
 
 
 def test_late_and_suppressed_readings_keep_what_they_say(store: Store) -> None:
@@ -170,6 +270,21 @@ def test_a_database_of_a_newer_version_is_one_line(store: Store) -> None:
         store.migrate()
 
 
+def test_rows_of_the_first_release_are_compared_too(database: str) -> None:
+    old = Store(database)
+    old.migrate("0001")
+    with old.transaction() as db:
+        row = {"node": NODE, "log": LOG, "first": 1, "whole": 2, "highest": 2}
+        db.execute(sa.insert(LOGS), [row])
+        db.execute(sa.insert(COUNTS), [_row(m.payload, NOON) for m in seqs(1)])
+    old.migrate()
+    later = heard(counts(1, start=NOON + timedelta(hours=1)))
+    found = old.write([*seqs(1, 2, 3), later], NOON)
+    assert (found.new, found.known, found.contiguous_seq) == (2, 2, {KEY: 3})
+    assert found.apart == [(NODE, LOG, 1)], "2 was deleted by that release, or passed over"
+    old.close()
+
+
 def test_a_value_that_no_column_takes_is_refused_not_a_crash(store: Store) -> None:
     message = heard(counts(1))
     monster = message.payload.model_copy(update={"min_group": 2**70})
@@ -231,13 +346,15 @@ def test_whatever_order_they_come_in(
 ) -> None:
     store = Store(str(tmp_path_factory.mktemp("s") / "x.sqlite"))
     store.migrate()
-    store.write([heard(raw("health", outbox_first=first))], NOON)
+    health = heard(raw("health", outbox_first=first))
+    store.write([health], NOON)
     for batch in batches:
         store.write(seqs(*batch), NOON)
+    store.write([health], NOON)
     came = {seq for batch in batches for seq in batch}
     stored = [row["seq"] for row in store.readings()]
-    assert stored == sorted(came - set(range(1, first)))
-    whole = first - 1
+    assert stored == sorted(came), "whatever the node says of its first"
+    whole = min(first - 1, max(came, default=0))
     while whole + 1 in came:
         whole += 1
     with store.engine.connect() as db:
