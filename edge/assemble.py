@@ -1,7 +1,7 @@
 """Open a node's parts as node.yaml sets them, and join them to a Node.
 
-The order is that in which faults are worth hearing: networks, camera, disk, port, broker. The first one
-is reported, and whatever was open by then is closed again.
+The order is that in which faults are worth hearing: certificate, networks, camera, disk, port, broker.
+The first one is reported, and whatever was open by then is closed again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edge.delivery.commands import Commands
 from edge.delivery.outbox import Limits, Outbox
 from edge.delivery.publisher import open_publisher
 from edge.detect import Detector, open_detector
+from edge.health.certificate import check_owner
 from edge.health.monitor import Monitor
 from edge.health.prometheus import Metrics
 from edge.health.reports import Reports
@@ -107,6 +108,7 @@ def assemble(
 ) -> Node:
     """Open everything that a node runs on. stop: ends the source, then what waits is delivered;
     force_stop: ends that waiting too. Raises EdgeError, with everything closed again."""
+    check_owner(settings)
     with ExitStack() as opened:
         bundle, student = open_student(settings)
         opened.callback(student.backend.close)

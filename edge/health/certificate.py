@@ -1,26 +1,55 @@
-"""When the node's own certificate ends, so that somebody renews it in time."""
+"""The node's own certificate: whether it is this node's, and when it ends, to be renewed in time."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import ssl
 import subprocess
 from pathlib import Path
 
+from edge.base.errors import SettingsError
+from edge.settings import Settings
+
 WARN_SECONDS = 60 * 86400.0
+# A name as the kit's own authority gives it; what another authority writes there says nothing.
+NODE = re.compile(r"[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+")
+
+
+def _openssl(file: Path, *words: str) -> str:
+    """Ask openssl's program about a certificate; "" without either."""
+    program = shutil.which("openssl")
+    if program is None:
+        return ""
+    command = [program, "x509", "-noout", *words, "-in", str(file)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return ""  # what is wrong with it, the connection will say
 
 
 def ends(file: Path) -> float | None:
-    """Read when a certificate ends (seconds since 1970) by openssl's program; None without either."""
-    program = shutil.which("openssl")
-    if program is None:
-        return None
-    command = [program, "x509", "-noout", "-enddate", "-in", str(file)]
+    """Read when a certificate ends (seconds since 1970); None where it cannot be told."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        return float(ssl.cert_time_to_seconds(done.stdout.strip().removeprefix("notAfter=")))
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        return None  # what is wrong with it, the connection will say
+        answer = _openssl(file, "-enddate").strip()
+        return float(ssl.cert_time_to_seconds(answer.removeprefix("notAfter=")))
+    except ValueError:
+        return None
+
+
+def check_owner(settings: Settings) -> None:
+    """Raise SettingsError where the certificate is another node's.
+
+    A broker that goes by its name would refuse every message, in MQTT 3.1.1 without a word.
+    """
+    file = settings.broker.tls.certificate
+    subject = _openssl(file, "-subject", "-nameopt", "multiline") if file else ""
+    named = re.search(r"commonName\s*= (.*)", subject)
+    if named and NODE.fullmatch(named[1]) and named[1] != settings.node.path:
+        raise SettingsError(
+            f"broker.tls.certificate {file} is {named[1]}'s, and this node is {settings.node.path}: "
+            f"give its own (edge-flash ca issue), or set node.site, room and name to the certificate's"
+        )
 
 
 class Validity:

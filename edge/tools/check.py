@@ -20,6 +20,7 @@ from edge.base.errors import EdgeError, SourceError
 from edge.base.schedule import Schedule
 from edge.delivery.connection import probe
 from edge.detect import Detector, open_detector
+from edge.health.certificate import check_owner
 from edge.inference.loader import Opened, open_student
 from edge.pipeline import cover
 from edge.records import Face, Frame
@@ -168,6 +169,7 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
         print("skip broker: none is set (broker.url)", flush=True)
     else:
         try:
+            check_owner(settings)
             part("broker", f"{settings.broker.url} {probe(settings.broker)}")
         except EdgeError as error:
             fault("broker", error)
