@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from edge.base import schedule
+from edge.base.errors import SettingsError
 from edge.base.strict_yaml import Strict
 
 # How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
@@ -46,10 +47,17 @@ def own_hostname() -> str:
 
 
 def default_state() -> Path:
-    """Return systemd's state folder, or `$XDG_STATE_HOME/edge-node`, or `~/.local/state/edge-node`."""
+    """Return systemd's state folder, or `$XDG_STATE_HOME/edge-node`, or `~/.local/state/edge-node`.
+
+    Raises SettingsError for a user without a home."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-node"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-node"
+    except RuntimeError as error:
+        raise SettingsError(
+            "this user has no home folder; set HOME, or runtime.state in node.yaml"
+        ) from error
 
 
 Segment = Annotated[str, AfterValidator(_segment)]
@@ -76,8 +84,11 @@ class Camera(Strict):
     width: int = Field(default=1280, ge=160, le=7680, description="asked of the camera, pixels")
     height: int = Field(default=720, ge=120, le=4320, description="asked of the camera, pixels")
     fps: float = Field(default=30.0, ge=1, le=240, description="asked of the camera, frames/s")
+    rotate: Literal[0, 90, 180, 270] = Field(
+        default=0, description="turn the picture clockwise, degrees; masks are of the turned one"
+    )
     pictures_per_second: float = Field(
-        default=1.0, gt=0, le=240, description="pace of a folder of pictures in its own time"
+        default=1.0, ge=1e-3, le=240, description="pace of a folder of pictures in its own time"
     )
     timeout_seconds: float = Field(
         default=2.0, ge=0.2, le=60, description="without a frame for so long, the camera is away"
@@ -92,7 +103,7 @@ class Camera(Strict):
         default=30.0,
         ge=0,
         le=3600,
-        description="the same frame for so long counts as none; 0 is off",
+        description="the same frame, or a black one, for so long counts as none; 0 is off",
     )
     give_up_after: int = Field(
         default=30, ge=0, le=10000, description="attempts without a frame, then exit; 0 is never"
@@ -179,7 +190,7 @@ class Privacy(Strict):
     )
     masks: list[list[float]] = Field(
         default=[],
-        description="zones never looked at: left, top, right, bottom, shares of the frame",
+        description="zones never looked at: left, top, right, bottom, shares of the turned frame",
     )
 
     @model_validator(mode="after")

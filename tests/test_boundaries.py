@@ -156,6 +156,7 @@ def test_each_library_of_the_node_has_its_files() -> None:
         "edge/tools/check.py",
         "edge/crop.py",
         "edge/detect.py",
+        "edge/sources/decoder.py",
         "edge/sources/recorded.py",
         "edge/sources/live.py",
         "edge/sources/synthetic.py",

@@ -7,9 +7,12 @@ checked against its own hash and kept in the cache.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,9 +38,20 @@ def locked() -> dict[str, dict[str, Any]]:
     return dict(json.loads(text))
 
 
-def default_cache() -> Path:
-    """Return `$XDG_CACHE_HOME/edge-node`, or `~/.cache/edge-node`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-node"
+def default_cache() -> Path | None:
+    """Return `$XDG_CACHE_HOME/edge-node`, or `~/.cache/edge-node`; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-node"
+    except RuntimeError:
+        return None
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """A folder that lasts as long as this process, and that no other user can write to."""
+    folder = tempfile.mkdtemp(prefix="edge-node-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _from_package(source: dict[str, str]) -> bytes:
@@ -122,6 +136,35 @@ def original(
     )
 
 
+def _holds(path: Path, digest: str) -> bool:
+    try:
+        return sha256(path.read_bytes()) == digest
+    except OSError:  # absent, or not for this user
+        return False
+
+
+def _keep(file: str, data: bytes, place: Path | None, lasting: bool) -> Path:
+    """Write it into the cache, or where that cannot be and need not last, for this process alone;
+    returns its path."""
+    refused = "since this user has no home folder; set HOME or XDG_CACHE_HOME"
+    if place is not None:
+        try:
+            if not _holds(place / file, sha256(data)):
+                write_atomically(place / file, data)
+            return place / file
+        except OSError as error:
+            refused = f"in {place}: {error.strerror}"
+    if lasting:
+        raise WeightsError(f"cannot keep {file} {refused}")
+    log.debug("%s is kept until the end of this run (%s)", file, refused)
+    try:
+        path = _own_folder() / file
+        write_atomically(path, data)
+    except OSError as error:
+        raise WeightsError(f"cannot keep {file} {refused}, nor elsewhere") from error
+    return path
+
+
 def resolve(
     name: str,
     folder: Path | None = None,
@@ -131,7 +174,8 @@ def resolve(
     """Return the path of the usable (where listed: patched) file `name`.
 
     folder: looked in first; a file of another hash there is an error, never ignored.
-    cache: default `default_cache()`; a damaged file there is replaced.
+    cache: default `default_cache()`; a damaged file there is replaced. Where it cannot be written, a
+    file of `folder` is kept for as long as this process runs.
     Raises WeightsError with one line that says what to do.
     """
     entry = locked().get(name)
@@ -140,18 +184,10 @@ def resolve(
     patch = entry.get("patch")
     wanted = patch["sha256"] if patch else entry["sha256"]
     stem, suffix = os.path.splitext(entry["file"])
-    ready = (cache or default_cache()) / f"{stem}-{wanted[:12]}{suffix}"
-    if folder is None and ready.is_file() and sha256(ready.read_bytes()) == wanted:
-        return ready
+    file, place = f"{stem}-{wanted[:12]}{suffix}", cache or default_cache()
+    if folder is None and place is not None and _holds(place / file, wanted):
+        return place / file
     data = original(name, entry, folder, fetcher)
     if patch:
         data = _patched(data, patch, name)
-    if ready.is_file() and ready.read_bytes() == data:
-        return ready
-    try:
-        write_atomically(ready, data)
-    except OSError as error:
-        raise WeightsError(
-            f"cannot keep {ready.name} in {ready.parent}: {error.strerror}"
-        ) from error
-    return ready
+    return _keep(file, data, place, lasting=folder is None)  # else each start would fetch it

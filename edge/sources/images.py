@@ -13,6 +13,7 @@ from edge.base.errors import SourceError
 
 # A board of 4 GB has no room left with a picture of 20,000 pixels a side.
 MAX_SIDE = 8192
+MAX_BYTES = 256 * 2**20
 
 
 def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
@@ -34,13 +35,22 @@ def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Read a picture file as (H, W, 3) uint8 BGR; raises SourceError naming it."""
+    """Read a picture file as (H, W, 3) uint8 BGR, by its content; raises SourceError naming it."""
+    if not path.is_file():
+        raise SourceError(f"{path} is not a picture that OpenCV can read; remove it")
     try:
-        picture = as_bgr(cv2.imread(str(path), cv2.IMREAD_COLOR))
+        if path.stat().st_size > MAX_BYTES:
+            raise SourceError(f"{path} is above {MAX_BYTES >> 20} MiB; remove or shrink it")
+        data = path.read_bytes()
+        # Not by name: OpenCV crashes on one that is not UTF-8.
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     except cv2.error as error:
         raise SourceError(
             f"{path} cannot be read as a picture ({error.err or 'too large'}); remove or shrink it"
         ) from error
+    picture = as_bgr(found)
     if picture is None:
         raise SourceError(f"{path} is not a picture that OpenCV can read; remove it")
     if max(picture.shape[:2]) > MAX_SIDE:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edge.base.backoff import Backoff
 from edge.base.errors import SourceError
 from edge.records import Frame, Tick
+from edge.sources.decoder import NotDecoded
 from edge.sources.images import as_bgr
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,16 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 30.0
 MOST_ABANDONED = 100
 # Why no frame comes, in the words of the messages.
 LIVE, DISCONNECTED, STALLED, FROZEN = "live", "away", "hanging", "frozen"
+DARK, UNDECODED = "dark", "undecoded"
+# What is said of those whose word alone would send nobody to the right place.
+EXPLAINED = {
+    FROZEN: "the same picture again and again: covered, still, or a driver that hangs",
+    DARK: "a black picture: covered, or in a room without light",
+}
 # Every eighth pixel of a frame tells it from the next: a sensor's noise alone changes them.
 FINGERPRINT_STEP = 8
+# Grey levels: a covered lens gives 0 to 3 with its noise, a room by night above 10.
+DARK_MEAN = 6.0
 
 
 class Capture(Protocol):
@@ -47,8 +56,9 @@ class Capture(Protocol):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """timeout: seconds without a frame until the camera counts as disconnected; hang: seconds that one
-    call to the driver may take; freeze: seconds that the same frame may repeat, 0 for ever; give_up:
-    attempts without a frame after which the source raises SourceError, 0 for never."""
+    call to the driver may take; freeze: seconds that the same frame, or a black one, may repeat, 0 for
+    ever; give_up: attempts at a device that gives no frame, after which the source raises SourceError,
+    0 for never."""
 
     timeout: float = 2.0
     hang: float = 15.0
@@ -81,10 +91,13 @@ class _Reader:
         self.stop = threading.Event()
         self.slot: _Shot | None = None
         self._skipped = 0
-        self.fault = ""  # why no frame comes: "", DISCONNECTED or FROZEN
-        self.failures = 0  # attempts since the last good frame
+        self.fault = ""  # why no frame comes: "", DISCONNECTED, FROZEN, DARK or UNDECODED
+        self.why = ""  # of UNDECODED
+        self.failures = 0  # attempts since the device gave the last frame
         self.called = 0.0  # when the driver was called, 0 once it has returned
         self._seen, self._same_since = 0, 0.0
+        self._still = False
+        self._dark_since: float | None = None
         self.thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self.thread.start()
 
@@ -96,9 +109,13 @@ class _Reader:
             if self.stop.is_set():
                 break  # another thread counts the attempts by now
             if pixels is None:
-                self.failures += 1
+                if self.fault in EXPLAINED:
+                    self.failures = 0  # the device does deliver
+                else:
+                    self.failures += 1
                 # Also after an opening that worked: some devices open and then give nothing.
-                self.stop.wait(self._backoff.next())
+                if self._capture is None:
+                    self.stop.wait(self._backoff.next())
                 continue
             self._backoff.reset()
             self.fault, self.failures = "", 0
@@ -126,24 +143,41 @@ class _Reader:
             if self._capture is None:
                 self._capture = self._opener()
             ok, frame = self._capture.read()
+            fault = DISCONNECTED
+        except NotDecoded as error:
+            ok, frame = False, None
+            fault, self.why = UNDECODED, str(error)
         except (SourceError, OSError, cv2.error):
             ok, frame = False, None
+            fault = DISCONNECTED
         self.called = 0.0
         pixels = as_bgr(frame) if ok else None
-        if pixels is None:
-            self.fault = DISCONNECTED
-        elif self._frozen(pixels):
-            self.fault, pixels = FROZEN, None
-        if pixels is None:
+        if pixels is not None:
+            fault = self._unchanged(pixels)
+        if not fault:
+            return pixels
+        self.fault = fault
+        # A driver that froze may wake when it is opened again; noise in the dark is a driver awake.
+        if fault != DARK or self._still:
             self._release()
-        return pixels
+        return None
 
-    def _frozen(self, pixels: NDArray[np.uint8]) -> bool:
+    def _unchanged(self, pixels: NDArray[np.uint8]) -> str:
+        """Return FROZEN or DARK where pictures were the same, or black, for too long, else ""."""
         now, step = time.monotonic(), FINGERPRINT_STEP
-        seen = zlib.crc32(np.ascontiguousarray(pixels[::step, ::step]).tobytes())
+        sample = np.ascontiguousarray(pixels[::step, ::step])
+        seen = zlib.crc32(sample.tobytes())
         if seen != self._seen:
             self._seen, self._same_since = seen, now
-        return 0 < self._limits.freeze <= now - self._same_since
+        if float(sample.mean()) >= DARK_MEAN:
+            self._dark_since = None
+        elif self._dark_since is None:
+            self._dark_since = now
+        limit = self._limits.freeze
+        self._still = 0 < limit <= now - self._same_since
+        if limit and self._dark_since is not None and now - self._dark_since >= limit:
+            return DARK
+        return FROZEN if self._still else ""
 
     def _release(self) -> None:
         if self._capture is not None:
@@ -223,12 +257,16 @@ class Live:
             if state != logged:
                 logged = state
                 level = logging.INFO if state == LIVE else logging.WARNING
-                log.log(level, "camera %s source=%s", state, self.kind)
+                why = reader.why if state == UNDECODED else EXPLAINED.get(state, "")
+                log.log(level, "camera %s source=%s%s", state, self.kind, f": {why}" if why else "")
             if shot is not None:
                 yield Frame(pixels=shot.pixels, time=shot.time, utc=shot.utc, dropped=shot.skipped)
             else:
                 yield Tick(time=now, utc=time.time(), camera=state)
-            self._give_up_if_hopeless(reader.failures + self._abandoned, now - last, state)
+            fault = reader.fault or DISCONNECTED if state == LIVE else state
+            self._give_up_if_hopeless(
+                reader.failures + self._abandoned, now - last, fault, reader.why
+            )
             if reader.called and now - reader.called > self._limits.hang:
                 reader = self._abandon(reader)
             if self._max is not None and now - began >= self._max:
@@ -243,12 +281,13 @@ class Live:
         log.warning("camera thread abandoned in its driver source=%s", self.kind)
         return self._reader
 
-    def _give_up_if_hopeless(self, failures: int, seconds: float, state: str) -> None:
+    def _give_up_if_hopeless(self, failures: int, seconds: float, state: str, why: str) -> None:
         # Each abandoned thread keeps its stack: their number is limited, whatever was asked for.
         if 0 < self._limits.give_up <= failures or self._abandoned >= MOST_ABANDONED:
+            do = why if state == UNDECODED else "check its cable and power"
             text = (
                 f"the camera is {state}: no picture in {seconds:.0f} s and {failures} attempts; "
-                f"check its cable and power (a service starts again by itself)"
+                f"{do} (a service starts again by itself)"
             )
             raise SourceError(text, public=text)
 

@@ -6,6 +6,7 @@ frame in its own time.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import threading
@@ -14,18 +15,25 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-# FFmpeg prints its own lines for every odd byte of a stream; ours say what to do.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.base.addresses import shown
 from edge.base.errors import SourceError
 from edge.records import Frame, Tick
 from edge.settings import Camera
+from edge.sources.decoder import Decoder, converts_interlaced
 from edge.sources.faulty import FAULTS, Faulty
 from edge.sources.live import Capture, Limits, Live
 from edge.sources.recorded import Folder, VideoFile
 from edge.sources.synthetic import Loop, Pattern
+
+TURNS = {
+    90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
 
 
 class Source(Protocol):
@@ -57,7 +65,7 @@ def _open_device(name: str, settings: Camera) -> Capture:
     capture.set(cv2.CAP_PROP_FRAME_HEIGHT, settings.height)
     capture.set(cv2.CAP_PROP_FPS, settings.fps)
     capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-    return capture
+    return Decoder(capture)
 
 
 def _open_address(address: str, settings: Camera) -> Capture:
@@ -76,7 +84,7 @@ def _open_address(address: str, settings: Camera) -> Capture:
         raise SourceError(
             f"{shown(address)} gives no video; check address, password and that the camera is on"
         )
-    return capture
+    return Decoder(capture, converts_interlaced())
 
 
 def csi_pipeline(sensor: int, settings: Camera) -> str:
@@ -100,7 +108,31 @@ def _open_csi(sensor: int, settings: Camera) -> Capture:
         raise SourceError(
             f"csi:{sensor} gives no picture; check the ribbon and that nvargus-daemon runs"
         )
-    return capture
+    return Decoder(capture)
+
+
+def rotated(pixels: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
+    """Turn (H, W, 3) uint8 clockwise by 0, 90, 180 or 270 degrees."""
+    if not degrees:
+        return pixels
+    return np.asarray(cv2.rotate(pixels, TURNS[degrees]), dtype=np.uint8)
+
+
+class Rotated:
+    """Give the frames of another source turned clockwise."""
+
+    def __init__(self, source: Source, degrees: int) -> None:
+        self.live, self.kind = source.live, source.kind
+        self._source, self._degrees = source, degrees
+
+    def __iter__(self) -> Iterator[Frame | Tick]:
+        for item in self._source:
+            if isinstance(item, Frame):
+                item = dataclasses.replace(item, pixels=rotated(item.pixels, self._degrees))
+            yield item
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def open_source(
@@ -108,10 +140,16 @@ def open_source(
     max_seconds: float | None = None,
     stop: threading.Event | None = None,
 ) -> Source:
-    """Open the source that `settings.source` names; max_seconds is source time.
+    """Open the source that `settings.source` names, and turn its frames by `settings.rotate`;
+    max_seconds is source time.
 
     Raises SourceError, in one line that says what to do, where it gives no frame.
     """
+    source = _open(settings, max_seconds, stop)
+    return Rotated(source, settings.rotate) if settings.rotate else source
+
+
+def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | None) -> Source:
     # OpenCV 5 moved it.
     set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
     set_log_level(0)
@@ -132,10 +170,12 @@ def open_source(
         faulty = Faulty(FAULTS[name], Pattern(fps=settings.fps))
         return live("test", faulty.open)
     if name.startswith("loop:"):
-        return live("loop", lambda: Loop(Path(name.removeprefix("loop:")).expanduser()))
+        return live("loop", lambda: Loop(Path(os.path.expanduser(name.removeprefix("loop:")))))
     if match := re.fullmatch(r"csi:(\d)", name):
         return live("csi", lambda: _open_csi(int(match[1]), settings))
     if "://" in name:
+        if not name.isprintable():
+            raise SourceError(f"{shown(name)}: give an address of printable characters, or in %XX")
         if urlsplit(name).scheme not in ("rtsp", "rtsps", "http", "https"):
             raise SourceError(f"{shown(name)}: give an rtsp:// or http:// address")
         return live("address", lambda: _open_address(name, settings))

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.base.errors import SourceError
 from edge.records import Frame, Tick
+from edge.sources.container import cut_off
+from edge.sources.decoder import NotDecoded, open_file
+from edge.sources.file_time import MAX_GAP_SECONDS, FileTime
 from edge.sources.images import as_bgr, read_picture
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+log = logging.getLogger(__name__)
+
+# The pictures that every OpenCV reads.
+PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+# So many of the files that were left out are named; a line that is too long is not read.
+NAMED = 5
 
 
 class VideoFile:
@@ -22,77 +33,130 @@ class VideoFile:
     kind = "file"
 
     def __init__(self, path: Path, max_seconds: float | None = None) -> None:
+        """Open it. Raises SourceError where it is no video, OSError where it cannot be read."""
         self._path, self._max = path, max_seconds
         if not path.stat().st_size:
             raise SourceError(f"{path} is empty; give a video file")
-        self._capture = cv2.VideoCapture(str(path))
-        if not self._capture.isOpened():
-            raise SourceError(
-                f"{path} is not a video that OpenCV can read; give an MP4, WebM or AVI file"
-            )
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self._step = 1.0 / fps if 0 < fps < 1000 else 1.0 / 30.0
-        self._expected = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._cut_off = cut_off(path)
+        try:
+            self._capture = open_file(path)
+        except SourceError as error:
+            if self._cut_off:
+                raise SourceError(
+                    f"{path} is not a video that OpenCV can read: it is cut off; copy it again"
+                ) from error
+            raise
+        self._time = FileTime(self._capture.get(cv2.CAP_PROP_FPS))
 
     def __iter__(self) -> Iterator[Frame | Tick]:
-        began = time.time()
-        moment, first, count = -self._step, None, 0
-        while True:
-            ok, frame = self._capture.read()
-            if not ok:
-                break
-            pixels = as_bgr(frame)
-            if pixels is None:
-                raise SourceError(f"{self._path} holds a picture that cannot be read; convert it")
-            stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
-            first = stamp if first is None else first
-            # Some files give no stamps, or ones that step back: then frames are evenly spaced.
-            moment = stamp - first if stamp - first > moment else moment + self._step
+        began, clock, count = time.time(), self._time, 0
+        for pixels in self._pictures():
+            cuts = clock.cuts
+            moment = clock.take(self._capture.stamp)
             count += 1
+            if clock.cuts and not cuts:
+                log.warning(
+                    "%s: the time stamps jump after %.1f s, by more than %.0f s or back; that is "
+                    "taken for a cut, time goes on evenly there",
+                    self._path,
+                    moment,
+                    MAX_GAP_SECONDS,
+                )
             if self._max is not None and moment >= self._max:
                 yield Tick(time=self._max, utc=began + self._max, camera="file")
                 return
             yield Frame(pixels=pixels, time=moment, utc=began + moment)
-        if count == 0:
-            raise SourceError(f"{self._path} holds no picture; give a video file")
-        # Containers may promise a frame or two more than they hold; a cut-off file lacks many.
-        if 0 < self._expected < 10_000_000 and count < 0.97 * self._expected - 2:
+        if clock.cuts > 1:
+            log.warning("%s: the time stamps jumped %d times", self._path, clock.cuts)
+        if self._cut_off:
             raise SourceError(
-                f"{self._path} ends after {count} of {self._expected} pictures: it is cut off; "
+                f"{self._path} ends after {count} pictures and lacks its end: it is cut off; "
                 f"what came before was counted, copy the file again for the rest"
             )
+        if count == 0:
+            codec = self._capture.codec
+            kind = f" of its {codec} video that this OpenCV can decode" if codec else ""
+            raise SourceError(f"{self._path} holds no picture{kind}; give an H.264 video")
         # The last frame stands for its own length too, or the last window would stay open.
-        end = moment + self._step
+        end = (clock.moment or 0.0) + clock.step
         yield Tick(time=end, utc=began + end, camera="file")
+
+    def _pictures(self) -> Iterator[NDArray[np.uint8]]:
+        while True:
+            try:
+                ok, picture = self._capture.read()
+            except NotDecoded as error:
+                cut = "; it is cut off too" if self._cut_off else ""
+                raise SourceError(f"{self._path}: {error}{cut}") from error
+            if not ok:
+                return
+            pixels = as_bgr(picture)
+            if pixels is None:
+                raise SourceError(f"{self._path} holds a picture that cannot be read; convert it")
+            yield pixels
 
     def close(self) -> None:
         self._capture.release()
 
 
 class Folder:
-    """Give the pictures of a folder in the order of their names, evenly spaced in time."""
+    """Give the pictures of a folder in the order of their names, evenly spaced in time.
+
+    Every file is read, by its content. What is no picture that this OpenCV knows is left out, and
+    that is said; one that is a picture by its name is an error, once all others were given."""
 
     live = False
     kind = "folder"
 
     def __init__(self, path: Path, fps: float, max_seconds: float | None = None) -> None:
-        self._step, self._max = 1.0 / fps, max_seconds
-        self._pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        if not self._pictures:
-            raise SourceError(
-                f"{path} holds no picture ({', '.join(PICTURES)}); give another folder"
-            )
+        """List it. Raises SourceError where it is empty, OSError where it cannot be read."""
+        self._step, self._max, self._path = 1.0 / fps, max_seconds, path
+        self._entries = sorted(path.iterdir())
+        if not self._entries:
+            raise SourceError(f"{path} holds no picture; give another folder")
 
     def __iter__(self) -> Iterator[Frame | Tick]:
-        began = time.time()
-        for index, path in enumerate(self._pictures):
-            moment = index * self._step
+        began, count = time.time(), 0
+        left_out: list[str] = []
+        damaged: list[SourceError] = []
+        for path in self._entries:
+            moment = count * self._step
             if self._max is not None and moment >= self._max:
-                yield Tick(time=self._max, utc=began + self._max, camera="file")
-                return
-            yield Frame(pixels=read_picture(path), time=moment, utc=began + moment)
-        end = len(self._pictures) * self._step
+                break
+            try:
+                pixels = read_picture(path)
+            except SourceError as error:
+                # macOS puts what it knows of IMG_1.jpg into ._IMG_1.jpg on other systems' sticks.
+                if path.suffix.lower() in PICTURES and not path.name.startswith("."):
+                    damaged.append(error)
+                else:
+                    left_out.append(repr(path.name))
+                continue
+            count += 1
+            yield Frame(pixels=pixels, time=moment, utc=began + moment)
+        if left_out:
+            log.warning(
+                "left out %d of %d files of %s, which are no pictures to this OpenCV: %s%s",
+                len(left_out),
+                len(self._entries),
+                self._path,
+                ", ".join(left_out[:NAMED]),
+                " ..." if len(left_out) > NAMED else "",
+            )
+        if damaged:
+            log.warning("%d of %d files cannot be read", len(damaged), len(self._entries))
+        if not count:
+            raise (
+                damaged[0]
+                if damaged
+                else SourceError(
+                    f"{self._path} holds no picture that OpenCV can read; convert them to JPEG or PNG"
+                )
+            )
+        end = count * self._step if self._max is None else min(self._max, count * self._step)
         yield Tick(time=end, utc=began + end, camera="file")
+        if damaged:
+            raise SourceError(f"{damaged[0]} (the others were counted)")
 
     def close(self) -> None:
         pass

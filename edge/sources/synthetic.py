@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base.errors import SourceError
+from edge.sources.decoder import Decoder, open_file
 
 PORTRAIT = Path(__file__).with_name("portrait.jpg")
 
@@ -81,9 +82,7 @@ class Loop:
     def __init__(self, path: Path) -> None:
         """Open the file; raises SourceError where OpenCV reads no video from it."""
         self._path = path
-        self._capture = cv2.VideoCapture(str(path))
-        if not self._capture.isOpened():
-            raise SourceError(f"loop:{path} is not a video that OpenCV can read; give a video file")
+        self._capture = self._open()
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self._pace = _Paced(fps if 0 < fps < 1000 else 30.0)
 
@@ -92,10 +91,18 @@ class Loop:
         if not ok:
             # Opened again: seeking to the start is not exact in every container.
             self._capture.release()
-            self._capture = cv2.VideoCapture(str(self._path))
+            self._capture = self._open()
             ok, frame = self._capture.read()
         self._pace.wait()
         return ok, frame
+
+    def _open(self) -> Decoder:
+        try:
+            return open_file(self._path)
+        except (SourceError, OSError) as error:
+            raise SourceError(
+                f"loop:{self._path} is not a video that OpenCV can read; give a video file"
+            ) from error
 
     def release(self) -> None:
         self._capture.release()

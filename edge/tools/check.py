@@ -27,6 +27,7 @@ from edge.records import Face, Frame
 from edge.settings import Settings
 from edge.sources.open import open_source
 from edge.sources.synthetic import portrait
+from edge.tools.orientation import Orientation
 
 REPORT_SECONDS = 1.0
 # Grey levels between which faces keep their features on the usual sensors.
@@ -74,12 +75,12 @@ def look(pixels: NDArray[np.uint8], faces: Sequence[Face]) -> View:
     )
 
 
-def advise(view: View) -> str:
-    """Say in one line what is seen, and what to change."""
+def advise(view: View, turned: str = "") -> str:
+    """Say in one line what is seen, and what to change. turned: of Orientation."""
     if not view.faces:
-        dark = "; too dark to say why" if view.light < DARK else ""
-        return f"no face (light {view.light:.0f}/255){dark}"
-    hints = []
+        dark = "too dark to say why" if view.light < DARK else ""
+        return "; ".join(filter(None, [f"no face (light {view.light:.0f}/255)", dark, turned]))
+    hints = [turned] if turned else []
     if view.smallest < SMALL_PX:
         hints.append(
             f"faces under {SMALL_PX} px: go nearer or raise camera.width and detector.width"
@@ -111,6 +112,7 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
     hours = schedule.read(settings.privacy.hours, settings.privacy.zone)
     source = open_source(settings.camera, seconds, stop)
     frames, next_report = 0, 0.0
+    orientation = Orientation(detector, settings.camera.rotate)
     first: float | None = None
     try:
         for item in source:
@@ -126,7 +128,8 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
                 cover(item.pixels, settings.privacy.masks)
                 faces = [f for f in detector.find(item.pixels) if f.score >= detector.score]
                 size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
-                print(f"     {size} {advise(look(item.pixels, faces))}", flush=True)
+                turned = orientation.look(item.pixels)
+                print(f"     {size} {advise(look(item.pixels, faces), turned)}", flush=True)
     finally:
         source.close()
     if not frames:

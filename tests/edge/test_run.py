@@ -21,6 +21,7 @@ import pytest
 from demo.run import repeat_stderr
 from edge.base.jetson import nvidia_driver
 from edge.run import NOTICE
+from edge.sources.decoder import converts_interlaced
 from support.command import Done
 from support.paths import CLIP, PICTURES, ROOT
 from support.patience import PATIENCE
@@ -98,16 +99,16 @@ def test_what_was_counted_before_a_clip_breaks_off_is_published(
     assert '"state":"stopped"' in done.out.splitlines()[-1]
 
 
-def test_a_bad_picture_in_a_folder_is_named_after_the_earlier_ones_were_counted(
+def test_a_bad_picture_in_a_folder_is_named_after_the_others_were_counted(
     command: Command, tmp_path: Path
 ) -> None:
     for i in range(4):
         shutil.copy(PICTURES / "astronaut.png", tmp_path / f"{i}.png")
-    (tmp_path / "9.png").write_bytes(b"")
+    (tmp_path / "19.png").write_bytes(b"")
     done = command("edge.run", "--camera", tmp_path, *SOURCE)
     assert done.code == 1
-    assert "9.png is not a picture" in done.last
-    assert [reading["faces"]["max"] for reading in counts(done.out)] == [1]
+    assert "19.png is not a picture" in done.last
+    assert [reading["faces"]["max"] for reading in counts(done.out)] == [1, 1]
 
 
 def test_grey_and_16_bit_pictures_are_counted_like_colour(command: Command, tmp_path: Path) -> None:
@@ -318,3 +319,28 @@ def test_a_picture_of_20000_pixels_a_side_is_refused_without_decoding_it(
     assert done.code == 1
     assert "vast.png cannot be read as a picture" in done.last
     assert "remove or shrink it" in done.last
+
+
+def test_people_in_interlaced_video_are_counted_or_the_run_ends_in_one_line(
+    command: Command,
+) -> None:
+    """A second of the demo's clip, coded in fields. Which of both depends on the OpenCV installed."""
+    clip = ROOT / "tests" / "golden" / "video" / "interlaced.mkv"
+    done = command("edge.run", "--camera", clip, *SOURCE, "--window", 1)
+    faces = [reading["faces"] for reading in counts(done.out)]
+    if converts_interlaced():
+        assert done.code == 0, done.err
+        assert faces == [{"mean": 8.0, "max": 8}]
+    else:
+        assert done.code == 1
+        assert "interlaced.mkv: the decoder gave no picture" in done.last
+        assert faces == []
+
+
+def test_a_clock_that_was_set_invents_no_window(command: Command) -> None:
+    clip = ROOT / "tests" / "golden" / "video" / "clock-set.mkv"
+    done = command("edge.run", "--camera", clip, *SOURCE, "--window", 1)
+    assert done.code == 0, done.err
+    found = counts(done.out)
+    assert [reading["quality"]["seen"] for reading in found] == [1.0, 1.0]
+    assert done.err.count("the time stamps jump after") == 1

@@ -78,3 +78,21 @@ def test_write_atomically_leaves_no_half_file(tmp_path: Path) -> None:
     write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["b.bin"]
+
+
+def test_given_weights_are_used_where_no_cache_can_be_written(
+    tmp_path: Path, detector_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = original(detector_file)
+    (tmp_path / locked()["yunet"]["file"]).write_bytes(published)
+    blocked = tmp_path / "home"
+    blocked.write_bytes(b"")  # no folder: as a home that is read-only, also for root
+    found = resolve("yunet", tmp_path, blocked / "cache", no_network)
+    assert found.read_bytes() == detector_file.read_bytes()
+    # A user whom no file knows, without HOME: as in a container.
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert resolve("yunet", tmp_path, fetcher=no_network) == found
+    with pytest.raises(WeightsError, match="set HOME or XDG_CACHE_HOME"):
+        resolve("yunet", fetcher=lambda source: published)

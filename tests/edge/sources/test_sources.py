@@ -348,3 +348,44 @@ def test_a_video_is_played_as_a_camera_again_and_again(tmp_path: Path) -> None:
     assert len(frames) + sum(f.dropped for f in frames) <= 52, "at its own pace"
     assert "is not a video" in refused("loop:absent.mp4")
     assert "is not a video" in refused(f"loop:{tmp_path}")
+
+
+class Lens:
+    """A camera that delivers for ever: a picture's grey level, and its noise's."""
+
+    def __init__(self, level: int, noise: int) -> None:
+        self.level, self.noise = level, noise
+        self.random = np.random.default_rng(4)
+
+    def read(self) -> tuple[bool, Any]:
+        time.sleep(0.005)
+        noise = self.random.integers(0, self.noise + 1, (48, 64, 3))
+        return True, (self.level + noise).astype(np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("level", "noise", "said"), [(0, 0, "dark"), (0, 4, "dark"), (120, 0, "frozen")]
+)
+def test_a_covered_or_still_camera_is_called_so_and_ends_no_run(
+    hasty: None, caplog: pytest.LogCaptureFixture, level: int, noise: int, said: str
+) -> None:
+    lens = Lens(level, noise)
+    limits = Limits(timeout=0.1, freeze=0.2, give_up=3)
+    source = Live("fake", lambda: lens, limits, max_seconds=PATIENCE)
+    attempts = 0
+    seen: list[str] = []
+    for item in source:
+        seen.append(item.camera if isinstance(item, Tick) else "picture")
+        attempts += seen[-1] == said
+        if attempts == 30:
+            lens.level, lens.noise = 120, 40  # the hand goes away
+        if attempts >= 30 and seen[-1] == "picture":
+            break
+    source.close()
+    order = [state for state, _ in itertools.groupby(s for s in seen if s != "live")]
+    assert order == ["picture", said, "picture"]
+    assert "covered" in caplog.text
+    assert "cable" not in caplog.text

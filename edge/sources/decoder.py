@@ -1,0 +1,193 @@
+"""Read video through OpenCV, and take no picture that it did not write.
+
+OpenCV 4.13 to 5.0 (FFmpeg 8) say that a read went well where swscale refused to convert the picture, as
+it does all interlaced video: what comes is memory that nobody wrote, the same for each picture.
+Two guards hold, whatever version is installed:
+
+- The buffer that is handed to OpenCV holds known noise; a picture in which that stands is not whole.
+- `interlaced.mpg`, whose four colours are known, is decoded once. Where that comes out wrong, FFmpeg's
+  pictures count only where they change: OpenCV copies its own unwritten buffer over the noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections import deque
+from pathlib import Path
+from typing import Any, Protocol
+
+# FFmpeg prints its own lines for every odd byte of a stream; ours say what to do.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.base.errors import SourceError
+
+# Two interlaced pictures of 64x48, MPEG-2; the quarters' colours, (2, 2, 3) BGR, as they were drawn.
+INTERLACED = Path(__file__).with_name("interlaced.mpg")
+QUARTERS = np.array(
+    [[[40, 40, 200], [40, 200, 40]], [[200, 40, 40], [220, 220, 220]]], dtype=np.int16
+)
+COLOUR_TOLERANCE = 40
+# So many pictures in a row may be the same, about a second, before they count as unwritten. Converted
+# frame rates repeat pictures; so does the demo clip.
+MOST_REPEATS = 25
+# Every fourth pixel both ways is compared with the noise. Three bytes are the same by chance in 1 of
+# 2^24, so that four such pixels are none of a picture.
+NOISE_STEP, NOISE_PIXELS = 4, 4
+AV1 = ("av01", "AV01")
+
+
+class NotDecoded(SourceError):
+    """A picture that the decoder says it gave and did not, or a kind of video that it cannot read."""
+
+
+class VideoCapture(Protocol):
+    """What is used of cv2.VideoCapture."""
+
+    def read(self, image: Any) -> tuple[bool, Any]: ...
+
+    def get(self, propId: int) -> float: ...
+
+    def release(self) -> None: ...
+
+
+@functools.cache
+def converts_interlaced() -> bool:
+    """Tell whether this OpenCV's FFmpeg gives interlaced video right: it decodes a known file."""
+    capture = cv2.VideoCapture(str(INTERLACED))
+    ok, picture = capture.read()
+    capture.release()
+    if not ok or picture.shape != (48, 64, 3):
+        return False
+    found = picture[12::24, 16::32].astype(np.int16)
+    return int(np.abs(found - QUARTERS).max()) <= COLOUR_TOLERANCE
+
+
+@functools.lru_cache(maxsize=1)
+def _noise(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.random.default_rng(20).integers(0, 256, shape, dtype=np.uint8)
+
+
+def whole(picture: NDArray[np.uint8], noise: NDArray[np.uint8]) -> bool:
+    """Tell whether a picture was written everywhere. Both (H, W, 3) uint8; noise: what stood there."""
+    sample = (slice(None, None, NOISE_STEP),) * 2
+    same = np.all(picture[sample] == noise[sample], axis=2)
+    return bool(same.sum() < min(NOISE_PIXELS, same.size))
+
+
+class Decoder:
+    """A capture that gives the pictures of another one, each proven to have been written.
+
+    stamp: seconds in the video of the picture given last, as the container says it."""
+
+    def __init__(self, capture: VideoCapture, proven: bool = True) -> None:
+        """proven: whether this decoder is known to write every picture that it says it gave."""
+        self._capture, self._proven = capture, proven
+        self._shape = (
+            int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+            int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            3,
+        )
+        self._held: deque[tuple[Any, float]] = deque()
+        self._print: int | None = None
+        self._repeats = 0
+        self._given = False
+        self.stamp = 0.0
+
+    @property
+    def codec(self) -> str:
+        """Return the four characters that name the video's codec, or ""."""
+        number = int(self._capture.get(cv2.CAP_PROP_FOURCC))
+        name = (number & 0xFFFFFFFF).to_bytes(4, "little").decode("latin-1")
+        return name.strip() if name.isprintable() else ""
+
+    def get(self, name: int) -> float:
+        """Return a property of the capture, one of cv2.CAP_PROP_..."""
+        return float(self._capture.get(name))
+
+    def read(self) -> tuple[bool, Any]:
+        """Return whether a picture came, and the picture, as cv2.VideoCapture's. Raises NotDecoded."""
+        if not self._held:
+            ok, picture = self._next()
+            if not ok:
+                return False, None
+            self._held.append((picture, self.stamp))
+            if not self._proven:
+                self._prove(picture)
+        picture, self.stamp = self._held.popleft()
+        return True, picture
+
+    def release(self) -> None:
+        self._capture.release()
+
+    def _next(self) -> tuple[bool, Any]:
+        buffer = noise = None
+        if min(self._shape) > 0 and len(self._shape) == 3:
+            noise = _noise(self._shape)
+            buffer = noise.copy()
+        ok, picture = self._capture.read(buffer)
+        if not ok or picture is None:
+            if not self._given and self.codec in AV1:
+                raise NotDecoded("it is AV1 video, which this OpenCV cannot decode; use H.264")
+            return False, None
+        self._given = True
+        # OpenCV takes another buffer where the picture has another size.
+        if noise is not None and picture.shape == noise.shape and not whole(picture, noise):
+            raise _unwritten()
+        self._shape = picture.shape
+        self.stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
+        return True, picture
+
+    def _prove(self, picture: Any) -> None:
+        """Hold what came until another picture comes. Raises NotDecoded where all are the same."""
+        seen, before = zlib.crc32(picture.tobytes()), self._print
+        self._print = seen
+        if before is not None:
+            self._repeats = self._repeats + 1 if seen == before else 0
+            if self._repeats > MOST_REPEATS:
+                raise _unwritten()
+            return
+        # Of the first one nothing is known until a second one differs.
+        while len(self._held) <= MOST_REPEATS:
+            ok, following = self._next()
+            if not ok:
+                break
+            self._print = zlib.crc32(following.tobytes())
+            if self._print != seen:
+                self._held.append((following, self.stamp))
+                return
+            self._held.append((picture, self.stamp))  # once in memory
+        raise _unwritten()
+
+
+def _unwritten() -> NotDecoded:
+    return NotDecoded(
+        f"the decoder gave no picture where the video has one: OpenCV {cv2.__version__} does not "
+        f"convert it (interlaced?); install opencv-python-headless 4.11"
+    )
+
+
+def open_file(path: Path) -> Decoder:
+    """Open a video file; raises SourceError naming it where it is not one, OSError where unreadable."""
+    # Absolute: FFmpeg takes `10:15:00.mp4` for an address of a protocol called 10.
+    name, handle = str(path.absolute()), None
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        # OpenCV crashes on a name that is not UTF-8; an open file has another name.
+        handle = os.open(path, os.O_RDONLY)
+        name = f"/proc/self/fd/{handle}"
+    try:
+        capture = cv2.VideoCapture(name)
+    finally:
+        if handle is not None:
+            os.close(handle)
+    if not capture.isOpened():
+        raise SourceError(
+            f"{path} is not a video that OpenCV can read; give an MP4, WebM or AVI file"
+        )
+    return Decoder(capture, converts_interlaced())

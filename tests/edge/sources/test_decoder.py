@@ -1,0 +1,288 @@
+"""No picture is counted that the decoder did not write, whatever OpenCV is installed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edge.base.errors import SourceError
+from edge.records import Frame, Tick
+from edge.settings import Camera
+from edge.sources.decoder import (
+    COLOUR_TOLERANCE,
+    INTERLACED,
+    MOST_REPEATS,
+    QUARTERS,
+    Decoder,
+    NotDecoded,
+    converts_interlaced,
+    whole,
+)
+from edge.sources.live import Limits, Live
+from edge.sources.open import open_source
+from support.patience import PATIENCE
+
+SHAPE = (48, 64, 3)
+Write = Any
+
+
+class FakeCapture:
+    """OpenCV's VideoCapture, that writes what each step of a list writes into the buffer."""
+
+    def __init__(self, *steps: Write, shape: tuple[int, int, int] = SHAPE) -> None:
+        self.steps, self.shape = iter(steps), shape
+        self.count = 0
+        self.released = False
+
+    def read(self, image: Any = None) -> tuple[bool, Any]:
+        step = next(self.steps, None)
+        if step is None:
+            return False, None
+        self.count += 1
+        if image is None or image.shape != self.shape:
+            image = np.empty(self.shape, np.uint8)
+        step(image)
+        return True, image
+
+    def get(self, propId: int) -> float:
+        return {
+            cv2.CAP_PROP_FRAME_WIDTH: float(self.shape[1]),
+            cv2.CAP_PROP_FRAME_HEIGHT: float(self.shape[0]),
+            cv2.CAP_PROP_POS_MSEC: 40.0 * (self.count - 1),
+            cv2.CAP_PROP_FOURCC: 0.0,
+        }[propId]
+
+    def release(self) -> None:
+        self.released = True
+
+
+def paint(level: int) -> Write:
+    return lambda image: image.fill(level)
+
+
+def nothing(image: Any) -> None:
+    """Leaves the buffer as it is."""
+
+
+def upper_half(image: Any) -> None:
+    image[: image.shape[0] // 2] = 90
+
+
+def left_half(image: Any) -> None:
+    image[:, : image.shape[1] // 2] = 90
+
+
+def all_but_a_block(image: Any) -> None:
+    kept = image[16:32, 16:32].copy()
+    image.fill(90)
+    image[16:32, 16:32] = kept
+
+
+def levels(decoder: Decoder) -> list[tuple[int, float]]:
+    found = []
+    while True:
+        ok, picture = decoder.read()
+        if not ok:
+            return found
+        found.append((int(picture[0, 0, 0]), round(decoder.stamp, 3)))
+
+
+@pytest.mark.parametrize("wrong", [nothing, upper_half, left_half, all_but_a_block])
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_picture_that_is_not_written_or_only_in_part_is_none(wrong: Write, before: int) -> None:
+    decoder = Decoder(FakeCapture(*[paint(9)] * before, wrong))
+    for _ in range(before):
+        assert decoder.read()[0]
+    with pytest.raises(NotDecoded, match="the decoder gave no picture"):
+        decoder.read()
+
+
+def test_pictures_that_are_written_pass_whatever_their_size_and_what_they_show() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, SHAPE, dtype=np.uint8)
+
+    def random(image: Any) -> None:
+        image[:] = noise[: image.shape[0], : image.shape[1]]
+
+    for shape in (SHAPE, (1, 1, 3), (2, 500, 3)):
+        steps = [paint(0), paint(255), paint(255)]
+        assert levels(Decoder(FakeCapture(*steps, shape=shape))) == [
+            (0, 0.0),
+            (255, 0.04),
+            (255, 0.08),
+        ]
+    assert Decoder(FakeCapture(random)).read()[0]
+    assert whole(noise, np.random.default_rng(2).integers(0, 256, SHAPE, dtype=np.uint8))
+
+
+def test_a_picture_that_changes_its_size_is_read() -> None:
+    capture = FakeCapture(paint(1), paint(2), paint(3))
+    decoder = Decoder(capture)
+    assert decoder.read()[1].shape == SHAPE
+    capture.shape = (96, 128, 3)
+    assert decoder.read()[1].shape == capture.shape
+    assert decoder.read()[1].shape == capture.shape
+
+
+class Stale(FakeCapture):
+    """As OpenCV 5 does with interlaced video: copies the last picture that it did write, or what its
+    own memory happened to hold, over the whole buffer."""
+
+    def __init__(self, *steps: Write) -> None:
+        super().__init__(*steps)
+        self.own = np.random.default_rng(3).integers(0, 256, SHAPE, dtype=np.uint8)
+
+    def read(self, image: Any = None) -> tuple[bool, Any]:
+        step = next(self.steps, None)
+        if step is None:
+            return False, None
+        self.count += 1
+        step(self.own)
+        return True, self.own.copy()
+
+
+def test_of_a_decoder_that_is_not_proven_a_first_picture_counts_once_another_comes() -> None:
+    steps = [paint(1), paint(1), paint(1), paint(2), paint(2), paint(3)]
+    assert levels(Decoder(Stale(*steps), proven=False)) == [
+        (1, 0.0),
+        (1, 0.04),
+        (1, 0.08),
+        (2, 0.12),
+        (2, 0.16),
+        (3, 0.2),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, MOST_REPEATS, 100])
+def test_of_a_decoder_that_is_not_proven_no_picture_counts_where_none_changes(count: int) -> None:
+    decoder = Decoder(Stale(*[nothing] * count), proven=False)
+    with pytest.raises(NotDecoded, match=f"OpenCV {cv2.__version__} does not convert it"):
+        decoder.read()
+
+
+def test_of_a_decoder_that_is_not_proven_pictures_may_stop_to_change_for_a_second_only() -> None:
+    decoder = Decoder(Stale(paint(1), paint(2), *[nothing] * 100), proven=False)
+    for _ in range(2 + MOST_REPEATS):
+        assert decoder.read()[0]
+    with pytest.raises(NotDecoded):
+        decoder.read()
+
+
+def quarters(frame: Frame) -> np.ndarray:
+    return frame.pixels[12::24, 16::32].astype(int)
+
+
+def test_interlaced_video_is_given_as_it_is_or_refused_in_one_line() -> None:
+    """The known file, through this installation's own OpenCV."""
+    source = open_source(Camera(source=str(INTERLACED)))
+    if converts_interlaced():
+        frames = [item for item in source if isinstance(item, Frame)]
+        assert len(frames) == 2
+        assert all(np.abs(quarters(f) - QUARTERS).max() <= COLOUR_TOLERANCE for f in frames)
+    else:
+        with pytest.raises(SourceError, match=r"interlaced.mpg: the decoder gave no picture"):
+            list(source)
+
+
+def test_the_opencv_that_the_kit_asks_for_gives_interlaced_video() -> None:
+    if not cv2.__version__.startswith("4.11."):
+        pytest.skip(f"OpenCV {cv2.__version__} is not the one of pyproject.toml")
+    assert converts_interlaced()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.sources.live.FIRST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("edge.sources.live.LAST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("edge.sources.live.TICK_SECONDS", 0.02)
+
+
+def states(source: Any, until: set[str]) -> list[str]:
+    """What is said of a camera, each once, until one of the words comes."""
+    seen: list[str] = []
+    for item in source:
+        seen.append(item.camera if isinstance(item, Tick) else "picture")
+        if seen[-1] in until:
+            break
+    source.close()
+    return [state for state, _ in itertools.groupby(seen)]
+
+
+@pytest.mark.parametrize("wrong", [nothing, upper_half])
+def test_a_camera_whose_pictures_are_not_written_is_named_and_counted_from_never(
+    hasty: None, wrong: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Live("fake", lambda: Decoder(FakeCapture(*[wrong] * 9)), Limits(timeout=0.1))
+    assert "picture" not in states(source, {"undecoded"})
+    assert "camera undecoded source=fake: the decoder gave no picture" in caplog.text
+
+
+def test_a_camera_that_turns_to_interlaced_video_is_named(hasty: None) -> None:
+    openings = itertools.chain([[paint(1), paint(2)]], itertools.repeat([]))
+
+    def opener() -> Decoder:
+        return Decoder(Stale(*next(openings), *[nothing] * 100), proven=False)
+
+    source = Live("fake", opener, Limits(timeout=0.1, give_up=3))
+    with pytest.raises(SourceError, match=r"the camera is undecoded: .* does not convert it"):
+        states(source, set())
+    source.close()
+
+
+def test_an_interlaced_camera_at_an_address_is_given_as_it_is_or_named(hasty: None) -> None:
+    """By HTTP, through this installation's own OpenCV."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=INTERLACED.parent))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/{INTERLACED.name}"
+        source = open_source(Camera(source=address, timeout_seconds=0.2), max_seconds=PATIENCE)
+        frames, words = [], set[str]()
+        for item in source:
+            if isinstance(item, Frame):
+                frames.append(item)
+                break
+            words.add(item.camera)
+            if item.camera == "undecoded":
+                break
+        source.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+    if converts_interlaced():
+        assert np.abs(quarters(frames[0]) - QUARTERS).max() <= COLOUR_TOLERANCE
+    else:
+        assert not frames
+        assert "undecoded" in words
+
+
+def test_names_that_are_a_protocol_to_ffmpeg_or_not_utf8_are_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for level in range(0, 200, 20):
+        writer.write(np.full(SHAPE, level, np.uint8))
+    writer.release()
+    data = (tmp_path / "a.avi").read_bytes()
+    folder = tmp_path / "Kl\udce4sse"  # Latin-1
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("10:15:00.avi", "http:x.avi", "a b%d.avi", "-x.avi", "ä|&.avi"):
+        Path(name).write_bytes(data)
+        frames = [i for i in open_source(Camera(source=name)) if isinstance(i, Frame)]
+        assert len(frames) == 10, name
+        loop = open_source(Camera(source=f"loop:{name}"), max_seconds=0.3)
+        assert any(isinstance(item, Frame) for item in loop), name
+        loop.close()
