@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import edge
 from edge.base import cli
+from edge.base.addresses import redact, shown
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import EdgeError
 from edge.base.files import write_atomically
@@ -59,11 +60,16 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def peers(settings: Settings) -> list[str]:
     """List whom the node speaks to: broker, time servers, a camera at an address."""
     found = [urlsplit(settings.broker.url).hostname, *settings.clock.servers]
-    if "://" in settings.camera.source:
-        # What is no address, the camera itself will say.
-        with contextlib.suppress(ValueError):
-            found.append(urlsplit(settings.camera.source).hostname)
+    found.append(host_of(settings.camera.source))
     return list(dict.fromkeys(host for host in found if host))
+
+
+def host_of(source: str) -> str | None:
+    """Return the host of a camera's address; None where there is none. What is no address, the camera
+    itself will say."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(source).hostname if "://" in source else None
+    return None
 
 
 def name_servers(files: Iterable[Path] = NAME_SERVERS) -> list[str]:
@@ -124,14 +130,21 @@ class Provision:
         self._console, self._steps, self._sleep = console, steps, sleep
         self._session, self._n = str(uuid.uuid4()), 0
 
-    def say(self, step: str, text: str, tell: bool = True) -> None:
-        """Print a line. tell: on the broker too; where that cannot be reached, the steps go on."""
-        line = f"edge-node: {step}: {text}"
+    def say(self, step: str, text: str, public: str | None = None) -> None:
+        """Print a line, and tell it to the broker; where that cannot be reached, the steps go on.
+
+        public: what is told in its place; "" for nothing. Whoever hears the broker learns of no file
+        and no address.
+        """
+        # Known as a whole, it has an end also where it holds spaces.
+        source = self._settings.camera.source
+        line = redact(f"edge-node: {step}: {text}".replace(source, shown(source)))
         print(line, flush=True)
         with contextlib.suppress(OSError):
             self._console.write_text(f"{line}\n")
-        if tell:
-            self._tell(f"{step}: {text}")
+        told = text if public is None else public
+        if told:
+            self._tell(f"{step}: {told}")
 
     def _tell(self, text: str) -> bool:
         """Publish on `status`; returns whether the broker took it."""
@@ -142,7 +155,7 @@ class Provision:
             node=self._settings.node.path,
             session=self._session,
             state="starting",
-            reason=f"first boot, {text}"[:200],
+            reason=f"first boot, {redact(text)}"[:200],
             n=self._n,
             time=rfc3339(time.time()),
             clock_synced=clock_synced(),
@@ -180,11 +193,19 @@ class Provision:
             write_atomically(self._drop_in, text.encode())
             self._run(["systemctl", "daemon-reload"])
         if unknown:
-            self.say(
-                "network", f"not known here: {', '.join(unknown)}; looked up again", tell=False
-            )
+            text = f"not known here: {self._names(unknown)}; looked up again"
         else:
-            self.say("network", f"may speak to {', '.join(hosts) or 'nobody'}", tell=False)
+            text = f"may speak to {self._names(hosts) or 'nobody'}"
+        self.say("network", text, public="")
+
+    def _names(self, hosts: Sequence[str]) -> str:
+        """Join names as people may read them: a camera's address that is written wrongly has a part of
+        its password where the host should be."""
+        source = self._settings.camera.source
+        camera = host_of(source)
+        if camera and host_of(shown(source)) != camera:
+            hosts = ["the camera" if host == camera else host for host in hosts]
+        return ", ".join(hosts)
 
     def engine(self) -> None:
         self.say("engine", "building what this board can use; up to an hour")
@@ -202,13 +223,15 @@ class Provision:
         done = self._run(["/usr/sbin/edge-check", "--max-seconds", str(CHECK_SECONDS)])
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         for line in lines:
-            self.say("check", line, tell=False)
+            self.say("check", line, public="")
         failed = [line.removeprefix("FAIL ") for line in lines if line.startswith("FAIL")]
         if failed:
-            self.say("check", f"FAILED {'; '.join(failed)}")
+            parts = ", ".join(line.partition(":")[0] for line in failed)
+            why = f"FAILED {parts}; sudo edge-check says why"
+            self.say("check", f"FAILED {'; '.join(failed)}", public=why)
         elif done.returncode:
             last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-            self.say("check", f"FAILED {last}")
+            self.say("check", f"FAILED {last}", public="FAILED; sudo edge-check says why")
         else:
             self.say("check", "all right")
 
@@ -223,7 +246,7 @@ class Provision:
             self.engine()
             self.check()
             write_atomically(self._done, edge.__version__.encode())
-        self.say("run", "starting edge-run", tell=first)
+        self.say("run", "starting edge-run", public=None if first else "")
         # Not waited for: it waits for this.
         self._run(["systemctl", "start", "--no-block", "edge-run.service", *TIMERS])
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from edge.settings import Settings
 from edge.update import provision
 from edge.update.provision import Provision, allow, name_servers, peers
 from support.brokers import Mosquitto
+from support.secret_addresses import MARKER, addresses
 
 
 def settings(broker: str = "-", camera: str = "test") -> Settings:
@@ -142,6 +147,41 @@ def test_what_fails_is_told_and_the_node_runs_all_the_same(
     assert "edge-node: engine: FAILED" in said
     assert "edge-node: check: FAILED camera: no picture; check the cable" in said
     assert "start --no-block edge-run.service" in machine.asked[-1]
+
+
+class Told(Provision):
+    """Keeps what the broker would be told."""
+
+    def _tell(self, text: str) -> bool:
+        self.__dict__.setdefault("told", []).append(text)
+        return True
+
+
+CHECKS = [
+    (1, "ok   student: ort\nFAIL camera: {} gives no video\nFAIL broker: {}\n", ""),
+    (1, "", "edge-check: {} cannot be read\n"),
+    (0, "ok   camera: {}\n", ""),
+]
+
+
+@given(addresses)
+def test_no_password_of_an_address_is_printed_or_told(address: str) -> None:
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
+        names = [Path(folder, name) for name in ("conf", "done", "console", "steps")]
+        names[0].write_text(allow(peers(settings(camera=address)), ["192.0.2.53"], "")[0])
+        told = []
+        for code, *texts in CHECKS:
+            out, err = (text.replace("{}", address) for text in texts)
+            machine = Machine({"edge-check": (code, out, err)})
+            steps = Told(settings(camera=address), machine, *names)
+            steps.network(0.0)
+            steps.check()
+            told += steps.__dict__["told"]
+            said.write(names[2].read_text())
+    assert MARKER.lower() not in f"{said.getvalue()} {told}".lower()
+    assert not any("://" in line for line in told), "of a file or an address nobody is told"
+    assert "check: FAILED camera, broker; sudo edge-check says why" in told
 
 
 def test_a_board_without_tensorrt_is_no_failure(
