@@ -38,6 +38,12 @@ INTERACTIVE = (
     "nv-oem-config-gui.service",
     "nv-oem-config-debconf@.service",
 )
+# Made anew at the next boot; the base's would be the same on every card.
+OF_ONE_MACHINE = (
+    "/var/lib/systemd/random-seed",
+    "/var/lib/systemd/credential.secret",
+    "/var/lib/NetworkManager/secret_key",
+)
 HEADER = "# Written by edge-flash. Every setting: /usr/share/doc/edge-node/examples/node.yaml\n"
 
 
@@ -161,6 +167,9 @@ def _first_boot(tree: Tree) -> list[Entry]:
             found.append(Link(f"{UNITS}/{unit}", "/dev/null"))
     if tree.kind(f"{UNITS}/nv-oem-config.target") is not None:
         found.append(Absent(f"{UNITS}/nv-oem-config.target"))
+    for path in OF_ONE_MACHINE:
+        if tree.kind(path) is not None:
+            found.append(Absent(path))
     for name in tree.names("/etc/ssh"):
         if name.startswith("ssh_host_"):
             found.append(Absent(f"/etc/ssh/{name}"))

@@ -119,6 +119,29 @@ def test_nobody_is_asked_anything_and_no_two_nodes_are_the_same(bench: Path, fla
     assert tree.read("/etc/machine-id") == b""
     assert tree.kind("/var/lib/dbus/machine-id") is None
     assert tree.names("/etc/ssh") == ["sshd_config", "sshd_config.d"], "host keys are its own"
+    assert not {"random-seed", "credential.secret"} & set(tree.names("/var/lib/systemd"))
+    assert tree.names("/var/lib/NetworkManager") == []
+
+
+def test_two_cards_of_one_base_share_no_name_and_no_secret(bench: Path, flash: Flash) -> None:
+    (bench / "nodes.csv").write_text("site,room,name\nnorth,a,cam\nnorth,b,cam\n")
+    (bench / "wifi").write_text("School\na passphrase\n")
+    words = ("--base", "base.img", "--out", "images", "--wifi", "wifi")
+    assert flash("fleet", "nodes.csv", *words).code == 0
+    cards = [opened(bench / f"images/north-{room}-cam.img") for room in "ab"]
+    for path in (
+        "/etc/hostname",
+        "/etc/hosts",
+        "/etc/edge-node/node.yaml",
+        "/etc/edge-node/node.pem",
+        "/etc/edge-node/node.key",
+        "/etc/NetworkManager/system-connections/edge-node.nmconnection",
+    ):
+        contents = {card.read(path) for card in cards}
+        assert len(contents - {None, b""}) == 2, path
+    # The client id that the broker sees is the node's name.
+    names = [yaml.safe_load(card.read("/etc/edge-node/node.yaml") or b"")["node"] for card in cards]
+    assert [name["room"] for name in names] == ["a", "b"]
 
 
 def test_the_technician_has_a_key_and_no_password(bench: Path, flash: Flash) -> None:
