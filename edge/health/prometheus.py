@@ -6,6 +6,7 @@ would grow with every face in view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -77,15 +78,25 @@ class Metrics:
             "edge_broker_connected", "1 while it is", value=float(self._connected)
         )
         for name, text in GAUGES.items():
-            if health.get(name) is not None:
-                yield GaugeMetricFamily(f"edge_{name}", text, value=float(health[name]))
+            if (value := _figure(health.get(name))) is not None:
+                yield GaugeMetricFamily(f"edge_{name}", text, value=value)
         latency = GaugeMetricFamily("edge_stage_ms", "latency of a stage", labels=["stage", "part"])
         for stage, figures in health.get("stages", {}).items():
-            for part, value in figures.items():
-                latency.add_metric([stage, part.removesuffix("_ms")], value)
+            for part, given in figures.items():
+                if (value := _figure(given)) is not None:
+                    latency.add_metric([stage, part.removesuffix("_ms")], value)
         yield latency
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=2.0)
+
+
+def _figure(value: float | None) -> float | None:
+    """Return what can be written as a sample; one figure that cannot must not end all others."""
+    try:
+        found = math.nan if value is None else float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from edge.delivery.messages import Counts, Faces, Health, Status, as_dict, dumps
 from edge.watch.messages import Message, Payload
 
+SHORT = 200  # characters of one text of a node, such as the reason of a status
+LONG = 2000  # of a whole line
 
-def printable(text: object) -> str:
-    """Replace control, format and surrogate characters: a node must not steer a terminal, nor turn its
-    writing around."""
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
+
+def printable(text: object, most: int = LONG) -> str:
+    """Replace what is no visible character, and cut what is long: a node must neither steer a terminal,
+    nor turn its writing around, nor fill a screen.
+
+    Args:
+        most: characters; a cut is shown as an ellipsis, the last of them.
+    """
+    found = str(text)
+    if len(found) > most:
+        found = found[: most - 1] + "\u2026"
+    return "".join(c if c.isprintable() else "?" for c in found)
 
 
 def people(message: Counts) -> str:
@@ -19,7 +27,7 @@ def people(message: Counts) -> str:
     if message.faces is None:
         return f"nothing seen ({message.quality.camera})"
     if isinstance(message.faces, str):
-        return f"{message.faces} people: too few to count"
+        return f"<{message.min_group} people: too few to count"
     return f"{message.faces.mean:g} people"
 
 
@@ -50,10 +58,10 @@ def describe(payload: Payload) -> str:
 
 
 def line(message: Message) -> str:
-    """Format time, node, kind and content."""
+    """Format time (UTC), node, kind and content."""
     m = message.payload
     moment = m.end if isinstance(m, Counts) else m.time
-    when = str(moment or "")[11:19] or "--:--:--"
+    when = f"{moment[11:19]}Z" if moment else "--:--:--"
     return printable(f"{when} {message.node} {message.kind:<6} {describe(m)}")
 
 

@@ -1,78 +1,82 @@
-"""What is known of every node now, and of its last hours by the minute; held in memory, bounded."""
+"""What is known of every node now; held in memory, bounded.
+
+No message is kept: what a node says becomes short text and numbers that can be true here, whatever its
+message held, so that no view has to expect anything else.
+"""
 
 from __future__ import annotations
 
+import copy
+import heapq
+import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Faces, Health, Status
+from edge.watch.lines import SHORT, printable
 from edge.watch.messages import Message
+from edge.watch.minutes import MOST_LABELS, REST, Minutes, Window, add_cells
 
-KEEP_MINUTES = 240
-MOST_LABELS = 40  # that the page shows; a bundle has eight or so
 REMEMBERED = 500  # readings of a node, against being counted twice
-MOST_NODES = 20_000  # a flood of made-up names costs no more memory than this
-SILENT_WINDOWS = (
-    3  # without a reading for so many windows, and at least SILENT_SECONDS, a node is late
-)
+MOST_NODES = 5_000  # a flood of made-up names costs no more memory than this
+MOST_PEOPLE = 1_000  # of one room; a message that says more is not shown
+MOST_SECONDS = 3600.0  # of a window, as the schema has it
+LEAST_SECONDS = 0.001  # what a message's times can tell
+SILENT_WINDOWS = 3  # without a reading for so many windows, and at least SILENT_SECONDS: late
 SILENT_SECONDS = 30.0
-
-
-@dataclass(slots=True)
-class Minute:
-    """One minute of one node. seconds: covered by its windows; shown: of them, those with counts;
-    suppressed: those of small counts; unseen: those without a picture."""
-
-    seconds: float = 0.0
-    shown: float = 0.0
-    by_label: Counter[str] = field(default_factory=Counter)
-    suppressed: float = 0.0
-    unseen: float = 0.0
+GONE = timedelta(days=1)  # a room that is off and was not heard for so long is put away
+IMPOSSIBLE = "impossible number of people"
 
 
 @dataclass(frozen=True, slots=True)
-class WindowCounts:
-    """One window's reading, from the broker or from a recorder's table."""
+class Shown:
+    """What the newest window shows. people: on average; hidden: "<5" for a suppressed small count;
+    unseen: how the camera does, where nothing was seen; counts: people by label."""
 
-    key: tuple[str, int]
-    start: datetime
-    seconds: float
+    log: str
+    seq: int
+    window_seconds: float
+    clock_synced: bool | None
     people: float | None
-    suppressed: bool
-    person_seconds: Mapping[str, int] | None
+    hidden: str | None
+    unseen: str | None
+    counts: Mapping[str, int] | None
 
 
 @dataclass(slots=True)
 class Room:
-    """What one node said last; `heard` is our own clock's time of it."""
+    """What one node said last. known: our own clock's time of its first message; heard: of its last
+    sign of life, or where only retained messages came, the time in them; None: not known."""
 
     node: str
-    heard: datetime
+    known: datetime
+    heard: datetime | None = None
     counted: datetime | None = None  # our own clock's time of the last reading
-    status: Status | None = None
-    counts: Counts | None = None
-    health: Health | None = None
-    # Keys of the last readings: a broker may send one twice.
-    seen: OrderedDict[tuple[str, int], None] = field(default_factory=OrderedDict)
-    minutes: OrderedDict[datetime, Minute] = field(default_factory=OrderedDict)
+    said: str = "unknown"
+    reason: str | None = None
+    shown: Shown | None = None
+    temperature: float | None = None  # Celsius
+    waiting: int | None = None  # readings in its outbox
+    lost: int | None = None
+    labels: tuple[str, ...] = ()
 
     def state(self, now: datetime) -> str:
         """Return its status, or `silent` where a node that says online has not counted for too long."""
-        said = self.status.state if self.status else "unknown"
-        if said not in ("online", "degraded"):
-            return said
-        late = (now - (self.counted or self.heard)).total_seconds() > self.patience
-        return "silent" if late else said
+        if self.said not in ("online", "degraded"):
+            return self.said
+        since = self.counted or self.heard or self.known
+        late = (now - max(since, self.known)).total_seconds() > self.patience
+        return "silent" if late else self.said
 
     @property
     def patience(self) -> float:
         """How many seconds without a reading outdate what it said last."""
-        window = self.counts.window_seconds if self.counts else 0.0
+        window = self.shown.window_seconds if self.shown else 0.0
         return max(SILENT_SECONDS, SILENT_WINDOWS * window)
 
     def present(self, now: datetime) -> bool:
@@ -80,18 +84,51 @@ class Room:
         counted = self.counted
         return counted is not None and (now - counted).total_seconds() <= self.patience
 
+    def gone(self, now: datetime) -> bool:
+        """Tell whether it is to be put away: off and not heard for long."""
+        if self.state(now) not in ("lost", "stopped", "silent", "unknown"):
+            return False
+        heard = self.heard or self.known
+        if self.said == "stopped":  # the time is the node's own
+            return now - heard > GONE
+        return now - max(heard, self.known) > GONE
+
 
 class Rooms:
-    """Every node by its name; written by the receiver's thread, read by others under `lock`."""
+    """Every node by its name; written by the receiver's thread, read by others through `snapshot`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.rooms: dict[str, Room] = {}
+        self.minutes = Minutes()
         self.refused: Counter[str] = Counter()  # messages, by reason
         self.messages = 0
-        self.labels: list[str] = []  # of all nodes' counts, in the order in which they came first
+        # Keys of each node's last readings, as hashes: a broker may send one twice.
+        self.seen: dict[str, OrderedDict[int, None]] = {}
+        # A room has one vote, shared by its labels: a node that makes up forty outvotes nobody.
+        self._votes: dict[str, float] = {}
+        self._labels: list[str] | None = []
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that are shown by name, in the order in which they came first, and REST last."""
+        with self.lock:
+            if self._labels is None:
+                most = heapq.nlargest(MOST_LABELS - 1, self._votes, key=lambda x: self._votes[x])
+                chosen = set(most)
+                self._labels = [label for label in self._votes if label in chosen]
+                if len(chosen) < len(self._votes) and REST not in chosen:
+                    self._labels.append(REST)
+            return list(self._labels)
+
+    def snapshot(self) -> list[Room]:
+        """Copy the rooms as they stand, by name."""
+        with self.lock:
+            found = [copy.copy(room) for room in self.rooms.values()]
+        return sorted(found, key=lambda room: room.node)
 
     def refuse(self, reason: str) -> None:
+        """Count a message that is not shown."""
         with self.lock:
             self.refused[reason] += 1
 
@@ -99,74 +136,127 @@ class Rooms:
         """Take in a message. retained: it was said some time ago."""
         with self.lock:
             self.messages += 1
-            room = self.rooms.get(message.node)
+            room = self._room(message.node, now)
             if room is None:
-                if len(self.rooms) >= MOST_NODES:
-                    self.refused["too many nodes"] += 1
-                    return
-                room = self.rooms[message.node] = Room(message.node, now)
+                self.refused["too many nodes"] += 1
+                return
             payload = message.payload
             gone = isinstance(payload, Status) and payload.state in ("lost", "stopped")
             if not (gone or retained):
                 room.heard = now
-            if isinstance(payload, Counts):
-                room.counted = now
-                self._count(room, payload, now)
-            elif isinstance(payload, Status):
-                room.status = payload
+            elif isinstance(payload, Status) and retained:
+                room.heard = room.heard or _past(payload.time, now)
+            if isinstance(payload, Status):
+                room.said = payload.state
+                room.reason = None if payload.reason is None else printable(payload.reason, SHORT)
             elif isinstance(payload, Health):
-                room.health = payload
+                room.temperature = _celsius(payload.temperature_celsius)
+                room.waiting, room.lost = payload.outbox_pending, payload.outbox_dropped
+            elif isinstance(payload, Counts):
+                self._count(room, payload, now)
 
     def remember(self, row: Mapping[str, Any], now: datetime) -> None:
         """Take in a reading that a recorder stored before this start; row: by column of its table."""
         with self.lock:
-            room = self.rooms.get(row["node"])
+            room = self._room(row["node"], row["received"])
             if room is None:
-                room = self.rooms[row["node"]] = Room(row["node"], row["received"])
-            window = WindowCounts(
-                (row["log"], row["seq"]),
+                return
+            room.heard = max(room.heard or row["received"], row["received"])
+            window = Window(
+                row["log"],
+                row["seq"],
                 row["start"],
                 (row["end"] - row["start"]).total_seconds(),
                 row["faces_mean"],
                 row["suppressed"],
-                row["person_seconds"],
+                _cells(row["person_seconds"]),
             )
-            self._add(room, window, now)
+            if possible(window):
+                self._add(room, window, now)
+
+    def _room(self, node: str, now: datetime) -> Room | None:
+        room = self.rooms.get(node)
+        if room is None and len(self.rooms) < MOST_NODES:
+            room = self.rooms[node] = Room(node, now)
+        return room
 
     def _count(self, room: Room, m: Counts, now: datetime) -> None:
-        last = room.counts
+        faces = m.faces if isinstance(m.faces, Faces) else None
+        mean, suppressed = faces.mean if faces else None, isinstance(m.faces, str)
+        start, person_seconds = parse_rfc3339(m.start), _cells(m.person_seconds)
+        length = m.window_seconds
+        window = Window(m.log, m.seq, start, length, mean, suppressed, person_seconds)
+        counts = _cells(m.counts) if faces else None
+        if not possible(window) or sum(counts.values() if counts else ()) > MOST_PEOPLE:
+            self.refused[IMPOSSIBLE] += 1
+            return
+        room.counted = now
+        last = room.shown
         # A file's windows follow its own time; what comes late never replaces what is newer.
-        if last is None or m.log != last.log or m.seq > last.seq:
-            room.counts = m
-        mean = m.faces.mean if isinstance(m.faces, Faces) else None
-        suppressed = isinstance(m.faces, str)
-        key, start = (m.log, m.seq), parse_rfc3339(m.start)
-        window = WindowCounts(key, start, m.window_seconds, mean, suppressed, m.person_seconds)
+        if last is None or (not m.historical if m.log != last.log else m.seq > last.seq):
+            unseen = printable(m.quality.camera, SHORT) if m.faces is None else None
+            # The rule's number, not the text that came.
+            hidden = f"<{m.min_group}" if suppressed else None
+            room.shown = Shown(
+                m.log, m.seq, length, m.clock_synced, mean, hidden, unseen, counts
+            )  # fmt: skip
         self._add(room, window, now)
 
-    def _add(self, room: Room, window: WindowCounts, now: datetime) -> None:
-        """Add a window to the minute in which it began."""
-        if window.key in room.seen:
+    def _add(self, room: Room, window: Window, now: datetime) -> None:
+        """Add a window to its minute, once."""
+        seen = self.seen.setdefault(room.node, OrderedDict())
+        key = hash((window.log, window.seq))
+        if key in seen:
             return
-        room.seen[window.key] = None
-        if len(room.seen) > REMEMBERED:
-            room.seen.popitem(last=False)
-        for label in window.person_seconds or ():
-            if label not in self.labels and len(self.labels) < MOST_LABELS:
-                self.labels.append(label)
-        if not now - timedelta(minutes=KEEP_MINUTES) <= window.start <= now + timedelta(minutes=5):
+        seen[key] = None
+        if len(seen) > REMEMBERED:
+            seen.popitem(last=False)
+        if window.person_seconds:
+            self._vote(room, tuple(window.person_seconds))
+        self.minutes.add(room.node, window, now)
+
+    def _vote(self, room: Room, labels: tuple[str, ...]) -> None:
+        if labels == room.labels:
             return
-        minute = room.minutes.setdefault(window.start.replace(second=0, microsecond=0), Minute())
-        minute.seconds += window.seconds
-        if window.people is not None and window.person_seconds is not None:
-            minute.shown += window.seconds
-            for label, amount in window.person_seconds.items():
-                if label in minute.by_label or len(minute.by_label) < MOST_LABELS:
-                    minute.by_label[label] += amount
-        elif window.suppressed:
-            minute.suppressed += window.seconds
-        else:
-            minute.unseen += window.seconds
-        oldest = now - timedelta(minutes=KEEP_MINUTES + 1)
-        for at in [at for at in room.minutes if at < oldest]:
-            del room.minutes[at]
+        for label in room.labels:
+            self._votes[label] -= 1 / len(room.labels)
+        for label in labels:
+            self._votes[label] = self._votes.get(label, 0.0) + 1 / len(labels)
+        for label in set(room.labels) - set(labels):
+            if self._votes[label] < 1e-9:
+                del self._votes[label]
+        room.labels, self._labels = labels, None
+
+
+def possible(window: Window) -> bool:
+    """Tell whether a window can be true of a room: no more people than MOST_PEOPLE, for a length that a
+    message's times can tell."""
+    if not LEAST_SECONDS <= window.seconds <= MOST_SECONDS:
+        return False
+    most = MOST_PEOPLE * max(1.0, window.seconds)
+    persons = sum((window.person_seconds or {}).values())
+    return (window.people or 0.0) <= MOST_PEOPLE and persons <= most
+
+
+def _cells(cells: Mapping[str, int] | None) -> dict[str, int] | None:
+    """Make labels text that is safe to show, and few."""
+    if cells is None:
+        return None
+    found: dict[str, int] = {}
+    for label, amount in cells.items():
+        add_cells(found, {printable(label, SHORT): amount})
+    return found
+
+
+def _celsius(value: float | None) -> float | None:
+    """What a board can have; None for anything else."""
+    return value if value is not None and math.isfinite(value) and abs(value) <= 200 else None
+
+
+def _past(text: str | None, now: datetime) -> datetime | None:
+    """Read a time of a message; None where it is none, or not past."""
+    try:
+        found = None if text is None else parse_rfc3339(text)
+    except ValueError:
+        return None
+    return found if found is not None and found <= now else None

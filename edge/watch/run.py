@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import io
 import logging
 import shutil
 import signal
@@ -28,9 +29,10 @@ from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker, default_state
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
+from edge.watch.minutes import KEEP_MINUTES
 from edge.watch.options import broker_options, broker_settings
 from edge.watch.receive import Receiver, SessionOptions, Token
-from edge.watch.rooms import KEEP_MINUTES, Rooms
+from edge.watch.rooms import Rooms
 
 if TYPE_CHECKING:
     from edge.watch.record import Recorder
@@ -155,6 +157,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.group and args.web:
         raise UsageError("--group hears a part of the messages: run a page without it")
     quiet = bool(args.record or args.web)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end what shows it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     table = sys.stdout.isatty() and not (args.json or args.lines or args.group)
     lines = "json" if args.json else "text" if args.lines or not (table or quiet) else ""
     cli.start_log()

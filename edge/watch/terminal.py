@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from edge.delivery.messages import Faces
 from edge.watch.lines import printable
 from edge.watch.rooms import Room, Rooms
 
@@ -16,7 +15,10 @@ STYLES = {"online": "green", "starting": "cyan", "degraded": "yellow", "stopped"
 SHOWN_LABELS = 3
 
 
-def ago(then: datetime, now: datetime) -> str:
+def ago(then: datetime | None, now: datetime) -> str:
+    """Say how long ago, in five characters or fewer."""
+    if then is None:
+        return "-"
     seconds = max(0, int((now - then).total_seconds()))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
@@ -25,46 +27,52 @@ def ago(then: datetime, now: datetime) -> str:
 
 
 def people(room: Room, now: datetime) -> str:
-    if room.counts is None:
+    """Say how many are in view, or why that is not said."""
+    if room.shown is None or not room.present(now):
         return "-"
-    if not room.present(now):
-        return "-"
-    faces = room.counts.faces
-    if isinstance(faces, Faces):
-        return f"{faces.mean:.1f}"
-    return faces or "unseen"
+    if room.shown.people is not None:
+        return f"{room.shown.people:.1f}"
+    return room.shown.hidden or "unseen"
 
 
 def expressions(room: Room, now: datetime) -> str:
     """List the commonest of the last window; "hidden" for a suppressed small count."""
-    if room.counts is None or room.counts.faces is None or not room.present(now):
+    if room.shown is None or not room.present(now):
         return ""
-    if room.counts.counts is None:
-        return "hidden (small group)"
+    if room.shown.counts is None:
+        return "hidden (small group)" if room.shown.hidden else ""
     # `sorted` is stable: ties stay in label order.
-    shown = sorted(room.counts.counts.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+    shown = sorted(room.shown.counts.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
     return ", ".join(f"{n} {label}" for label, n in shown if n) or "nobody"
 
 
 def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
-    """List room, state, people, expressions, last heard, temperature, waiting, lost; by name."""
-    with rooms.lock:
-        found = sorted(rooms.rooms.values(), key=lambda room: room.node)
-        return [
-            (
-                room.node,
-                room.state(now),
-                people(room, now),
-                expressions(room, now),
-                ago(room.heard, now),
-                f"{room.health.temperature_celsius:.0f}"
-                if room.health and room.health.temperature_celsius is not None
-                else "-",
-                str(room.health.outbox_pending) if room.health else "-",
-                str(room.health.outbox_dropped) if room.health else "-",
-            )
-            for room in found
-        ]
+    """List room, state, people, expressions, last heard, temperature, waiting, lost; by name, without
+    the rooms that are gone."""
+    return [
+        (
+            room.node,
+            room.state(now),
+            people(room, now),
+            expressions(room, now),
+            ago(room.heard, now),
+            "-" if room.temperature is None else f"{room.temperature:.0f}",
+            _short(room.waiting),
+            _short(room.lost),
+        )
+        for room in rooms.snapshot()
+        if not room.gone(now)
+    ]
+
+
+def _short(number: int | None) -> str:
+    """A count in four characters."""
+    if number is None:
+        return "-"
+    for size, unit in ((1, ""), (1000, "k"), (10**6, "M"), (10**9, "G")):
+        if number < 1000 * size or (size == 1 and number < 10_000):
+            return f"{number // size}{unit}"
+    return ">1T"
 
 
 def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: str = "") -> Group:
@@ -74,22 +82,26 @@ def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: s
     table.add_column("status", width=8, no_wrap=True)
     table.add_column("people", width=6, justify="right", no_wrap=True)
     table.add_column("expressions", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("heard", width=5, justify="right")
-    table.add_column("°C", width=3, justify="right")
-    table.add_column("wait", width=4, justify="right")
-    table.add_column("lost", width=4, justify="right")
+    for name, width in (("heard", 5), ("°C", 3), ("wait", 4), ("lost", 4)):
+        table.add_column(name, width=width, justify="right", no_wrap=True)
     found = rows(rooms, now)
     fitting = max(1, height - 4)
+    if len(found) > fitting:  # what needs a look must not be what is cut off
+        found.sort(key=lambda cells: cells[1] == "online")
     for cells in found[:fitting]:
         state = Text(cells[1], style=STYLES.get(cells[1], "bold red"))
-        table.add_row(cells[0], state, *(printable(cell) for cell in cells[2:]))
+        # As Text: in a plain string, rich would take a label such as [/x] for markup.
+        table.add_row(Text(cells[0]), state, *(Text(printable(cell)) for cell in cells[2:]))
     more = len(found) - fitting
     foot = f"{broker}; {len(found)} nodes, {rooms.messages} messages"
+    if gone := len(rooms.rooms) - len(found):
+        foot += f"; {gone} more not heard for a day"
     if more > 0:
         foot = f"and {more} nodes more; {foot}"
-    if refused := sum(rooms.refused.values()):
-        worst, _ = rooms.refused.most_common(1)[0]
-        foot += f"; {refused} refused ({worst})"
+    with rooms.lock:
+        refused, worst = sum(rooms.refused.values()), rooms.refused.most_common(1)
+    if refused:
+        foot += f"; {refused} refused ({worst[0][0]})"
     if note:
         foot += f"; {note}"
     return Group(table, Text(printable(foot), style="dim", no_wrap=True, overflow="ellipsis"))

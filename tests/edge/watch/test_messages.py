@@ -16,9 +16,9 @@ TEXT_SEQ = counts(1)[1].replace(b'"seq": 1', b'"seq": "1"')
 
 def test_counts_suppressed_and_unseen_windows_read_differently() -> None:
     unseen = counts(3, faces=None, counts=None, person_seconds=None)
-    assert line(heard(counts(1))) == f"12:00:10 {NODE} counts 6 people  calm 4  glad 2"
-    assert line(heard(small(2))) == f"12:00:20 {NODE} counts <5 people: too few to count"
-    assert line(heard(unseen)) == f"12:00:30 {NODE} counts nothing seen (live)"
+    assert line(heard(counts(1))) == f"12:00:10Z {NODE} counts 6 people  calm 4  glad 2"
+    assert line(heard(small(2))) == f"12:00:20Z {NODE} counts <5 people: too few to count"
+    assert line(heard(unseen)) == f"12:00:30Z {NODE} counts nothing seen (live)"
     assert line(heard(raw("health"))).endswith("30 frames/s, detector 8.5 ms, 51.5 C, 0 waiting")
     assert line(heard(raw("info"))).endswith("onnxruntime int8, window 10 s, groups of 5 or more")
 

@@ -69,13 +69,14 @@ def test_a_reading_counts_once_and_a_late_one_in_its_own_minute() -> None:
     rooms.hear(heard(counts(1, historical=True)), NOON + 1000 * SECOND)
     assert rows(rooms, NOON)[0][2] == "6.0"
     room = rooms.rooms[NODE]
-    assert room.counts is not None
-    assert room.counts.seq == 100, "the newest is shown"
-    assert [at - NOON for at in sorted(room.minutes)] == [0 * SECOND, 960 * SECOND]
-    assert [m.by_label["calm"] for m in room.minutes.values()] == [40, 40]
+    assert room.shown is not None
+    assert room.shown.seq == 100, "the newest is shown"
+    minutes = rooms.minutes.of(NODE)
+    assert [at - NOON for at in sorted(minutes)] == [0 * SECOND, 960 * SECOND]
+    assert [m.by_label["calm"] for m in minutes.values()] == [40, 40]
     for seq in range(2, REMEMBERED + 50):
         rooms.hear(heard(counts(seq)), NOON + 5000 * SECOND)
-    assert len(room.seen) == REMEMBERED
+    assert len(rooms.seen[NODE]) == REMEMBERED
 
 
 def test_a_clock_in_1970_is_shown_and_kept_out_of_the_timeline() -> None:
@@ -140,7 +141,7 @@ def test_made_up_labels_are_bounded() -> None:
         cells = {f"label-{seq}-{i}": 1 for i in range(60)}
         rooms.hear(heard(counts(seq, counts=cells, person_seconds=cells)), NOON + 600 * SECOND)
     assert len(rooms.labels) <= 40
-    assert all(len(m.by_label) <= 40 for m in rooms.rooms[NODE].minutes.values())
+    assert all(len(m.by_label) <= 40 for m in rooms.minutes.of(NODE).values())
 
 
 def test_what_was_recorded_before_counts_like_what_comes() -> None:
@@ -151,7 +152,7 @@ def test_what_was_recorded_before_counts_like_what_comes() -> None:
     }  # fmt: skip
     rooms.remember(row, now)
     rooms.hear(heard(counts(1)), now)
-    assert rooms.rooms[NODE].minutes[NOON].by_label["calm"] == 40, "once, though it came twice"
+    assert rooms.minutes.of(NODE)[NOON].by_label["calm"] == 40, "once, though it came twice"
 
 
 def test_ago() -> None:
