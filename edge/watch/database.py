@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from alembic import command
@@ -13,11 +17,17 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from edge.base.errors import EdgeError, UsageError
+from edge.watch.tables import METADATA
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS, CONNECT_SECONDS = 10, 5
 # Between two schools' recorders that start on one new database.
 MIGRATION_LOCK = 7_310_441
+IN_USE = (
+    "what is deleted is gone from its tables, but not yet overwritten in its files; stop what reads it "
+    "or make room, and run the same command again"
+)
+log = logging.getLogger(__name__)
 
 
 class StoreError(EdgeError):
@@ -54,8 +64,9 @@ def parse_address(text: str) -> sa.URL:
 class Database:
     """One database, for one thread; `transaction` opens it."""
 
-    def __init__(self, address: str) -> None:
-        """Prepare, and open nothing yet. Raises UsageError where the address cannot be meant."""
+    def __init__(self, address: str, read_only: bool = False) -> None:
+        """Prepare, and open nothing yet. read_only: where rights to read are all there is. Raises
+        UsageError where the address cannot be meant."""
         self._address = parse_address(address)
         self.postgresql = self._address.get_backend_name() == "postgresql"
         options: dict[str, Any] = {"timeout": BUSY_SECONDS}
@@ -63,8 +74,11 @@ class Database:
             options = {"connect_timeout": CONNECT_SECONDS, "options": "-c timezone=UTC"}
         self.engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
         if not self.postgresql:
-            sa.event.listen(self.engine, "connect", _configure_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+            if read_only:
+                sa.event.listen(self.engine, "do_connect", _connect_to_read)
+            else:
+                sa.event.listen(self.engine, "connect", _configure_sqlite)
 
     @property
     def name(self) -> str:
@@ -79,6 +93,8 @@ class Database:
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables up to this version. Raises StoreError."""
+        if not self.postgresql:
+            _close_to_others(Path(self._address.database or ""))
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with self.transaction() as db:
@@ -107,8 +123,66 @@ class Database:
             refused = isinstance(error, never) or bound
             raise StoreError(f"database {self.name}: {str(cause)[:200]}", refused) from error
 
+    def overwrite_deleted(self, rewrite: bool) -> None:
+        """Leave nothing of what was deleted in the database's files. rewrite: all tables too, which
+        takes as long as copying them, and as much room. Raises StoreError."""
+        options = {"isolation_level": "AUTOCOMMIT"} if self.postgresql else {"outside": True}
+        steps = ["VACUUM"] if rewrite else []
+        if self.postgresql:
+            steps = [f"VACUUM (FULL, ANALYZE) {name}" for name in METADATA.tables if rewrite]
+        else:
+            # The journal holds whole pages as they were, until it is emptied.
+            steps.append("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            with self.engine.execution_options(**options).connect() as db:
+                done = [db.exec_driver_sql(step) for step in steps]
+                if not self.postgresql and done[-1].scalar_one():
+                    raise StoreError(f"database {self.name}: {IN_USE}")
+        except sa.exc.SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(f"database {self.name}: {str(cause)[:200]}; {IN_USE}") from error
+
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _close_to_others(file: Path) -> None:
+    """Make the file for its owner alone, or take from an older one what everybody else may do; SQLite
+    gives the journal's files the same rights."""
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    for path in (file, *(file.with_name(f"{file.name}{end}") for end in ("-wal", "-shm"))):
+        try:
+            mode = path.stat().st_mode & 0o777
+            if mode & 0o007:
+                path.chmod(mode & 0o770)
+                log.warning("%s was open to every user of this machine; now it is not", path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("%s is open to every user of this machine (%s)", path, error.strerror)
+
+
+def _connect_to_read(dialect: Any, record: Any, places: list[str], options: Any) -> Any:
+    """Open a file that this user may not write, perhaps in a folder where nothing may be made."""
+    driver, file = dialect.loaded_dbapi, Path(places[0])
+
+    def connect(more: str) -> Any:
+        address = f"file:{quote(str(file.resolve()))}?mode=ro{more}"
+        db = driver.connect(address, timeout=BUSY_SECONDS, uri=True, isolation_level=None)
+        db.execute("SELECT 1 FROM sqlite_master").fetchall()
+        return db
+
+    try:
+        return connect("")
+    except driver.OperationalError:
+        wal = file.with_name(f"{file.name}-wal")
+        if wal.exists() and wal.stat().st_size:
+            raise driver.OperationalError(
+                f"its journal {wal.name} cannot be read here; copy both to where files may be made"
+            ) from None
+        # SQLite wants to make the index of the journal, which a file without one does not need.
+        return connect("&immutable=1")
 
 
 def _configure_sqlite(connection: Any, record: Any) -> None:
@@ -120,5 +194,8 @@ def _configure_sqlite(connection: Any, record: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    reading = connection.get_execution_options().get("reading")
+    options = connection.get_execution_options()
+    if options.get("outside"):
+        return  # what SQLite does outside of transactions alone
+    reading = options.get("reading")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -16,8 +16,9 @@ from edge.watch.store import Store
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-watch forget",
-        "Delete counts, health and status from a recorder's database. How far each log was stored is\n"
-        "kept: it holds no counts, and without it the nodes would send everything again.",
+        "Delete counts, health and status from a recorder's database, and overwrite them in its\n"
+        "files. How far each log was stored is kept under a hash: without it the nodes would send all\n"
+        "again.",
         "edge-watch forget --record school.sqlite --room school/room-12 --older-than 30",
     )
     p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
@@ -36,5 +37,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     store.require_existing()
     store.migrate()
     gone = store.forget(age, args.room, utc_now())
+    store.overwrite_deleted(rewrite=True)
     store.close()
     print(f"{gone} readings deleted from {store.name}")

@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.base import cli
 from edge.base.errors import BackendError, EdgeError, UsageError
 from edge.watch.store import Store
 
-PLAIN = (
-    "node", "log", "seq", "start", "end", "received", "time_base", "clock_synced", "historical",
-    "min_group", "suppressed", "faces_mean", "faces_max", "seen", "frames", "dropped",
-    "low_confidence", "camera",
-)  # fmt: skip
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TIME = "timestamp[us, tz=UTC]"
+# The type of every column but those of labels, in their order.
+TYPES = {
+    "node": "string", "log": "string", "seq": "int64", "start": TIME, "end": TIME, "received": TIME,
+    "time_base": "string", "clock_synced": "bool", "historical": "bool", "min_group": "int64",
+    "suppressed": "bool", "faces_mean": "double", "faces_max": "int64", "seen": "double",
+    "frames": "int64", "dropped": "int64", "low_confidence": "double", "camera": "string",
+}  # fmt: skip
+KINDS = ("counts", "person_seconds")  # an int64 column a label: counts.LABEL, person_seconds.LABEL
+MODE = 0o600
 
 
 def flat(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Flatten a reading to a column a label: counts.LABEL, person_seconds.LABEL."""
-    columns = {name: row[name] for name in PLAIN}
-    for kind in ("counts", "person_seconds"):
+    """Flatten a reading to a column a label."""
+    columns = {name: row[name] for name in TYPES}
+    for kind in KINDS:
         cells = row[kind] or {}
         columns |= {f"{kind}.{label}": cells.get(label) for label in labels}
     return columns
 
 
+def schema(labels: Iterable[str]) -> pa.Schema:
+    """The one schema of all files of a folder, whatever a day's readings hold."""
+    import pyarrow as pa
+
+    types = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(),
+             TIME: pa.timestamp("us", "UTC")}  # fmt: skip
+    own = [pa.field(name, types[kind]) for name, kind in TYPES.items()]
+    return pa.schema(own + [pa.field(f"{k}.{x}", pa.int64()) for k in KINDS for x in labels])
+
+
 def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
-    """Write a file a day, each whole or not at all. rows: in the order of their start. Raises
+    """Write a file a day, each whole or not at all, and give all files of the folder one schema, with
+    the labels of them all; files of earlier exports too. rows: in the order of their start. Raises
     BackendError without pyarrow, EdgeError where the disk takes nothing."""
     try:
         import pyarrow as pa
@@ -39,25 +60,71 @@ def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
         raise BackendError("pyarrow is not installed; install the 'analysis' extra") from error
     paths = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True, mode=0o700)
         for day, found in groupby(rows, lambda row: row["start"].date()):
             readings = list(found)
-            labels = list(dict.fromkeys(k for r in readings for k in r["counts"] or ()))
-            table = pa.Table.from_pylist([flat(row, labels) for row in readings])
+            labels = sorted({key for row in readings for kind in KINDS for key in row[kind] or ()})
+            cells = [flat(row, labels) for row in readings]
             path = out / f"counts-{day.isoformat()}.parquet"
-            part = path.with_suffix(".part")
-            pq.write_table(table, part, compression="zstd")
-            part.replace(path)
+            _replace(path, pa.Table.from_pylist(cells, schema(labels)))
             paths.append(path)
+        files = {path: pq.read_schema(path) for path in sorted(out.glob("counts-*.parquet"))}
+        whole = schema(sorted({label for item in files.items() for label in _labels(*item)}))
+        for path, there in files.items():
+            if there != whole:
+                _replace(path, _conform(pq.read_table(path, partitioning=None), whole))
+    except pa.ArrowException as error:
+        raise EdgeError(
+            f"{out} holds a file that no export wrote ({error}); give another --out"
+        ) from error
     except OSError as error:
-        raise EdgeError(f"{out} takes no file ({error.strerror}); give another --out") from error
+        why = error.strerror or str(error)
+        raise EdgeError(f"{out} takes no file ({why}); give another --out") from error
     return paths
+
+
+def _labels(path: Path, there: pa.Schema) -> set[str]:
+    """Read the labels off a file's columns. Raises EdgeError where there are others."""
+    parts = [name.partition(".") for name in there.names if name not in TYPES]
+    if strange := [f"{kind}{dot}{label}" for kind, dot, label in parts if kind not in KINDS]:
+        raise EdgeError(
+            f"{path} has a column {strange[0]!r} that no export writes; give another --out"
+        )
+    return {label for _, _, label in parts}
+
+
+def _conform(table: pa.Table, whole: pa.Schema) -> pa.Table:
+    """Add what lacks, as nulls, and give each column its type: what held nothing had none."""
+    import pyarrow as pa
+
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in whole
+    ]
+    return pa.Table.from_arrays(columns, schema=whole)
+
+
+def _replace(path: Path, table: pa.Table) -> None:
+    """Write whole or not at all; closed to others, but for whom an earlier file was opened."""
+    import pyarrow.parquet as pq
+
+    part = path.with_suffix(".part")
+    mode = path.stat().st_mode & 0o777 if path.exists() else MODE
+    with contextlib.suppress(FileNotFoundError):
+        part.unlink()
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        pq.write_table(table, file, compression="zstd")
+    part.chmod(mode)
+    part.replace(path)
 
 
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-watch export",
-        "Write a recorder's readings as Parquet files, a file a day (UTC), a column a label.",
+        "Write a recorder's readings as Parquet files, a file a day (UTC), a column a label. Files of\n"
+        "earlier exports in the same folder get the same columns. The database is only read.",
         "edge-watch export --record school.sqlite --out parquet --since 2026-11-01",
     )
     p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
@@ -70,9 +137,8 @@ def run(argv: Sequence[str] | None = None) -> None:
             since = datetime.strptime(args.since, "%Y-%m-%d").replace(tzinfo=timezone.utc)
         except ValueError as error:
             raise UsageError("--since must be a day, YYYY-MM-DD") from error
-    store = Store(args.record)
+    store = Store(args.record, read_only=True)
     store.require_existing()
-    store.migrate()
     paths = write(store.readings(since), args.out)
     store.close()
     for path in paths:

@@ -140,4 +140,8 @@ class Recorder:
         gone = self._store.forget(self._keep, "", utc_now())
         self._next_retention = self._clock() + RETENTION_SECONDS
         if gone:
+            try:
+                self._store.overwrite_deleted(rewrite=False)
+            except StoreError as error:
+                log.warning("%s", error)
             log.info("%d readings older than %g days deleted", gone, self._keep.days)

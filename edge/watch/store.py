@@ -96,7 +96,7 @@ class Store(Database):
 
     def forget(self, older_than: timedelta | None, place: str, now: datetime) -> int:
         """Delete what a place (see `delete_messages`) said before that age, or ever. Returns how many
-        readings went. Raises StoreError."""
+        readings went; `overwrite_deleted` takes them out of the files. Raises StoreError."""
         before = None if older_than is None else now - older_than
         with self.transaction() as db:
             return delete_messages(db, before, place)

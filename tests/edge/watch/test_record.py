@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
-import pyarrow.parquet as pq
 import pytest
 
 from edge.watch.database import StoreError
 from edge.watch.messages import Message
-from edge.watch.parquet import write
 from edge.watch.receive import Token
 from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
 from edge.watch.run import MessageRouter
@@ -28,7 +26,7 @@ from edge.watch.store import Store, Written
 from support.brokers import Mosquitto
 from support.clock import Clock
 from support.command import Done
-from support.heard import LOG, NODE, NOON, counts, heard, raw, small
+from support.heard import LOG, NODE, NOON, counts, heard, raw
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
 
@@ -248,21 +246,6 @@ def test_two_recorders_of_a_group_share_the_load(tmp_path: Path) -> None:
     assert min(shares) > 20, "each had its part"
     school.loop_stop()
     broker.stop()
-
-
-def test_readings_leave_as_parquet_a_file_a_day(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "x.sqlite"))
-    store.migrate()
-    tomorrow = NOON.replace(day=26)
-    store.write([heard(counts(1)), heard(small(2)), heard(counts(3, start=tomorrow))], NOON)
-    one, two = write(store.readings(), tmp_path / "out")
-    assert (one.name, two.name) == ("counts-2026-11-25.parquet", "counts-2026-11-26.parquet")
-    table = pq.read_table(one).to_pylist()
-    assert [row["counts.calm"] for row in table] == [4, None]
-    assert table[0]["start"] == NOON
-    assert table[1]["suppressed"] is True
-    assert not list((tmp_path / "out").glob("*.part"))
-    store.close()
 
 
 def test_the_commands_delete_and_export(command: Any, tmp_path: Path) -> None:
