@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import ssl
 import struct
 from typing import TYPE_CHECKING, Literal
 
@@ -42,13 +43,19 @@ def _limited() -> type[Client]:
         A broker of MQTT 5 is told not to send one; to those of 3.1.1 nothing can be told."""
 
         oversized = 0
+        tls_error: ssl.SSLError | None = None
 
         def _sock_recv(self, bufsize: int) -> bytes:
             # paho asks for all that is left of a packet at once, and the socket makes room for it.
             if bufsize > LARGEST_PACKET:
                 self.oversized = bufsize
                 raise ConnectionError(f"a packet of {bufsize} bytes")
-            return super()._sock_recv(bufsize)
+            try:
+                return super()._sock_recv(bufsize)
+            except ssl.SSLError as error:
+                # Since TLS 1.3 a broker judges the certificate after the client thinks all is well.
+                self.tls_error = error
+                raise
 
     return Limited
 
@@ -102,6 +109,12 @@ def send_connect(
 def oversized(client: Client) -> int:
     """Return the bytes of the packet that was too large to be read, 0 for none."""
     return int(getattr(client, "oversized", 0))
+
+
+def tls_error(client: Client) -> ssl.SSLError | None:
+    """Return what TLS said when a connection ended, None where it said nothing."""
+    error = getattr(client, "tls_error", None)
+    return error if isinstance(error, ssl.SSLError) else None
 
 
 def loop_once(client: Client, seconds: float) -> bool:

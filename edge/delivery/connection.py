@@ -32,6 +32,7 @@ from edge.delivery.client import (
     oversized,
     require_library,
     send_connect,
+    tls_error,
 )
 from edge.delivery.credentials import read_password, tls_context
 from edge.delivery.messages import Outgoing, dumps
@@ -237,6 +238,8 @@ class Connector:
         deadline = time.monotonic() + self._connack_timeout
         while not answer:
             if not loop_once(client, 0.05) and not answer:
+                if (error := tls_error(client)) is not None:
+                    raise error
                 return away("closed the connection without an answer"), None
             if stop.is_set() or time.monotonic() > deadline:
                 # Some 3.1.1 brokers choke on MQTT 5 without a word (amqtt 0.12 does, on a will).

@@ -197,7 +197,10 @@ def warnings(authority: Authority, moment: datetime) -> list[str]:
         found.append("renew: edge-flash ca issue (or broker, server) DIR ... --renew")
     left = (authority.ends - moment).days
     if left <= WARN_AUTHORITY_DAYS:
-        found.append(f"warning: the authority itself has {max(left, 0)} days left; plan a new one")
+        found.append(
+            f"warning: the authority itself has {max(left, 0)} days left, and its revoked.pem no more: "
+            f"a broker then lets nobody in; plan a new one"
+        )
     return found
 
 

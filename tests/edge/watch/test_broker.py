@@ -14,6 +14,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
+from edge.delivery.connection import Connector
 from edge.settings import Broker, Tls
 from edge.watch.messages import KINDS
 from edge.watch.receive import Receiver, SessionOptions, Token
@@ -353,6 +354,14 @@ def test_a_revoked_node_stays_out_and_the_others_come_in(school: School) -> None
     school.revoke("visitor")
     try:
         assert refused(lambda: school.client("visitor"))
+        connector = Connector(school.settings("visitor"))
+
+        def told() -> bool:
+            # Where the broker's reset overtakes its last word, the next attempt hears it.
+            assert connector.connect("visitor") is None
+            return str(connector.status) == "refused: TLS failed (SSLV3_ALERT_CERTIFICATE_REVOKED)"
+
+        wait_for(told, lambda: connector.status)
         for who in (OWN, OTHER):
             client = school.client(who)
             assert published(client, f"edge/v1/{who}/counts"), who
