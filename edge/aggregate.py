@@ -3,15 +3,19 @@
 A picture stands for the time until the next one (at most `max_gap_seconds`), so every figure is an
 average over time, not over pictures. Windows start at multiples of their length, in UTC for a
 camera and in file time for a file. A window that was not watched from its start is never published.
+
+With a minimum group, people are the faces that are alive (`edge/life.py`): a picture on the wall must
+neither fill a group nor a cell. A face that comes to life counts from where it was first seen in the
+window. Without one, every face counts that is not still.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edge.records import OTHER, UNCLASSIFIED, Expression, Frame, Reading, Tick
+from edge.records import OTHER, UNCLASSIFIED, Expression, Frame, Life, Reading, Tick
 
 
 def round_half_up(value: float) -> int:
@@ -49,39 +53,88 @@ def merge_small_cells(counts: dict[str, int], min_cell: int) -> dict[str, int]:
     return {**cells, OTHER: other}
 
 
+@dataclass(frozen=True, slots=True)
+class _Person:
+    """One face of a picture: its track, its cell, and whether it was read with low confidence."""
+
+    track: int
+    cell: int
+    unsure: bool
+
+
 @dataclass(slots=True)
 class _Sample:
-    """One picture's content: people by cell, how many of them were read with low confidence, and
-    the moment up to which its time has been credited."""
+    """One picture's content: who counts, who would if he came to life, and the moment up to which its
+    time has been credited."""
 
     time: float
     since: float
-    cells: list[int]
-    unsure: int
+    people: list[_Person]
+    pending: list[_Person]
     camera: str
 
-    @property
-    def people(self) -> int:
-        return sum(self.cells)
+
+@dataclass(slots=True)
+class _Tally:
+    """Time by cell, and that of low confidence, in person-seconds."""
+
+    cells: list[float]
+    unsure: float = 0.0
+
+    def credit(self, people: Iterable[_Person], span: float) -> None:
+        for person in people:
+            self.cells[person.cell] += span
+            self.unsure += span * person.unsure
+
+    def take(self, other: _Tally) -> None:
+        self.cells = [a + b for a, b in zip(self.cells, other.cells, strict=True)]
+        self.unsure += other.unsure
 
 
 @dataclass(slots=True)
 class _Open:
-    """The window being filled; start and end on the frames' clock, label_start in UTC or file time."""
+    """The window being filled; start and end on the frames' clock, label_start in UTC or file time.
+
+    pending: time of faces that have not shown life, by track. moments: by who was pending, the fewest
+    and the most people in view, those left out."""
 
     start: float
     end: float
     label_start: float
     seconds: float
-    cells: list[float]
+    tally: _Tally
     covered: float = 0.0
-    unsure: float = 0.0
-    fewest: int | None = None
-    most: int = 0
+    pending: dict[int, _Tally] = field(default_factory=dict)
+    moments: dict[frozenset[int], tuple[int, int]] = field(default_factory=dict)
     frames: int = 0
     dropped: int = 0
     cameras: set[str] = field(default_factory=set)
     discarded: bool = False  # a command fell into it: it counts nobody
+
+    @property
+    def fewest(self) -> int | None:
+        """People in view at least; None before the first picture."""
+        return min((fewest for fewest, _ in self.moments.values()), default=None)
+
+    @property
+    def most(self) -> int:
+        return max((most for _, most in self.moments.values()), default=0)
+
+    def note(self, people: int, pending: Iterable[_Person]) -> None:
+        """Remember how many were in view at a moment."""
+        self._join(frozenset(person.track for person in pending), people, people)
+
+    def come_to_life(self, track: int) -> None:
+        """Count a track from where it was first seen."""
+        if (earlier := self.pending.pop(track, None)) is not None:
+            self.tally.take(earlier)
+        for pending in [key for key in self.moments if track in key]:
+            fewest, most = self.moments.pop(pending)
+            self._join(pending - {track}, fewest + 1, most + 1)
+
+    def _join(self, pending: frozenset[int], fewest: int, most: int) -> None:
+        old = self.moments.get(pending, (fewest, most))
+        self.moments[pending] = min(fewest, old[0]), max(most, old[1])
 
 
 class Window:
@@ -110,21 +163,26 @@ class Window:
     def add(self, frame: Frame, expressions: Sequence[Expression]) -> list[Reading]:
         """Count one frame's people, one Expression each."""
         closed = self._advance(frame)
-        cells = [0] * len(self.cells)
-        unsure = 0
+        people, pending = [], []
         for expression in expressions:
             p = expression.probabilities
-            if p is None:
-                cells[-1] += 1
-                continue
-            cells[int(p.argmax())] += 1
-            unsure += bool(p.max() < self.low_confidence)
+            cell = len(self.cells) - 1 if p is None else int(p.argmax())
+            unsure = p is not None and bool(p.max() < self.low_confidence)
+            person = _Person(expression.track_id, cell, unsure)
+            if expression.life is Life.ALIVE or (
+                self.min_group == 1 and expression.life is not Life.STILL
+            ):
+                people.append(person)
+            elif expression.life is Life.UNPROVEN:
+                pending.append(person)
         camera = "live" if self.file_start is None else "file"
-        self._last_sample = _Sample(frame.time, frame.time, cells, unsure, camera)
-        if self._open is not None and frame.time >= self._open.start and not self._open.discarded:
-            self._open.frames += 1
-            self._open.dropped += frame.dropped
-            self._open.most = max(self._open.most, sum(cells))
+        self._last_sample = _Sample(frame.time, frame.time, people, pending, camera)
+        window = self._open
+        if window is not None and frame.time >= window.start and not window.discarded:
+            window.frames += 1
+            window.dropped += frame.dropped
+            for person in people:
+                window.come_to_life(person.track)
         return closed
 
     def tick(self, tick: Tick) -> list[Reading]:
@@ -139,10 +197,10 @@ class Window:
         otherwise carve out a moment."""
         self._last_sample = None
         if self._open is not None:
-            self._open.discarded, self._open.fewest = True, None
-            self._open.covered, self._open.most, self._open.unsure = 0.0, 0, 0.0
-            self._open.frames = self._open.dropped = 0
-            self._open.cells = [0.0] * len(self.cells)
+            self._open.discarded = True
+            self._open.covered, self._open.frames, self._open.dropped = 0.0, 0, 0
+            self._open.tally = _Tally([0.0] * len(self.cells))
+            self._open.pending, self._open.moments = {}, {}
 
     def relabel(self, labels: Sequence[str]) -> None:
         """Count by other labels from the next window on; the one in progress says nothing."""
@@ -150,8 +208,9 @@ class Window:
         self.discard()
 
     def people_now(self) -> int:
-        """Count the people in the last frame."""
-        return self._last_sample.people if self._last_sample is not None else 0
+        """Count the faces in the last frame that are not still."""
+        sample = self._last_sample
+        return len(sample.people) + len(sample.pending) if sample is not None else 0
 
     def _advance(self, item: Frame | Tick) -> list[Reading]:
         if self._open is None:
@@ -177,7 +236,7 @@ class Window:
             label = math.ceil((time + offset) / self.seconds - 1e-9) * self.seconds
             start = label - offset
         end = label + self.seconds - offset
-        return _Open(start, end, label, self.seconds, [0.0] * len(self.cells))
+        return _Open(start, end, label, self.seconds, _Tally([0.0] * len(self.cells)))
 
     def _credit_until(self, time: float) -> None:
         """Credit the last picture with the time up to `time`, as far as it lies in the window."""
@@ -190,12 +249,11 @@ class Window:
             return
         sample.since = until
         window.covered += span
-        window.unsure += span * sample.unsure
-        window.cells = [c + span * n for c, n in zip(window.cells, sample.cells, strict=True)]
-        window.fewest = (
-            sample.people if window.fewest is None else min(window.fewest, sample.people)
-        )
-        window.most = max(window.most, sample.people)
+        window.tally.credit(sample.people, span)
+        for person in sample.pending:
+            empty = _Tally([0.0] * len(self.cells))
+            window.pending.setdefault(person.track, empty).credit([person], span)
+        window.note(len(sample.people), sample.pending)
         window.cameras.add(sample.camera)
 
     def _close(self, window: _Open) -> Reading:
@@ -205,24 +263,24 @@ class Window:
         normal = "live" if self.file_start is None else "file"
         faults = sorted(window.cameras - {normal})
         camera = normal if not faults else "interrupted" if window.covered else faults[0]
-        suppressed = (
-            self.min_group > 1 and window.fewest is not None and window.fewest < self.min_group
-        )
+        fewest, times, total = window.fewest, window.tally.cells, sum(window.tally.cells)
+        suppressed = self.min_group > 1 and fewest is not None and fewest < self.min_group
         mean = counts = person_seconds = unsure = None
-        if window.fewest is not None:
+        if fewest is not None:
             # The published mean and the sum of the counts are rounded from one number, so that a
             # reader who rounds the mean gets the sum.
-            mean = round_half_up(100 * sum(window.cells) / window.covered) / 100
+            mean = round_half_up(100 * total / window.covered) / 100
         if mean is not None and not suppressed:
-            people = [time / window.covered for time in window.cells]
+            people = [time / window.covered for time in times]
             cells = largest_remainder(people, round_half_up(mean))
-            times = largest_remainder(window.cells, round_half_up(sum(window.cells)))
+            seconds = largest_remainder(times, round_half_up(total))
             counts = dict(zip(self.cells, cells, strict=True))
-            person_seconds = dict(zip(self.cells, times, strict=True))
+            person_seconds = dict(zip(self.cells, seconds, strict=True))
+            doubtful = window.tally.unsure / window.covered
             if self.min_group > 1:
                 counts, person_seconds = self._protect(counts, person_seconds)
-            total = sum(window.cells)
-            unsure = round(window.unsure / total, 2) if total else 0.0
+                doubtful = self._protect_share(doubtful, sum(people))
+            unsure = round(doubtful / sum(people), 2) if total else 0.0
         return Reading(
             start=start,
             end=start + window.seconds,
@@ -241,8 +299,18 @@ class Window:
     def _protect(
         self, counts: dict[str, int], person_seconds: dict[str, int]
     ) -> tuple[dict[str, int], dict[str, int]]:
-        """Small cells into `other`. The time of a label whose count is not shown goes there too, or
-        one person's short smile would stand in person_seconds under its name."""
+        """Small cells into `other`, and so the time of a label whose count is not shown. Where no count
+        stands in `other`, that time is the passing look of a few: it goes to the largest cell, or one
+        person's short smile would stand in `other`, or be missing from the sum."""
         shown = merge_small_cells(counts, self.min_cell)
         times = {label: time if shown[label] else 0 for label, time in person_seconds.items()}
-        return shown, {**times, OTHER: sum(person_seconds.values()) - sum(times.values())}
+        rest = sum(person_seconds.values()) - sum(times.values())
+        home = OTHER if shown[OTHER] else max(counts, key=lambda label: shown[label])
+        times = {**times, OTHER: 0}
+        return shown, {**times, home: times[home] + rest}
+
+    def _protect_share(self, part: float, whole: float) -> float:
+        """Of `whole` people, `part` as far as it and the rest are no small cells."""
+        if round_half_up(part) < self.min_cell:
+            return 0.0
+        return whole if round_half_up(whole - part) < self.min_cell else part

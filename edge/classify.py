@@ -56,7 +56,7 @@ class Classifier:
             if number in alive or time - value[1] < 60.0
         }
         return [
-            Expression(t.id, self._memory[t.id][0] if t.id in self._memory else None)
+            Expression(t.id, self._memory[t.id][0] if t.id in self._memory else None, t.life)
             for t in tracks
         ]
 

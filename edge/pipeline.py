@@ -1,4 +1,4 @@
-"""The arrow: detect -> track -> classify -> aggregate. Joins the stages and does nothing else."""
+"""The arrow: detect -> track -> life -> classify -> aggregate. Joins the stages, and that is all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edge.aggregate import Window
 from edge.base.timing import Stages
 from edge.classify import Classifier
 from edge.detect import Detector
+from edge.life import LifeSigns
 from edge.records import Frame, Reading, Tick
 from edge.track import Tracker
 
@@ -35,6 +36,7 @@ class Pipeline:
     classifier: Classifier
     window: Window
     masks: Sequence[Sequence[float]] = ()
+    life: LifeSigns = field(default_factory=LifeSigns)
     stages: Stages = field(default_factory=Stages)
 
     def step(self, item: Frame | Tick) -> list[Reading]:
@@ -46,6 +48,8 @@ class Pipeline:
             faces = self.detector.find(item.pixels)
         with self.stages.time("track"):
             tracks = self.tracker.update(faces, item.time, item.pixels.shape)
+        with self.stages.time("life"):
+            tracks = self.life.judge(item.pixels, tracks, item.time)
         with self.stages.time("classify"):
             expressions = self.classifier.read(item.pixels, tracks, item.time)
         with self.stages.time("aggregate"):

@@ -7,6 +7,7 @@ after the classifier could publish an image by accident.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +61,22 @@ class Face:
         return float(np.sqrt(self.box[2] * self.box[3]))
 
 
+class Life(Enum):
+    """Whether a face is a person's or a picture's."""
+
+    UNPROVEN = "unproven"  # has not moved by itself, or not lately
+    ALIVE = "alive"
+    STILL = "still"  # has not moved for minutes, in a room that did
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """One person in view. `seen` is False while a short gap is bridged; then `face` is a forecast."""
+    """One face in view. `seen` is False while a short gap is bridged; then `face` is a forecast."""
 
     id: int
     face: Face
     seen: bool = True
+    life: Life = Life.UNPROVEN
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +86,7 @@ class Expression:
 
     track_id: int
     probabilities: NDArray[np.float32] | None
+    life: Life = Life.UNPROVEN
 
 
 @dataclass(frozen=True, slots=True)

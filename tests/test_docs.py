@@ -197,9 +197,10 @@ def test_the_arrow_is_drawn_of_modules_that_exist(name: str) -> None:
     arrow = re.search(r"^ +(\S.* -> detect -> .*)$", page(name), re.M)
     assert arrow is not None
     stages = [stage.strip(" /") for stage in arrow[1].split("->")]
-    assert stages[stages.index("detect") :][:5] == [
+    assert stages[stages.index("detect") :][:6] == [
         "detect",
         "track",
+        "life",
         "crop",
         "classify",
         "aggregate",

@@ -30,7 +30,7 @@ from edge.sources.open import open_source
 from edge.sources.synthetic import scene
 
 WARM_UP = 20
-STAGES = ("capture", "detect", "track", "classify", "aggregate", "whole frame")
+STAGES = ("capture", "detect", "track", "life", "classify", "aggregate", "whole frame")
 
 
 def processor() -> str:

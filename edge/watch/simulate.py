@@ -50,7 +50,7 @@ from edge.delivery.protocol import Version
 from edge.delivery.publisher import FIRST_BACKOFF_SECONDS
 from edge.delivery.scheduler import SendScheduler
 from edge.inference.bundle import load_bundle
-from edge.records import Expression, Frame, Reading, Tick
+from edge.records import Expression, Frame, Life, Reading, Tick
 from edge.settings import Broker
 from edge.watch.options import broker_options, broker_settings
 
@@ -91,7 +91,8 @@ class Classroom:
             pick = rng.choices(range(len(shares)), shares)[0]
             sure = np.full(len(shares), 0.05, np.float32)
             sure[pick] = rng.uniform(0.4, 0.9)
-            found.append(Expression(number, None if rng.random() < 0.02 else sure))
+            probabilities = None if rng.random() < 0.02 else sure
+            found.append(Expression(number, probabilities, Life.ALIVE))
         return found
 
 

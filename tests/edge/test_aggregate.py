@@ -8,20 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.aggregate import Window, largest_remainder, merge_small_cells, round_half_up
-from edge.records import Expression, Frame, Reading, Tick
+from edge.records import Expression, Frame, Life, Reading, Tick
 
 LABELS = ("calm", "glad", "sad")
 PIXELS = np.zeros((4, 4, 3), dtype=np.uint8)
 
 
-def people(*labels: int | None, sure: float = 0.8) -> list[Expression]:
+def people(*labels: int | None, sure: float = 0.8, life: Life = Life.ALIVE) -> list[Expression]:
     found = []
     for number, label in enumerate(labels):
         p = None
         if label is not None:
             p = np.full(3, (1 - sure) / 2, dtype=np.float32)
             p[label] = sure
-        found.append(Expression(number, p))
+        found.append(Expression(number, p, life))
     return found
 
 
@@ -95,18 +95,75 @@ def test_small_cells_go_into_other_and_other_is_never_small() -> None:
     assert merge_small_cells(cells, 2)["other"] == 2
 
 
-def test_time_of_a_label_that_is_not_shown_goes_into_other_too() -> None:
+def test_time_of_a_label_that_is_not_shown_stands_under_no_name() -> None:
     window = Window(LABELS, 10, min_group=3, min_cell=2, file_start=0.0, max_gap_seconds=10)
     moments = [(0.0, people(0, 0, 0, 0)), (9.0, people(0, 0, 0, 1))]
     (reading,) = play(window, *moments, end=10.0)
     assert reading.counts == {"calm": 4, "glad": 0, "sad": 0, "unclassified": 0, "other": 0}
-    assert reading.person_seconds == {
-        "calm": 39,
-        "glad": 0,
+    # Not in `other` either, which would be one person's second, nor missing from the sum.
+    assert reading.person_seconds == {**dict.fromkeys(reading.counts, 0), "calm": 40}
+    window = Window(LABELS, 10, min_group=3, min_cell=2, file_start=0.0, max_gap_seconds=10)
+    (reading,) = play(window, (0.0, people(0, 0, 0, 1, 2)), (9.0, people(0, 0, 0, 1, 1)), end=10.0)
+    assert reading.counts is not None
+    assert reading.counts["other"] == 2
+    assert reading.person_seconds == {**dict.fromkeys(reading.counts, 0), "calm": 30, "other": 20}
+
+
+def test_low_confidence_of_fewer_than_a_cell_is_not_told() -> None:
+    shares = []
+    for unsure in range(6):
+        window = Window(LABELS, 1, 3, 2, file_start=0.0, low_confidence=0.5)
+        shown = [*people(*[0] * unsure, sure=0.4), *people(*[1] * (5 - unsure))]
+        (reading,) = play(window, (0.0, shown), end=1.0)
+        shares.append(reading.low_confidence)
+    assert shares == [0.0, 0.0, 0.4, 0.6, 1.0, 1.0]
+
+
+def test_photographs_fill_neither_a_group_nor_a_cell() -> None:
+    wall = people(0, 0, 1, 1, 2, life=Life.UNPROVEN) + people(0, 1, life=Life.STILL)
+    wall = [Expression(100 + n, one.probabilities, one.life) for n, one in enumerate(wall)]
+    window = Window(LABELS, 1, 5, 2, file_start=0.0)
+    (alone,) = play(window, (0.0, [*people(2), *wall]), end=1.0)
+    assert (alone.suppressed, alone.counts) == (True, None)
+    window = Window(LABELS, 1, 5, 2, file_start=0.0)
+    (five,) = play(window, (0.0, [*people(0, 0, 0, 0, 1), *wall]), end=1.0)
+    assert (five.faces_mean, five.faces_max) == (5.0, 5)
+    assert five.counts is not None
+    assert five.counts["glad"] == 0, "one person's, though two photographs smile too"
+
+
+def test_who_comes_to_life_counts_from_where_he_was_first_seen() -> None:
+    window = Window(LABELS, 10, 3, 2, file_start=0.0)
+    moments = [
+        (float(t), people(0, 0, 1, 1, life=Life.ALIVE if t >= 4 else Life.UNPROVEN))
+        for t in range(20)
+    ]
+    readings = play(window, *moments, end=20.0)
+    assert [(r.faces_mean, r.suppressed) for r in readings] == [(4.0, False), (4.0, False)]
+    assert readings[0].person_seconds == {
+        "calm": 20,
+        "glad": 20,
         "sad": 0,
         "unclassified": 0,
-        "other": 1,
+        "other": 0,
     }
+
+
+def test_who_lost_his_life_does_not_count_from_then_on() -> None:
+    window = Window(LABELS, 10, 2, 2, file_start=0.0)
+    moments = []
+    for t in range(10):
+        late = people(1, life=Life.ALIVE if t < 4 else Life.UNPROVEN)[0]
+        moments.append((float(t), [*people(0, 0), Expression(9, late.probabilities, late.life)]))
+    (reading,) = play(window, *moments, end=10.0)
+    assert (reading.faces_mean, reading.faces_max) == (2.4, 3)
+
+
+def test_without_a_group_every_face_counts_that_is_not_still() -> None:
+    window = Window(LABELS, 1, 1, file_start=0.0)
+    shown = [*people(0, life=Life.UNPROVEN), *people(1), *people(2, life=Life.STILL)]
+    (reading,) = play(window, (0.0, shown), end=1.0)
+    assert reading.counts == {"calm": 1, "glad": 1, "sad": 0, "unclassified": 0}
 
 
 def test_windows_of_a_camera_start_at_multiples_of_utc_and_the_first_whole_one_is_published() -> (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge.aggregate import Window
 from edge.delivery.messages import MESSAGES, counts_message, schema_of
-from edge.records import Expression, Frame, Tick
+from edge.records import Expression, Frame, Life, Tick
 from support.command import Done
 from support.paths import PICTURES
 
@@ -54,14 +54,20 @@ def test_every_field_of_every_message_was_thought_of(message: type) -> None:
     assert fields(schema_of(message)) == set(FIELDS[message.__name__.lower()].split())
 
 
-def reading(people: list[list[int | None]], group: int, cell: int) -> dict[str, Any]:
-    """The message of a window of ten seconds, a picture a second with these people."""
+def reading(
+    people: list[list[int | None]], group: int, cell: int, wall: Sequence[int | None] = ()
+) -> dict[str, Any]:
+    """The message of a window of ten seconds, a picture a second with these people, and photographs of
+    others on the wall."""
     window = Window(LABELS, 10.0, group, cell, file_start=0.0)
     for second, labels in enumerate(people):
         shown = []
         for number, label in enumerate(labels):
             p = None if label is None else np.eye(3, dtype=np.float32)[label]
-            shown.append(Expression(number, p))
+            shown.append(Expression(number, p, Life.ALIVE))
+        for number, label in enumerate(wall, start=100):
+            p = None if label is None else np.eye(3, dtype=np.float32)[label]
+            shown.append(Expression(number, p, Life.STILL if number % 2 else Life.UNPROVEN))
         window.add(Frame(PIXELS, float(second), float(second), dropped=len(labels)), shown)
     (closed,) = window.tick(Tick(10.0, 10.0))
     return {**counts_message(closed, "a/b/c", group, cell, "file"), "clock_synced": None}
@@ -93,8 +99,19 @@ def test_no_cell_of_a_published_window_is_of_one_person(
     assert set(message["counts"]) == {*LABELS, "unclassified", "other"}
     assert not [n for n in message["counts"].values() if 0 < n < cell]
     assert sum(message["counts"].values()) == int(message["faces"]["mean"] + 0.5 + 1e-9)
-    hidden = [name for name in LABELS if not message["counts"][name]]
+    # What holds for counts holds for times: a cell that is not shown has none, `other` is no exception.
+    hidden = [name for name, count in message["counts"].items() if not count]
     assert all(message["person_seconds"][name] == 0 for name in hidden)
+    total = 10 * message["faces"]["mean"]
+    assert sum(message["person_seconds"].values()) == pytest.approx(total, abs=0.6)
+
+
+@given(rooms, st.lists(label, min_size=1, max_size=12), st.integers(2, 6), st.integers(1, 4))
+def test_photographs_on_the_wall_change_no_byte(
+    people: list[list[int | None]], wall: list[int | None], group: int, cell: int
+) -> None:
+    cell = min(cell, group)
+    assert reading(people, group, cell, wall) == reading(people, group, cell)
 
 
 def test_the_log_is_the_same_for_one_person_and_for_nine(

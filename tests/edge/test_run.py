@@ -287,7 +287,7 @@ def test_bench_prints_each_stage_and_the_conditions(command: Command) -> None:
     done = command("edge.tools.bench", "--faces", 3, "--frames", 60, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
-    stages = {"capture", "detect", "track", "classify", "aggregate", "whole frame"}
+    stages = {"capture", "detect", "track", "life", "classify", "aggregate", "whole frame"}
     assert set(result["stages_ms"]) == stages
     assert result["conditions"]["faces_in_view"] == "3 to 3, mean 3.0"
     assert result["conditions"]["student"] == "onnxruntime int8"

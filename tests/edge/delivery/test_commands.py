@@ -24,7 +24,7 @@ from edge.base.clock import rfc3339
 from edge.base.errors import BundleError
 from edge.delivery.commands import NAMES, REMEMBERED, Commands
 from edge.inference.bundle import SHIPPED
-from edge.records import Expression, Frame, Tick
+from edge.records import Expression, Frame, Life, Tick
 from support.brokers import Mosquitto
 from support.clock import Clock
 from support.examples import examples
@@ -218,7 +218,7 @@ def frame(moment: float) -> Frame:
 def happy(count: int) -> list[Expression]:
     import numpy as np
 
-    return [Expression(i, np.array([1.0, 0.0], np.float32)) for i in range(count)]
+    return [Expression(i, np.array([1.0, 0.0], np.float32), Life.ALIVE) for i in range(count)]
 
 
 @settings(max_examples=examples(60))
