@@ -4,6 +4,7 @@ import itertools
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +244,17 @@ def test_an_error_inside_a_read_is_a_lost_picture_not_a_lost_thread(monkeypatch:
     source.close()
 
 
-def states(kind: Kind, limits: Limits, seconds: float, good: float, bad: float) -> list[str]:
-    """What a faulty camera was said to be, in order, each once."""
+def states(kind: Kind, limits: Limits, good: float, bad: float) -> Iterator[str]:
+    """What a faulty camera is said to be, in order."""
     from edge.sources.synthetic import Pattern
 
     faulty = Faulty(kind, Pattern(fps=60), good, bad)
-    source = Live("test", faulty.open, limits, max_seconds=seconds)
-    seen = [item.camera if isinstance(item, Tick) else "picture" for item in source]
-    source.close()
-    return [state for state, _ in itertools.groupby(s for s in seen if s != "live")]
+    source = Live("test", faulty.open, limits, max_seconds=PATIENCE)
+    try:
+        for item in source:
+            yield item.camera if isinstance(item, Tick) else "picture"
+    finally:
+        source.close()
 
 
 @pytest.fixture
@@ -267,9 +270,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     [("die", "away"), ("lie", "away"), ("freeze", "frozen"), ("hang", "hanging")],
 )
 def test_each_fault_is_noticed_named_and_survived(hasty: None, kind: Kind, said: str) -> None:
-    limits = Limits(timeout=0.2, hang=0.6, freeze=0.3)
-    seen = states(kind, limits, 3.0, good=0.5, bad=1.5)
-    assert seen[:3] == ["picture", said, "picture"], seen
+    awaited = ["picture", said, "picture"]
+    seen = []
+    for state in states(kind, Limits(timeout=0.2, hang=0.6, freeze=0.3), good=0.5, bad=1.5):
+        seen.append(state)
+        # A machine that starves the reader may bring about other faults between these.
+        if state == awaited[0]:
+            awaited.pop(0)
+        if not awaited:
+            return
+    pytest.fail(f"{awaited} did not come: {set(seen)}")
 
 
 def test_a_reader_that_is_stuck_is_left_and_another_takes_over(hasty: None) -> None:
