@@ -126,8 +126,8 @@ class Node:
         """Do one of the things that were asked for, and what it changes; a flood of them is done a
         picture at a time."""
         if self.publisher.commands:
-            name, content = self.publisher.commands.popleft()
-            if done := commands.take(name, content):
+            name, content, retained = self.publisher.commands.popleft()
+            if done := commands.take(name, content, retained):
                 self.publisher.send(self.reports.result(done))
         if self.apply_overrides(commands):
             self.publish_info()

@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from edge.base import schedule
+from edge.base.addresses import HOST
 from edge.base.errors import SettingsError
 from edge.base.strict_yaml import Strict
 
+LONGEST_PATH = 200
 # How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 
@@ -72,6 +74,16 @@ class Node(Strict):
     @property
     def path(self) -> str:
         return f"{self.site}/{self.room}/{self.name}"
+
+    @model_validator(mode="after")
+    def _length(self) -> Node:
+        # Of every message's `node`, and of the certificate's common name.
+        if len(self.path) > LONGEST_PATH:
+            raise ValueError(
+                f"site, room and name have {len(self.path)} characters with the / between them, at "
+                f"most {LONGEST_PATH}; shorten one"
+            )
+        return self
 
 
 class Camera(Strict):
@@ -255,6 +267,12 @@ class Broker(Strict):
             raise ValueError(wrong)
         if parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError("url must end after the port")
+        if not re.fullmatch(HOST, parts.netloc.removesuffix(f":{port}")):
+            raise ValueError(wrong)
+        if parts.scheme == "mqtt" and self.tls != Tls():
+            raise ValueError(
+                "tls is set, and url is mqtt://, which is plain text; write mqtts:// or take tls out"
+            )
         if self.password_file is not None and self.username is None:
             raise ValueError("password_file needs a username")
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,30 +22,68 @@ class Strict(BaseModel):
 
 Model = TypeVar("Model", bound=Strict)
 
+MOST_BYTES = 2**20
+# Ten lines of aliases to aliases are a billion values once something walks through them all.
+MOST_VALUES = 10_000
 
-class _OneOfEach(yaml.SafeLoader):
+
+class _KeyFault(yaml.constructor.ConstructorError):
+    """Of ours: what it says may be repeated."""
+
+
+class _Bounded(yaml.SafeLoader):
     """SafeLoader takes the last of two equal keys without a word; a technician should hear of it."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        sizes: dict[int, int] = {}
+
+        def size(part: yaml.Node) -> int:
+            if id(part) not in sizes:
+                sizes[id(part)] = MOST_VALUES + 1  # while it is looked into: it is inside of itself
+                inner = part.value if isinstance(part, yaml.CollectionNode) else []
+                flat = [n for item in inner for n in (item if isinstance(item, tuple) else (item,))]
+                sizes[id(part)] = min(1 + sum(map(size, flat)), MOST_VALUES + 1)
+            return sizes[id(part)]
+
+        if size(node) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
+        return super().construct_document(node)  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} must be text", key_node.start_mark
+                raise _KeyFault(
+                    None, None, f"key{_given(key, ' ')} must be text", key_node.start_mark
                 )
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' appears twice", key_node.start_mark
-                )
+                name = f"key '{key}'" if _is_name(key) else "a key"
+                raise _KeyFault(None, None, f"{name} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
+def _is_name(text: str) -> bool:
+    """Tell whether it can be shown: no address and no part of one."""
+    return len(text) <= 60 and not re.search(r"[:@=/?&;!%*]", text)
+
+
+def _unquoted(problem: object) -> str:
+    """Leave out what a library quotes from the file: it may be a password that opens with * or !."""
+    return re.sub(r"(['\"]).{2,}\1", "'...'", (str(problem).splitlines() or [""])[0])
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises SettingsError in one line."""
+    """The mapping in a YAML file; raises SettingsError in one line, which repeats no value of it."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _OneOfEach)
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise SettingsError(
+                f"{path}: is larger than {MOST_BYTES >> 20} MiB; give the right file"
+            )
+        data = yaml.load(content.decode("utf-8"), _Bounded)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -51,12 +91,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{path}{place}: {error.problem}; check the indentation") from error
+        problem = error.problem if isinstance(error, _KeyFault) else _unquoted(error.problem)
+        raise SettingsError(f"{path}{place}: {problem}; check the indentation") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"{path}: is not valid YAML: {_unquoted(error)}") from error
     except (ValueError, RecursionError) as error:
         # PyYAML lets its own conversions' errors through: a date that is none, brackets by thousands.
-        raise SettingsError(f"{path}: holds a value that cannot be read ({error})"[:200]) from error
+        raise SettingsError(
+            f"{path}: holds a value that cannot be read ({_unquoted(error)})"[:200]
+        ) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -76,12 +119,36 @@ def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
     return paths
 
 
+def _given(value: object, between: str = ", not ") -> str:
+    """Show what was given where it can be no password: a number, or a short word, which the caller
+    knows to stand where a number or one of a few is wanted."""
+    word = isinstance(value, str) and len(value) <= 20 and _is_name(value)
+    plain = value is None or isinstance(value, bool | int | float) or word
+    return f"{between}{value!r:.60}" if plain else ""
+
+
+def _not_text(value: object) -> str:
+    """Say what YAML made of a text without quotes."""
+    if value is None:
+        return "is empty: give it a text, or leave the line out"
+    kinds = {bool: "yes or no", int: "a number", float: "a number", datetime.date: "a date"}
+    kind = kinds.get(type(value), "a date" if isinstance(value, datetime.date) else "")
+    return f"must be text, and YAML reads this as {kind}: put it in quotes" if kind else ""
+
+
+_WORDS = {f"{kind}_{what}" for kind in ("int", "float", "bool") for what in ("type", "parsing")} | {
+    "literal_error"
+}
+
+
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     # An unknown key first: it usually explains what else is wrong.
     problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     first = problems[0]
     path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden" and not _is_name(path):
+        text = "a setting's name is none of ours; see the annotated node.yaml"
+    elif first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, known_paths(model), n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else "; see the annotated node.yaml"
         text = f"unknown setting '{path}'{hint}"
@@ -89,8 +156,12 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         text = f"'{path}' {first['ctx']['error']}" if path else str(first["ctx"]["error"])
     elif first["type"] == "missing":
         text = f"'{path}' is missing"
+    elif first["type"] == "string_type" and (hint := _not_text(first["input"])):
+        text = f"'{path}' {hint}"
     else:
-        given = f", not {first['input']!r:.60}" if not isinstance(first["input"], dict) else ""
+        # A text in the place of a section or a file may be an address.
+        open_text = isinstance(first["input"], str) and first["type"] not in _WORDS
+        given = "" if open_text else _given(first["input"])
         text = f"'{path}' {first['msg'][0].lower()}{first['msg'][1:]}{given}"
     more = len(problems) - 1
     return text + (f" (and {more} more)" if more else "")

@@ -7,9 +7,11 @@
     cmd/report        {}                  status and health, now
     cmd/reload-bundle {}                  read the bundle's folder again; a bad one changes nothing
 
-Nothing here can make a picture leave the node. A command expires, and its id is remembered: said twice
-(by a broker that repeats, or retained), it is done once and answered twice. Pause, window and group
-survive a restart, in a file that is replaced whole.
+Nothing here can make a picture leave the node. A command expires within a day, and its id is
+remembered until then: said twice (by a broker that repeats), it is done once and answered twice. What
+had to be forgotten sooner, since too many came or the clock jumped, is refused, and so is a retained
+command: each new connection would bring it again. Pause, window and group survive a restart, in a
+file that is replaced whole.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from edge.base.clock import parse_rfc3339
+from edge.base.clock import parse_rfc3339, rfc3339
 from edge.base.errors import EdgeError
 from edge.base.files import write_atomically
 from edge.delivery.messages import Command
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 
 Name = Literal["pause", "resume", "set-window", "set-min-group", "report", "reload-bundle"]
 NAMES: tuple[Name, ...] = get_args(Name)
-REMEMBERED = 200
+REMEMBERED = 1000
+LONGEST_SECONDS = 86400.0  # until a command expires; so long its id must be remembered
 LARGEST_BYTES = 4096
 SHORTEST_SECONDS = 2.0  # of a window that a command may ask for
 
@@ -86,13 +89,19 @@ class Commands:
         self._paused_from = clock()
         self.overrides = Overrides()
         self._done: dict[str, Done] = {}
+        self._expires: dict[str, float] = {}  # id -> UTC seconds
+        self._forgotten = 0.0  # UTC seconds: the latest that an id expires which is known no more
         try:
             stored = json.loads(file.read_bytes())
             self.overrides = TypeAdapter(Overrides).validate_python(stored["wishes"])
             self._done = {d["id"]: Done.model_validate(d) for d in stored["done"]}
+            known = stored.get("expires", {})  # version 0.1.0 kept none
+            latest = utc() + LONGEST_SECONDS
+            self._expires = {id: float(known.get(id, latest)) for id in self._done}
+            self._forgotten = float(stored.get("forgotten", 0.0))
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             log.error("%s cannot be read (%s): no command holds any more", file, error)
 
     def paused(self) -> bool:
@@ -103,8 +112,9 @@ class Commands:
             self._save()
         return self.overrides.pause is not None
 
-    def take(self, name: str, content: bytes) -> Done | None:
-        """Do one; None for what is no command to this node and gets no answer."""
+    def take(self, name: str, content: bytes, retained: bool = False) -> Done | None:
+        """Do one; None for what is no command to this node and gets no answer. retained: the broker
+        kept it, and would send it again on each connection."""
         if len(content) > LARGEST_BYTES:
             log.warning("a command of %d bytes was ignored", len(content))
             return None
@@ -119,22 +129,50 @@ class Commands:
         if command.id in self._done:
             return self._done[command.id]
         try:
+            expires = self._expiry(command, retained)
+        except ValueError as error:
+            # Not remembered: it stays refused by itself, or may come in time and once.
+            return Done(id=command.id, name=name, ok=False, text=str(error))
+        try:
             done = Done(id=command.id, name=name, ok=True, text=self._do(name, command))
         except ValueError as error:
             done = Done(id=command.id, name=name, ok=False, text=str(error))
-        self._done[command.id] = done
-        while len(self._done) > REMEMBERED:
-            del self._done[next(iter(self._done))]
+        self._done[command.id], self._expires[command.id] = done, expires
+        self._forget()
         self._save()
         log.info("command %s id=%s ok=%s", name, command.id, done.ok)
         return done
+
+    def _expiry(self, command: Command, retained: bool) -> float:
+        """When it expires, UTC seconds; ValueError where it may have been done before, or be again."""
+        if retained:
+            raise ValueError(
+                "a retained command is not done: delete it, and send it without retain"
+            )
+        expires, now = parse_rfc3339(command.expires).timestamp(), self._utc()
+        if expires < now:
+            raise ValueError(f"expired at {command.expires}")
+        if expires > now + LONGEST_SECONDS:
+            raise ValueError(f"expires more than a day after {rfc3339(now)}, this node's time")
+        if expires <= self._forgotten:
+            raise ValueError(
+                f"expires too soon: ids up to {rfc3339(self._forgotten)} are forgotten"
+            )
+        return expires
+
+    def _forget(self) -> None:
+        """Forget what has expired, and of too many those that expire first."""
+        oldest, now = sorted(self._expires, key=self._expires.__getitem__), self._utc()
+        for number, id in enumerate(oldest):
+            if self._expires[id] >= now and len(oldest) - number <= REMEMBERED:
+                break
+            self._forgotten = max(self._forgotten, self._expires.pop(id))
+            del self._done[id]
 
     def _do(self, name: str, command: Command) -> str:
         """What was done, in words; ValueError with what was wrong."""
         if name not in NAMES:
             raise ValueError(f"no command '{name}'; there are {', '.join(NAMES)}")
-        if parse_rfc3339(command.expires).timestamp() < self._utc():
-            raise ValueError(f"expired at {command.expires}")
         wanted = dict(command.arguments)
         text = self._act(name, wanted)
         if wanted:
@@ -183,10 +221,13 @@ class Commands:
             raise ValueError(f"{error}; the running bundle stays") from error
 
     def _save(self) -> None:
-        done = [d.model_dump() for d in self._done.values()]
+        content = {
+            "wishes": asdict(self.overrides),
+            "done": [done.model_dump() for done in self._done.values()],
+            "expires": self._expires,
+            "forgotten": self._forgotten,
+        }
         try:
-            write_atomically(
-                self._file, json.dumps({"wishes": asdict(self.overrides), "done": done}).encode()
-            )
+            write_atomically(self._file, json.dumps(content).encode())
         except OSError as error:
             log.error("%s is not kept (%s): after a restart it is forgotten", self._file, error)

@@ -48,8 +48,8 @@ COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldes
 class Publisher(Protocol):
     """Where messages go; `state` says how the connection stands."""
 
-    # Name and content of the commands that came, for the node's own loop to do.
-    commands: deque[tuple[str, bytes]]
+    # For the node's own loop: name and content of each command that came, and whether it was retained.
+    commands: deque[tuple[str, bytes, bool]]
 
     @property
     def state(self) -> ConnectionStatus: ...
@@ -152,7 +152,7 @@ class MqttPublisher:
         self._deadline = 0.0
         self._sent: dict[int, _Sent] = {}  # by message id, oldest first
         self._scheduler = SendScheduler(outbox)
-        self.commands: deque[tuple[str, bytes]] = deque(maxlen=COMMANDS)
+        self.commands: deque[tuple[str, bytes, bool]] = deque(maxlen=COMMANDS)
         self._strange_ack = False
         self._refusals: dict[str, str] = {}  # kind -> the broker's reason
         self._last_mid: int | None = None
@@ -248,7 +248,7 @@ class MqttPublisher:
             name = kind.removeprefix("cmd/")
             # Its answer's topic holds the name, and so does the file of what was done.
             if re.fullmatch(r"[a-z-]{1,32}", name):
-                self.commands.append((name, bytes(message.payload)))
+                self.commands.append((name, bytes(message.payload), bool(message.retain)))
             return
         if kind != "ack":
             return  # nothing that was asked for: amqtt 0.12 sends what this node retains, too

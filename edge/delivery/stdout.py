@@ -19,7 +19,7 @@ class StdoutPublisher:
     outbox: Outbox
     out: TextIO
     state: ConnectionStatus = field(default_factory=lambda: connected("stdout"))
-    commands: deque[tuple[str, bytes]] = field(default_factory=deque)
+    commands: deque[tuple[str, bytes, bool]] = field(default_factory=deque)
 
     def alive(self) -> bool:
         return True

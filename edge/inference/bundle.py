@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge.base.errors import BundleError
 from edge.base.files import sha256, sha256_of
 from edge.inference.backends import Backend
+from edge.inference.onnx_file import refuse_external_data
 from edge.records import OTHER, UNCLASSIFIED
 
 SCHEMA = "edge.bundle/1"
@@ -208,4 +209,8 @@ def load_bundle(folder: Path | None = None) -> Bundle:
         raise BundleError(f"{path}: 'crop.template' must hold five x y pairs; export it again")
     for entry in [*description.files.values(), description.known_answers.inputs]:
         _check_file(folder, entry)
+    for role, entry in description.files.items():
+        # bundle.json has no hash of what a model would read besides itself.
+        if role in (*ROLES.values(), *TENSORRT_ROLES.values()):
+            refuse_external_data(folder / entry.name)
     return Bundle(folder=folder, description=description, sha256=sha256(raw))

@@ -117,7 +117,7 @@ def test_bundle_json_with_any_thing_in_any_place(bundle: Path, data: st.DataObje
 
 class Message:
     def __init__(self, topic: str, payload: bytes) -> None:
-        self.topic, self.payload = topic, payload
+        self.topic, self.payload, self.retain = topic, payload, False
 
 
 @fuzzed
@@ -134,7 +134,7 @@ def test_no_message_from_the_broker_stops_the_publisher(
     )
     node._on_message(None, None, Message(f"edge/v1/a/b/c/{kind}", content))
     assert box.stored is None
-    assert all(name == kind.removeprefix("cmd/") for name, _ in node.commands)
+    assert all(name == kind.removeprefix("cmd/") for name, _, _ in node.commands)
     box.close()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from edge.assemble import assemble
-from edge.base.clock import parse_rfc3339, rfc3339
+from edge.base.clock import parse_rfc3339, rfc3339, utc_now
 from edge.base.errors import OutboxError, SourceError
 from edge.delivery.connection import away, connected
 from edge.delivery.messages import Outgoing
@@ -47,7 +47,7 @@ class Kept:
     """A publisher that keeps everything."""
 
     def __init__(self) -> None:
-        self.state, self.commands = connected("a list"), deque[tuple[str, bytes]]()
+        self.state, self.commands = connected("a list"), deque[tuple[str, bytes, bool]]()
         self.said: list[Outgoing] = []
 
     def alive(self) -> bool:
@@ -128,9 +128,9 @@ class Run:
         count = len(self.publisher.of(f"cmd/{name}/result"))
         content = {
             "schema": "edge.cmd/1", "node": "a/b/c", "id": f"{name}-{round(10 * self.moment)}",
-            "expires": rfc3339(self.utc + 1e6), "arguments": arguments,
+            "expires": rfc3339(utc_now().timestamp() + 3600), "arguments": arguments,
         }  # fmt: skip
-        self.publisher.commands.append((name, json.dumps(content).encode()))
+        self.publisher.commands.append((name, json.dumps(content).encode(), False))
         self.step(0.1)
         answers = self.publisher.of(f"cmd/{name}/result")
         assert len(answers) == count + 1
@@ -224,7 +224,7 @@ def test_a_window_is_never_made_shorter_than_node_yaml_says(run: Any) -> None:
 def test_a_flood_of_commands_is_done_one_a_picture(run: Any) -> None:
     node = run()
     for _ in range(20):
-        node.publisher.commands.append(("pause", b"{}"))
+        node.publisher.commands.append(("pause", b"{}", False))
     node.step(0.5)
     assert len(node.publisher.commands) == 15
 
@@ -285,19 +285,29 @@ def test_systemd_hears_that_the_broker_is_away(run: Any) -> None:
     assert heard[-1] == "online "
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SourceError("the camera is away", public="the camera is away"), "the camera is away"),
+        # Its text may name a file or an address, which stay in the node's own log.
+        (SourceError("anna.mp4 is cut off"), "test: failed; the node's own log says why"),
+        (ZeroDivisionError("anna.mp4"), "a defect of the program; its own log says which"),
+    ],
+)
 def test_an_end_that_nobody_asked_for_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_file: Path
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_file: Path, error: Exception,
+    told: str,
+) -> None:  # fmt: skip
     one = Run(tmp_path, monkeypatch)
 
     def gone() -> Steps:
         yield Tick(0.1, MONDAY_NOON, "away")
-        raise SourceError("the camera is away")
+        raise error
 
     one.node.source = Script(gone())  # type: ignore[assignment]
-    with pytest.raises(SourceError):
+    with pytest.raises(type(error)):
         one.node.run()
-    assert one.state == ("stopped", "the camera is away")
+    assert one.state == ("stopped", told)
 
 
 @pytest.mark.process

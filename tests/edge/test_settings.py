@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from edge.base.errors import SettingsError
 from edge.base.strict_yaml import known_paths, read_yaml, validate
 from edge.run import build_parser, read_settings
-from edge.settings import Settings
+from edge.settings import Node, Settings
 from support.paths import ROOT
 
 
@@ -111,3 +112,80 @@ def test_options_win_over_the_file_and_faults_name_their_origin(tmp_path: Path) 
 def test_a_name_that_holds_a_line_end_or_steers_a_terminal_stays_one_line(tmp_path: Path) -> None:
     said = problem('camera: {"wid\\nth\\e[2J": 1}', tmp_path)
     assert "unknown setting 'camera.wid th?[2J'" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("101", "a number"), ("0101", "a number"), ("0x1F", "a number"), ("1_0", "a number"),
+     ("10:30", "a number"), ("1.5", "a number"), ("on", "yes or no"), ("no", "yes or no"),
+     ("2026-11-28", "a date"), ("2026-11-28 10:00:00", "a date")],
+)  # fmt: skip
+def test_a_room_that_yaml_reads_as_something_else_is_to_be_quoted(
+    tmp_path: Path, value: str, kind: str
+) -> None:
+    """Read as text it would be a surprise: YAML makes 65 of 0101, and true of on."""
+    said = problem(f"node: {{room: {value}}}", tmp_path)
+    assert f"'node.room' must be text, and YAML reads this as {kind}: put it in quotes" in said
+    whole = f'node: {{room: "{value}"}}'
+    if value.isdigit():
+        path = tmp_path / "node.yaml"
+        path.write_text(whole)
+        assert validate(Settings, read_yaml(path), "x").node.room == value
+
+
+def test_what_yaml_reads_as_text_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    for value in ("1e3", "101a", "2a", "room-101"):
+        path.write_text(f"node: {{room: {value}}}")
+        assert validate(Settings, read_yaml(path), "x").node.room == value
+    assert "'node.room' is empty: give it a text" in problem("node: {room: }", tmp_path)
+
+
+def test_a_node_path_is_at_most_as_long_as_a_message_takes(tmp_path: Path) -> None:
+    fits = 200 - len("local/room/")
+    assert len(Settings(node=Node(name="a" * fits)).node.path) == 200
+    said = problem(f"node: {{name: {'a' * (fits + 1)}}}", tmp_path)
+    assert "'node' site, room and name have 201 characters" in said
+    assert "shorten one" in said
+
+
+def test_tls_with_an_address_that_is_plain_text_is_refused(tmp_path: Path) -> None:
+    tls = "tls: {ca: /etc/ssl/ca.pem}"
+    assert "plain text; write mqtts://" in problem(f"broker: {{url: mqtt://x, {tls}}}", tmp_path)
+    path = tmp_path / "node.yaml"
+    path.write_text(f"broker: {{{tls}}}\n")
+    parse = build_parser().parse_args
+    with pytest.raises(SettingsError, match=r"options: 'broker' tls is set, and url is mqtt://"):
+        read_settings(parse(["--config", str(path), "--broker", "mqtt://x"]))
+    assert read_settings(parse(["--config", str(path), "--broker", "mqtts://x"])).broker.tls.ca
+    assert read_settings(parse(["--config", str(path)])).broker.url == "-"
+
+
+def laughs(lines: int, kind: str) -> str:
+    """Each line stands for nine times the one before it."""
+    opened, closed = ("[", "]") if kind == "list" else ("{", "}")
+    text = f"l0: &l0 {opened}{'a, b' if kind == 'list' else 'a: 1'}{closed}\n"
+    for n in range(1, lines):
+        inner = ", ".join(f"*l{n - 1}" if kind == "list" else f"k{i}: *l{n - 1}" for i in range(9))
+        text += f"l{n}: &l{n} {opened}{inner}{closed}\n"
+    return text + f"camera: *l{lines - 1}\n"
+
+
+@pytest.mark.parametrize("kind", ["list", "map"])
+@pytest.mark.parametrize("lines", [5, 12, 200])
+def test_aliases_of_aliases_are_bounded(tmp_path: Path, lines: int, kind: str) -> None:
+    tracemalloc.start()
+    assert "its aliases stand for more than 10000 values" in problem(laughs(lines, kind), tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_an_alias_of_itself_and_a_file_without_end_are_one_line(tmp_path: Path) -> None:
+    assert "aliases stand for more" in problem("camera: &a {b: [*a]}", tmp_path)
+    assert "is larger than 1 MiB" in problem("#" * 2**21, tmp_path)
+
+
+def test_an_honest_alias_works(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text("node: {site: &name school, room: *name}\n")
+    assert validate(Settings, read_yaml(path), "x").node.room == "school"

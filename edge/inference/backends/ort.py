@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.base.errors import BackendError
+from edge.base.errors import BackendError, BundleError
 from edge.inference.backends import TensorSpec
+from edge.inference.onnx_file import refuse_external_data
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -33,6 +34,12 @@ class OnnxRuntime:
         except ImportError as error:
             raise BackendError(
                 f"onnxruntime is not installed ({error}); install the kit with its 'node' extra"
+            ) from error
+        try:
+            refuse_external_data(model)
+        except (OSError, BundleError) as error:
+            raise BackendError(
+                f"{model} is not a model that ONNX Runtime {ort.__version__} can load: {error}"
             ) from error
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

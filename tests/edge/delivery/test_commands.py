@@ -16,7 +16,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.aggregate import Window
@@ -105,10 +105,93 @@ def test_an_id_is_done_once_and_answered_every_time(
     assert commands.take("report", command("x")) == first
     assert start().take("report", command("x")) == first, "also after a restart"
     assert told == ["report"]
-    for i in range(REMEMBERED):
+    for i in range(200):
         commands.take("resume", command(f"n-{i}"))
+    assert commands.take("report", command("x")) == first
+    assert told == ["report"]
+
+
+def test_what_may_have_been_done_and_forgotten_is_refused(
+    start: Callable[[], Commands], told: list[str]
+) -> None:
+    commands = start()
     commands.take("report", command("x"))
-    assert told == ["report", "report"], "the oldest ids are forgotten in the end"
+    for i in range(REMEMBERED):
+        commands.take("resume", command(f"n-{i}", expires=UTC + 61))
+    for again in (commands, start()):
+        done = again.take("report", command("x"))
+        assert done is not None
+        assert (done.ok, done.text[:41]) == (False, "expires too soon: ids up to 2027-01-15T08")
+    assert told == ["report"]
+    later = commands.take("report", command("y", expires=UTC + 62))
+    assert later is not None
+    assert later.ok
+
+
+def test_a_command_expires_within_a_day(start: Callable[[], Commands], told: list[str]) -> None:
+    commands = start()
+    done = commands.take("report", command(expires=UTC + 86401))
+    assert done is not None
+    assert not done.ok
+    assert "more than a day after 2027-01-15T08:00:00.000Z, this node's time" in done.text
+    assert told == []
+    nearer = commands.take("report", command(expires=UTC + 86399))
+    assert nearer is not None
+    assert nearer.ok, "the id of what was not done is free"
+
+
+def test_a_retained_command_is_answered_and_not_done(
+    start: Callable[[], Commands], told: list[str]
+) -> None:
+    commands = start()
+    done = commands.take("report", command("x"), retained=True)
+    assert done is not None
+    assert (done.ok, "without retain" in done.text) == (False, True)
+    assert told == []
+    assert commands.take("report", command("x")) is not None
+    assert told == ["report"]
+    known = commands.take("report", command("x"), retained=True)
+    assert known is not None
+    assert known.ok, "what was done is answered as it was"
+    assert told == ["report"]
+
+
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_id_is_done_twice_whatever_the_clock_does(tmp_path: Path, data: st.DataObject) -> None:
+    """Few ids are remembered, the clock jumps years both ways, and the node starts again."""
+    file, now, done = tmp_path / "any.json", [UTC], []
+    file.unlink(missing_ok=True)
+
+    def made() -> Commands:
+        return Commands(file, NODE, 5, 2.0, lambda: done.append(1), str, lambda: now[0])
+
+    commands, counts = made(), dict[str, int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge.delivery.commands.REMEMBERED", 3)
+        for _ in range(data.draw(st.integers(5, 30))):
+            step = data.draw(st.sampled_from(["say", "say", "say", "jump", "start"]))
+            if step == "jump":
+                now[0] += data.draw(st.sampled_from([-4e8, -86400.0, -60.0, 30.0, 90000.0, 4e8]))
+            elif step == "start":
+                commands = made()
+            else:
+                id = data.draw(st.sampled_from("abcdef"))
+                # An id is said again as it was said first.
+                expires = UTC + 7 * (ord(id) - 96) + data.draw(st.sampled_from([0.0, 0.0, 86300.0]))
+                before = len(done)
+                commands.take("report", command(id, expires))
+                counts[f"{id} {expires}"] = counts.get(f"{id} {expires}", 0) + len(done) - before
+    assert [said for said, times in counts.items() if times > 1] == []
+
+
+def test_what_version_0_1_0_remembered_is_remembered(start: Callable[[], Commands]) -> None:
+    commands = start()
+    first = commands.take("resume", command("x"))
+    file = commands._file
+    old = json.loads(file.read_bytes())
+    file.write_text(json.dumps({"wishes": old["wishes"], "done": old["done"]}))
+    assert start().take("resume", command("x")) == first
 
 
 @pytest.mark.parametrize(
