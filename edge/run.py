@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -13,9 +14,14 @@ from typing import Any
 
 import edge
 from edge.base import cli
+from edge.base.addresses import may_hold_password
 from edge.base.errors import SettingsError, UsageError
+from edge.base.files import readable_for_all
+from edge.base.process import forbid_core_dumps
 from edge.base.strict_yaml import read_yaml, validate
 from edge.settings import Settings
+
+log = logging.getLogger(__name__)
 
 NOTICE = (
     "notice: reading emotions of pupils or staff is prohibited in the European Union (AI Act, "
@@ -86,6 +92,16 @@ def read_settings(args: argparse.Namespace) -> Settings:
     return validate(Settings, data, where)
 
 
+def warn_of_open_secrets(config: Path | None, settings: Settings) -> None:
+    """Say which files hold a secret and can be read by every user of this machine."""
+    holding = [settings.broker.password_file, settings.broker.tls.key]
+    if config is not None and may_hold_password(settings.camera.source):
+        holding.append(config)
+    for path in holding:
+        if path is not None and readable_for_all(path):
+            log.warning("%s holds a secret and is readable for all users: chmod 640 %s", path, path)
+
+
 def refuse_unlawful_service(settings: Settings) -> None:
     """Raise SettingsError for a service without a written reason; in the foreground, say the law."""
     if settings.privacy.legal_basis.strip():
@@ -104,9 +120,11 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--max-seconds must be above 0")
     settings = read_settings(args)
     cli.start_log(args.verbose)
+    forbid_core_dumps()
     stop, force_stop = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: (force_stop if stop.is_set() else stop).set())
+    warn_of_open_secrets(args.config, settings)
     if args.check:
         from edge.tools.check import check
 

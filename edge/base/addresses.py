@@ -46,6 +46,12 @@ def shown(text: str) -> str:
     return text if _PLAIN_NAME.fullmatch(text) else "***"
 
 
+def may_hold_password(text: str) -> bool:
+    """Tell whether an address has a part in which a password usually stands: before the host, in a
+    query, in a path of names and values."""
+    return "://" in text and bool(re.search(r"[@?=&;]", text))
+
+
 def redact(text: str) -> str:
     """Return a text with every address in it as `shown` gives it, and without what stands behind a name
     such as password=."""

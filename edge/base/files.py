@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,14 @@ def sha256_of(path: Path) -> str:
         while block := content.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def readable_for_all(path: Path) -> bool:
+    """Tell whether every user of this machine can read a file; one that is not there nobody can."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
 
 
 def write_atomically(

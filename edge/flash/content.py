@@ -259,7 +259,8 @@ def write_node(
     entries: list[Entry] = [
         *_packages(site),
         Folder(SECRETS),
-        File(SETTINGS, _text(data), mtime=now),
+        # A camera's password may stand in it; the package lets its service read it.
+        File(SETTINGS, _text(data), 0o600, mtime=now),
         File("/etc/hostname", f"{host_name(settings)}\n".encode()),
         File("/etc/hosts", _hosts(tree, host_name(settings))),
         *add_user(tree, site.user, public_keys(_public_key(site.ssh_key), str(site.ssh_key))),

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -176,7 +175,8 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
     if "://" in name:
         if not name.isprintable():
             raise SourceError(f"{shown(name)}: give an address of printable characters, or in %XX")
-        if urlsplit(name).scheme not in ("rtsp", "rtsps", "http", "https"):
+        # Not by urlsplit, which raises ValueError for a [ in a password.
+        if name.partition("://")[0].lower() not in ("rtsp", "rtsps", "http", "https"):
             raise SourceError(f"{shown(name)}: give an rtsp:// or http:// address")
         return live("address", lambda: _open_address(name, settings))
     if name.isdigit() or name.startswith("/dev/"):

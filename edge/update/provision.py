@@ -65,11 +65,10 @@ def peers(settings: Settings) -> list[str]:
 
 
 def host_of(source: str) -> str | None:
-    """Return the host of a camera's address; None where there is none. What is no address, the camera
-    itself will say."""
-    with contextlib.suppress(ValueError):
-        return urlsplit(source).hostname if "://" in source else None
-    return None
+    """Return the host of a camera's address; None where there is none, or where it is not plain which
+    part that is: one of a password is to be looked up nowhere."""
+    clear = shown(source)
+    return None if "***" in clear or "://" not in clear else urlsplit(clear).hostname
 
 
 def name_servers(files: Iterable[Path] = NAME_SERVERS) -> list[str]:

@@ -21,6 +21,9 @@ from edge.watch.tables import METADATA
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS, CONNECT_SECONDS = 10, 5
+# What may stand in a PostgreSQL address's query: none of it is a secret.
+LIBPQ = {"application_name", "connect_timeout", "host", "hostaddr", "keepalives", "options", "port"}
+LIBPQ |= {"sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert", "target_session_attrs"}
 # Between two schools' recorders that start on one new database.
 MIGRATION_LOCK = 7_310_441
 IN_USE = (
@@ -52,9 +55,11 @@ def parse_address(text: str) -> sa.URL:
         found = sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError) as error:
         raise UsageError(wrong) from error
-    if found.password is not None:
+    if found.password is not None or any("pass" in key.lower() for key in found.query):
         raise UsageError("--record must hold no password; put it into ~/.pgpass or PGPASSWORD")
     if found.get_backend_name() == "postgresql":
+        if not set(found.query) <= LIBPQ:
+            raise UsageError(f"--record takes behind ? only {', '.join(sorted(LIBPQ))}")
         return found.set(drivername="postgresql+psycopg")
     if found.get_backend_name() == "sqlite" and found.database:
         return found

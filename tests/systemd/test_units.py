@@ -68,6 +68,25 @@ def test_exposure_is_at_most_1_6(root: Path, name: str) -> None:
     assert done.returncode == 0
 
 
+def test_no_crash_of_a_service_leaves_its_memory_on_the_disk() -> None:
+    """A picture, a password: LimitCORE binds files and systemd-coredump, and the watchdog's default
+    signal asks for a dump."""
+    for name in OURS:
+        text = (UNITS / name).read_text()
+        assert name.endswith(".timer") or "\nLimitCORE=0\n" in text, name
+    assert "\nWatchdogSignal=SIGKILL\n" in (UNITS / "edge-run.service").read_text()
+    assert "--property=LimitCORE=0" in (UNITS / "debian/edge-check").read_text()
+
+
+def test_node_yaml_is_readable_for_its_service_alone() -> None:
+    text = (UNITS / "edge-node.tmpfiles.conf").read_text()
+    assert "\nz /etc/edge-node/node.yaml 0640 root edge-node -\n" in text
+    assert (
+        'install -m 0640 -g edge-node /dev/null "$SETTINGS.new"'
+        in (UNITS / "debian/postinst").read_text()
+    )
+
+
 def test_no_directive_is_newer_than_jetpacks_systemd() -> None:
     """249 knows neither LoadCredentialEncrypted (250) nor RestartSteps and RestartMaxDelaySec (254)."""
     text = "".join((UNITS / name).read_text() for name in OURS)

@@ -105,6 +105,7 @@ def test_an_image_holds_all_that_a_node_needs(bench: Path, flash: Flash) -> None
     ).stdout
     assert b"north/room-12/cam-1" in subject
     assert tree._stat("/etc/edge-node/node.key")["mode"] == "0600"
+    assert tree._stat("/etc/edge-node/node.yaml")["mode"] == "0600", "a camera's password"
     assert tree._stat("/usr/lib/edge-node/bootstrap")["mode"] == "0755"
 
 

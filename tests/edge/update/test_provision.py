@@ -83,6 +83,11 @@ def test_whom_a_node_speaks_to_is_read_off_its_settings() -> None:
     ]
 
 
+def test_no_part_of_a_password_is_looked_up_as_a_name() -> None:
+    for camera in ("rtsp://u:s3/cret@camera.example/x", "rtsp://s3cret/x@camera.example", "test"):
+        assert peers(settings("mqtts://mqtt.example", camera))[1:] == ["time.example"]
+
+
 def test_what_is_no_name_stops_nothing(tmp_path: Path) -> None:
     assert "rtsp" not in peers(settings("mqtts://mqtt.example", "rtsp://[::1/x"))
     text, unknown = allow(["time..x", "a" * 64, "mqtt.example"], [], "")

@@ -323,6 +323,10 @@ def test_migrations_make_the_tables_that_the_code_uses(store: Store) -> None:
         ("mysql://x/y", "must be sqlite:///FILE"),
         ("sqlite://", "must be sqlite:///FILE"),
         ("postgresql://me:secret@host/db", "no password"),
+        ("postgresql://host/db?password=secret", "no password"),
+        ("postgresql://host/db?sslmode=require&sslpassword=secret", "no password"),
+        ("postgresql://host/db?pwd=secret", "only application_name"),
+        ("postgresql://me:se/secret@host/db", "must be sqlite:///FILE"),
         ("://", "must be sqlite:///FILE"),
     ],
 )
