@@ -129,7 +129,8 @@ def test_each_library_of_the_node_has_its_files() -> None:
     assert users("edge", "onnxruntime") == {"edge/inference/backends/ort.py"}
     assert users("edge", "tensorrt") == {"edge/inference/backends/trt.py"}
     assert users("edge", "pycuda", "cuda") == {"edge/inference/backends/cuda.py"}
-    assert users("edge", "sqlite3") == {"edge/delivery/outbox.py"}
+    outbox = ("outbox_file", "rows", "salvage", "start")
+    assert users("edge", "sqlite3") == {f"edge/delivery/{name}.py" for name in outbox}
     server = (
         "sqlalchemy",
         "alembic",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -277,6 +278,17 @@ def as_sent(payload: dict[str, Any]) -> Outgoing:
     age = (utc_now() - parse_rfc3339(payload["end"])).total_seconds()
     late = payload["time_base"] == "utc" and age > payload["window_seconds"]
     return Outgoing("counts", {**payload, "historical": late}, retain=False)
+
+
+def readable(payload: dict[str, Any]) -> Outgoing | None:
+    """Make a message as `as_sent`; None for what came off a disk and is no reading, whatever its
+    checksum says."""
+    try:
+        message = as_sent(payload)
+        dumps(message.payload)
+        return message if re.match(NODE_PATTERN, payload["node"]) else None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
 
 
 def schema_of(message: type[_Message]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Readings on disk: committed before they are offered, marked when the broker has acknowledged.
 
-One SQLite file (WAL, synchronous FULL). Its `log` is a UUID made with the file, `seq` counts up by
-one and is never used twice, so a receiver that deduplicates on (node, log, seq) counts each once.
+One SQLite file (WAL, synchronous FULL) with a high-water mark beside it. `seq` counts up by one and
+is never used twice in a file, `log` is a UUID of one life of it, so a receiver that deduplicates on
+(node, log, seq) counts each once. When another log is begun stands in docs/operate.md.
 
     append -> waiting -> acknowledge (broker) -> kept for hours -> gone
                  ^------------- requeue_unconfirmed (a recorder never got it)
@@ -11,24 +12,16 @@ Ages are in running time, which this file accumulates over starts: a clock that 
 
 from __future__ import annotations
 
-import json
-import logging
-import sqlite3
-import threading
 import time
-import uuid
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from edge.base.errors import OutboxError
 from edge.delivery.messages import Begun, dumps
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-META = "SELECT log, running, dropped, stored, begun, unreadable FROM meta"
+from edge.delivery.outbox_file import OutboxFile
+from edge.delivery.rows import INSERT, Row, make_row, relabel, requeue, select, trim
+from edge.delivery.start import Identify, put_aside, say_begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,286 +42,191 @@ class Outbox:
         path: Path,
         limits: Limits = Limits(),
         clock: Callable[[], float] = time.monotonic,
+        identify: Identify | None = None,
     ) -> None:
-        """A damaged file is set aside (`set_aside` names where) and a new one is started.
+        """What still reads of a damaged file goes into a new one; `set_aside` names where the damaged
+        one went. identify: what tells this machine from others, by a salt; None asks the machine.
 
         Raises OutboxError where the file cannot be used, or another node uses it."""
-        self.path, self._limits, self._clock = path, limits, clock
-        self.set_aside: Path | None = None
-        self._lock = threading.RLock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._open()
-            except sqlite3.DatabaseError as error:
-                if not _damage(error):
-                    raise
-                self._start_anew(error)
-        except sqlite3.OperationalError as error:
-            raise OutboxError(f"outbox {path} cannot be opened: {_hint(error)}") from error
-        except OSError as error:
-            raise OutboxError(
-                f"outbox {path} cannot be made ({error.strerror}); give another runtime.state"
-            ) from error
+        self.path, self._limits = path, limits
+        self._file = OutboxFile(path, clock, identify)
+        # What was there may have been offered in an earlier run; what comes has not.
+        self._offered = self._file.life.last
 
-    def _open(self) -> None:
-        self._db = sqlite3.connect(
-            self.path, timeout=0.5, isolation_level=None, check_same_thread=False
-        )
-        _configure(self._db)
-        self._db.execute("BEGIN IMMEDIATE")
-        _make_tables(self._db)
-        row = self._db.execute(META).fetchone()
-        self._db.execute("COMMIT")
-        if (verdict := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(f"{verdict}")
-        self.log_id: str = row[0]
-        self._before, self._opened = float(row[1]), self._clock()
-        self.dropped, self.stored = int(row[2]), row[3]
-        self.begun: Begun | None = row[4]
-        self.unreadable = int(row[5])
-        self._bytes = _whole(self._db, "SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM readings")
+    @property
+    def log_id(self) -> str:
+        """The present log."""
+        return self._file.life.log.log_id
 
-    def _start_anew(self, error: Exception) -> None:
-        """Move the damaged file away, whole, and start a new log."""
-        self._db.close()
-        away = _set_aside(self.path)
-        log.error("outbox %s is damaged (%s): set aside as %s", self.path, error, away.name)
-        self._open()
-        self._db.execute("UPDATE meta SET begun = 'damaged'")
-        self.set_aside, self.begun = away, "damaged"
+    @property
+    def begun(self) -> Begun | None:
+        """Why the present log was begun; None for a first one."""
+        return self._file.life.log.begun
 
-    def _do(self, what: str, work: Callable[[], T]) -> T:
-        """`work` under the lock, its faults as ours; once more on a new file where this one turned
-        out to be damaged."""
-        with self._lock:
-            try:
-                try:
-                    return work()
-                except sqlite3.DatabaseError as error:
-                    if not _damage(error):
-                        raise
-                    self._start_anew(error)
-                    return work()
-            except (sqlite3.Error, OSError) as error:
-                raise OutboxError(f"outbox {self.path} {what}: {error}") from error
+    @property
+    def stored(self) -> int | None:
+        """Up to which seq of the present log a recorder has it; None before it spoke."""
+        return self._file.life.log.stored
 
-    def _running(self) -> float:
-        """Seconds that this file was in use, over all starts."""
-        return self._before + self._clock() - self._opened
+    @property
+    def dropped(self) -> int:
+        """Readings lost, over all starts."""
+        return self._file.life.dropped
+
+    @property
+    def unreadable(self) -> int:
+        """Readings set aside since their bytes had changed, over all starts."""
+        return self._file.life.unreadable
+
+    @property
+    def set_aside(self) -> Path | None:
+        """Where a damaged file went since the start."""
+        return self._file.set_aside
 
     def append(self, payload: dict[str, Any]) -> int:
         """Commit one reading; returns its seq. Raises OutboxError when the disk does not take it."""
-        text = dumps(payload)
+        file, limits = self._file, self._limits
 
         def work() -> int:
-            now = self._running()
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                cursor = self._db.execute(
-                    "INSERT INTO readings (payload, born, crc) VALUES (?, ?, ?)",
-                    (text, now, _crc(text)),
-                )
-                freed, dropped = _trim(self._db, self._limits, now, self._bytes + len(text))
-                self._db.execute(
-                    "UPDATE meta SET running = ?, dropped = dropped + ?", (now, dropped)
-                )
-                self._db.execute("COMMIT")
-            except sqlite3.DatabaseError:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._bytes += len(text) - freed
-            self.dropped += dropped
-            return int(cursor.lastrowid or 0)
+            life, now = file.life, file.running()
+            seq = life.last + 1
+            text = dumps({**payload, "log": life.log.log_id, "seq": seq})
+            before = (now - 3600 * limits.keep_hours, now - 86400 * limits.days)
+            size = file.size + len(text)
+            with file.change() as db:
+                db.execute(INSERT, make_row(seq, text, now).values())
+                freed, dropped = trim(db, seq, before, int(size - limits.mib * 2**20))
+                life = replace(life, last=seq, running=now, dropped=life.dropped + dropped)
+                file.keep(replace(life, waiting=max(0, life.waiting + 1 - dropped)))
+            file.size = size - freed
+            file.mark()
+            return seq
 
-        return self._do("takes no reading", work)
+        return file.do("takes no reading", work)
 
     def pending(
         self, above: int = 0, limit: int = 20, up_to: int = 2**62
     ) -> list[tuple[int, dict[str, Any]]]:
         """The oldest readings that no broker has acknowledged, above < seq <= up_to, in order, with
         log and seq set."""
+        file = self._file
 
         def work() -> list[tuple[int, dict[str, Any]]]:
-            rows = self._db.execute(
-                "SELECT seq, payload, crc FROM readings "
-                "WHERE acknowledged = 0 AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-                (above, up_to, limit),
-            ).fetchall()
-            found = [(seq, self._read(seq, text, crc)) for seq, text, crc in rows]
-            return [(seq, payload) for seq, payload in found if payload is not None]
+            if file.marked < file.life.last:
+                file.mark()
+            where = "WHERE acknowledged = 0 AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+            found = []
+            for row in list(select(file.db, where, above, min(up_to, file.marked), limit)):
+                message = row.message() if row.intact else None
+                if message is None:
+                    self._put_aside(row)
+                else:
+                    found.append((row.seq, message))
+                    self._offered = max(self._offered, row.seq)
+            return found
 
-        return self._do("gives no readings", work)
+        return file.do("gives no readings", work)
 
-    def _read(self, seq: int, text: str, crc: int | None) -> dict[str, Any] | None:
-        """The payload; a row that is not what was written any more is dropped, and counted."""
-        if crc in (None, _crc(text)):
-            return {**json.loads(text), "log": self.log_id, "seq": seq}
-        log.error("outbox %s: reading %d is damaged and was dropped", self.path, seq)
-        self._db.execute("DELETE FROM readings WHERE seq = ?", (seq,))
-        self._db.execute("UPDATE meta SET dropped = dropped + 1, unreadable = unreadable + 1")
-        self._bytes -= len(text)
-        self.dropped += 1
-        self.unreadable += 1
-        return None
+    def _put_aside(self, row: Row) -> None:
+        file, life = self._file, self._file.life
+        with file.change() as db:
+            put_aside(db, self.path, row, file.running())
+            counted = replace(life, unreadable=life.unreadable + 1, dropped=life.dropped + 1)
+            file.keep(replace(counted, waiting=max(0, life.waiting - 1)))
+
+    def reject(self, seq: int) -> None:
+        """Set a reading aside that is no message of this kit, whatever its checksum says."""
+
+        def work() -> None:
+            for row in list(select(self._file.db, "WHERE seq = ?", seq)):
+                self._put_aside(row)
+
+        self._file.do("sets no reading aside", work)
 
     def acknowledge(self, seq: int, log_id: str | None = None) -> None:
-        """The broker has it. log_id: of the file that it came from, where that may have been set
-        aside since. Raises OutboxError when the disk does not take the mark; then it is offered
-        again."""
+        """The broker has it. log_id: that it was offered under, where another may have been begun
+        since. Raises OutboxError when the disk does not take the mark; then it is offered again."""
+        file = self._file
 
         def work() -> None:
-            if log_id in (None, self.log_id):
-                self._db.execute(
-                    "UPDATE readings SET acknowledged = ? WHERE seq = ?", (self._running(), seq)
-                )
+            for row in list(select(file.db, "WHERE seq = ?", seq)):
+                message = row.message() if row.intact else None
+                if message is None or log_id not in (None, message["log"]):
+                    continue
+                now, left = file.running(), max(0, file.life.waiting - row.waits)
+                with file.change() as db:
+                    db.execute(INSERT, make_row(seq, row.payload, row.born, now).values())
+                    file.keep(replace(file.life, waiting=left, running=now))
+                self._offered = max(self._offered, seq)
 
-        self._do("keeps no acknowledgement", work)
+        file.do("keeps no acknowledgement", work)
 
     def on_recorder_ack(self, seq: int, log_id: str) -> None:
-        """A recorder stored everything up to seq of this log, without a gap."""
+        """A recorder stored everything up to seq of this log, without a gap. Where it has more than
+        was ever offered, the numbers above are another's: a new log takes what came since."""
+        file = self._file
 
         def work() -> None:
-            if log_id == self.log_id:
-                self._db.execute("UPDATE meta SET stored = ?", (seq,))
-                self.stored = seq
+            life = file.life
+            if log_id == life.log.log_id and seq > self._offered:
+                return self._begin_ahead()
+            known = life.acknowledged_by_recorder(log_id, seq)
+            if known != life:
+                with file.change():
+                    file.keep(known)
+            return None
 
-        self._do("keeps no acknowledgement", work)
+        file.do("keeps no acknowledgement", work)
+
+    def _begin_ahead(self) -> None:
+        file = self._file
+        life = file.life.begin("recorder-ahead", file.life.since + 1)
+        with file.change() as db:
+            relabel(db, life.log, file.running())
+            question = "SELECT COUNT(*) FROM readings WHERE acknowledged = 0"
+            file.keep(replace(life, waiting=db.execute(question).fetchone()[0]))
+        file.mark()
+        say_begun(self.path, file.life)
 
     def requeue_unconfirmed(self, after_seconds: float) -> int:
         """Readings that the broker acknowledged so long ago and the recorder still does not have wait
         again: a broker can lose what it acknowledged. Returns how many; none without a recorder."""
+        file = self._file
 
         def work() -> int:
-            if self.stored is None:
-                return 0
-            cursor = self._db.execute(
-                "UPDATE readings SET acknowledged = 0 WHERE acknowledged > 0 AND seq > ? "
-                "AND acknowledged <= ?",
-                (self.stored, self._running() - after_seconds),
-            )
-            return cursor.rowcount
+            life = file.life
+            with file.change() as db:
+                count = requeue(db, life, file.running() - after_seconds)
+                if count:
+                    waiting = life.waiting + count
+                    file.keep(replace(life, waiting=waiting, running=file.running()))
+            if count:
+                file.mark()
+            return count
 
-        return self._do("offers nothing again", work)
+        return file.do("offers nothing again", work)
 
     def pending_count(self) -> int:
         """Readings that wait for an acknowledgement."""
-
-        def work() -> int:
-            return _whole(self._db, "SELECT COUNT(*) FROM readings WHERE acknowledged = 0")
-
-        return self._do("cannot be counted", work)
+        return self._file.life.waiting
 
     def seq_range(self) -> tuple[int, int]:
-        """The first seq that is still here (or the next one to come), and the last that was given."""
+        """The first seq of the present log that is still here (or the next one to come), and the last
+        that was given."""
+        file = self._file
 
         def work() -> tuple[int, int]:
-            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'readings'")
-            last = int((row.fetchone() or (0,))[0])
-            first = self._db.execute("SELECT MIN(seq) FROM readings").fetchone()[0]
-            return (int(first) if first is not None else last + 1), last
+            life = file.life
+            first = file.db.execute(
+                "SELECT MIN(seq) FROM readings WHERE seq >= ?", (life.log.first,)
+            ).fetchone()[0]
+            return (int(first) if first is not None else life.last + 1), life.last
 
-        return self._do("cannot be counted", work)
+        return file.do("cannot be counted", work)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._file.close()
 
     def remove(self) -> None:
         """Close and delete; for the outbox of a file source, once everything was acknowledged."""
-        self.close()
-        for suffix in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-
-
-def _whole(db: sqlite3.Connection, question: str) -> int:
-    return int(db.execute(question).fetchone()[0])
-
-
-def _crc(text: str) -> int:
-    """Of a reading: SQLite notices what is wrong with its pages, not with what they hold."""
-    return zlib.crc32(text.encode("utf-8", "replace"))
-
-
-def _damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether the file itself is broken (SQLITE_CORRUPT, SQLITE_NOTADB): sqlite3 has no class for
-    these, but gives no other error this bare class."""
-    return type(error) is sqlite3.DatabaseError
-
-
-def _hint(error: sqlite3.OperationalError) -> str:
-    if "locked" in str(error):
-        return "another edge-run uses it; stop that one or give another runtime.state"
-    return f"{error}; check the folder's rights and the disk"
-
-
-def _configure(db: sqlite3.Connection) -> None:
-    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    # EXCLUSIVE: two nodes on one outbox would send each other's readings.
-    db.execute("PRAGMA locking_mode=EXCLUSIVE")
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
-
-
-def _make_tables(db: sqlite3.Connection) -> None:
-    db.execute(
-        "CREATE TABLE IF NOT EXISTS meta (log TEXT NOT NULL, running REAL NOT NULL DEFAULT 1, "
-        "dropped INTEGER NOT NULL DEFAULT 0, stored INTEGER)"
-    )
-    columns = {row[1] for row in db.execute("PRAGMA table_info(meta)")}
-    if "begun" not in columns:  # a file of version 0.1.0
-        db.execute("ALTER TABLE meta ADD COLUMN begun TEXT")
-        db.execute("ALTER TABLE meta ADD COLUMN unreadable INTEGER NOT NULL DEFAULT 0")
-    # acknowledged: running time of the broker's acknowledgement; 0 while it waits.
-    db.execute(
-        "CREATE TABLE IF NOT EXISTS readings (seq INTEGER PRIMARY KEY AUTOINCREMENT, "
-        "payload TEXT NOT NULL, acknowledged REAL NOT NULL DEFAULT 0, "
-        "born REAL NOT NULL DEFAULT 0, crc INTEGER)"
-    )
-    db.execute("CREATE INDEX IF NOT EXISTS waiting ON readings (seq) WHERE acknowledged = 0")
-    # What is too old is asked for with every reading, of ninety thousand that are kept.
-    db.execute("CREATE INDEX IF NOT EXISTS kept ON readings (acknowledged) WHERE acknowledged > 0")
-    db.execute("CREATE INDEX IF NOT EXISTS aged ON readings (born) WHERE acknowledged = 0")
-    if db.execute("SELECT COUNT(*) FROM meta").fetchone()[0] == 0:
-        db.execute("INSERT INTO meta (log) VALUES (?)", (str(uuid.uuid4()),))
-
-
-def _trim(db: sqlite3.Connection, limits: Limits, now: float, size: int) -> tuple[int, int]:
-    """Bytes freed, and readings dropped that nobody has acknowledged; oldest first."""
-    freed = _delete(db, "acknowledged > 0 AND acknowledged < ?", now - 3600 * limits.keep_hours)
-    gone = _delete(db, "acknowledged = 0 AND born < ?", now - 86400 * limits.days)
-    dropped = len(gone)
-    freed += gone
-    most = limits.mib * 2**20
-    # First what the broker has, then what nobody has; never the one that was just written.
-    for state in ("acknowledged > 0", "acknowledged = 0"):
-        while size - sum(freed) > most:
-            gone = _delete(
-                db,
-                f"seq IN (SELECT seq FROM readings WHERE {state} AND seq < "
-                f"(SELECT MAX(seq) FROM readings) ORDER BY seq LIMIT ?)",
-                20,
-            )
-            if not gone:
-                break
-            dropped += len(gone) if state.endswith("= 0") else 0
-            freed += gone
-    return sum(freed), dropped
-
-
-def _delete(db: sqlite3.Connection, where: str, value: float) -> list[int]:
-    """Lengths of the readings that went."""
-    rows = db.execute(f"DELETE FROM readings WHERE {where} RETURNING LENGTH(payload)", (value,))
-    return [int(row[0]) for row in rows.fetchall()]
-
-
-def _set_aside(path: Path) -> Path:
-    """Move the file and what belongs to it to a name that is free; return that."""
-    number = sum(1 for _ in path.parent.glob(f"{path.stem}.damaged-*.sqlite"))
-    away = path.with_name(f"{path.stem}.damaged-{number}.sqlite")
-    for suffix in ("-wal", "-shm", ""):
-        source = path.with_name(path.name + suffix)
-        if source.exists():
-            source.replace(away.with_name(away.name + suffix))
-    return away
+        self._file.remove()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +29,7 @@ from edge.delivery.connection import (
     reconnect_delay,
     refused,
 )
-from edge.delivery.messages import PREFIX, Ack, Outgoing, as_sent, dumps
+from edge.delivery.messages import PREFIX, Ack, Outgoing, dumps, readable
 from edge.delivery.outbox import Outbox
 from edge.delivery.protocol import MEMORY_FILE
 from edge.delivery.scheduler import SendScheduler
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 1.0
+# A connection hears the retained `ack` before it offers readings: where that names numbers that this
+# outbox has not reached, they go out under a new log from the first.
+LISTEN_SECONDS = 0.5
 COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldest
 
 
@@ -132,6 +135,15 @@ def _try_mark(mark: Callable[[], None]) -> None:
         mark()
     except OutboxError as error:
         log.error("%s; it will be offered again", error)
+
+
+def _take(scheduler: SendScheduler) -> Iterator[tuple[int, str, Outgoing]]:
+    """What to send now, as seq, log and message; what is no reading is set aside."""
+    for seq, payload in scheduler.next():
+        if (message := readable(payload)) is None:
+            scheduler.rejected(seq, payload["log"])
+        else:
+            yield seq, payload["log"], message
 
 
 class MqttPublisher:
@@ -229,12 +241,7 @@ class MqttPublisher:
         self._update_state()
 
     def _on_subscribe(
-        self,
-        client: Client,
-        userdata: Any,
-        mid: int,
-        reasons: list[ReasonCode],
-        properties: Properties | None,
+        self, client: Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: object
     ) -> None:
         for topic, reason in zip(("ack", "cmd"), reasons, strict=False):
             if reason.is_failure:
@@ -287,6 +294,7 @@ class MqttPublisher:
 
     def _run_session(self, client: Client) -> bool | None:
         self._announcements.start_over()
+        self._listen_until = time.monotonic() + LISTEN_SECONDS
         client.subscribe([(f"{self._topic}ack", 1), (f"{self._topic}cmd/+", 1)])
         self._update_state()
         while True:
@@ -311,8 +319,9 @@ class MqttPublisher:
     def _offer(self, client: Client) -> None:
         for message in self._announcements.take():
             self._publish(client, message)
-        for seq, payload in self._scheduler.next():
-            self._publish(client, as_sent(payload), seq, payload["log"])
+        if time.monotonic() >= self._listen_until:
+            for seq, log_id, message in _take(self._scheduler):
+                self._publish(client, message, seq, log_id)
 
     def _publish(self, client: Client, message: Outgoing, seq: int = 0, log_id: str = "") -> int:
         info = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)

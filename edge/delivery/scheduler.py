@@ -55,7 +55,7 @@ class SendScheduler:
         """What to send now; each is in flight until `acknowledged` or `refused`."""
         now = self._clock()
         if self._outbox.log_id != self._log_id:
-            self.connected()  # the file was damaged and set aside: seq starts again
+            self.connected()  # what waits may have come under it, or out of a damaged file
         if now >= self._again_at:
             self._requeue_unconfirmed()
             self._again_at = now + self._pause
@@ -112,6 +112,11 @@ class SendScheduler:
         self._refused = True
         self._backlog_to = max(self._backlog_to, seq)
         self._paused_until = self._clock() + REFUSED_PAUSE_SECONDS
+
+    def rejected(self, seq: int, log_id: str) -> None:
+        """By this node: it is no reading, and is set aside. Raises OutboxError."""
+        self._in_flight.discard((log_id, seq))
+        self._outbox.reject(seq)
 
     def on_recorder_ack(self, seq: int, log_id: str) -> None:
         """Everything up to seq is stored where it was wanted."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from edge.delivery.connection import ConnectionStatus, connected
-from edge.delivery.messages import Outgoing, as_sent, dumps
+from edge.delivery.messages import Outgoing, dumps, readable
 from edge.delivery.outbox import Outbox
 
 
@@ -44,7 +44,10 @@ class StdoutPublisher:
 
     def readings(self) -> None:
         for seq, payload in self.outbox.pending(limit=1000):
-            self._write(as_sent(payload))
+            if (message := readable(payload)) is None:
+                self.outbox.reject(seq)
+                continue
+            self._write(message)
             self.outbox.acknowledge(seq)
 
     def finish(self, last: Outgoing, timeout: float, force_stop: threading.Event) -> int:

@@ -152,14 +152,17 @@ def test_a_log_that_is_set_aside_while_running_holds_up_no_reading(
     for _ in range(30):
         box.append({})
     scheduler = SendScheduler(box, clock)
-    box._start_anew(ValueError("damaged"))
+    box._file.salvage(ValueError("damaged"))
     for _ in range(3):
         box.append({})
     offered = []
     for _ in range(20):
         clock.now += 1
-        offered += [seq for seq, _ in scheduler.next()]
-    assert sorted(offered) == [1, 2, 3]
+        for seq, payload in scheduler.next():
+            offered.append((payload["log"] == box.log_id, seq))
+            scheduler.acknowledged(seq, payload["log"])
+    assert sorted(offered) == [(False, n) for n in range(1, 31)] + [(True, n) for n in (31, 32, 33)]
+    assert box.pending_count() == 0
 
 
 def test_an_acknowledgement_that_no_disk_took_is_asked_for_again(
