@@ -46,7 +46,9 @@ class VideoFile:
                     f"{path} is not a video that OpenCV can read: it is cut off; copy it again"
                 ) from error
             raise
-        self._time = FileTime(self._capture.get(cv2.CAP_PROP_FPS))
+        fps, count = (self._capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self._time = FileTime(fps)
+        self._promised = count / fps if fps > 0 else 0.0  # seconds
 
     def __iter__(self) -> Iterator[Frame | Tick]:
         began, clock, count = time.time(), self._time, 0
@@ -79,6 +81,14 @@ class VideoFile:
             raise SourceError(f"{self._path} holds no picture{kind}; give an H.264 video")
         # The last frame stands for its own length too, or the last window would stay open.
         end = (clock.moment or 0.0) + clock.step
+        if not clock.cuts and self._promised > 1.03 * end + 1.0:
+            log.info(
+                "%s: the last picture is of %.1f s, its container says %.1f s: the sound is longer, or "
+                "the end is damaged",
+                self._path,
+                end,
+                self._promised,
+            )
         yield Tick(time=end, utc=began + end, camera="file")
 
     def _pictures(self) -> Iterator[NDArray[np.uint8]]:

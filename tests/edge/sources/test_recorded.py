@@ -32,12 +32,16 @@ def read(path: Path, **settings: Any) -> tuple[list[Frame], Tick]:
 
 
 @pytest.mark.parametrize("path", SOUND, ids=lambda path: path.name)
-def test_a_video_whose_sound_is_longer_is_whole(path: Path) -> None:
+def test_a_video_whose_sound_is_longer_is_whole(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     capture = cv2.VideoCapture(str(path))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) > 50, "of which the container promises more"
+    caplog.set_level(logging.INFO)
     frames, last = read(path)
     assert len(frames) == 20
     assert last.time == pytest.approx(2.0, abs=0.01)
+    assert "the last picture is of 2.0 s, its container says" in caplog.text
 
 
 def test_a_video_with_dropped_pictures_is_whole_and_keeps_its_time() -> None:
@@ -195,5 +199,27 @@ def test_every_source_is_turned_clockwise_as_set(tmp_path: Path, kind: str, degr
     assert sum(red) == 1
 
 
-def test_the_demo_clip_is_whole() -> None:
+def test_pictures_that_are_damaged_at_the_end_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No byte is missing, so that only the length tells."""
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "zeroed.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for i in range(60):
+        writer.write(np.full((48, 64, 3), 4 * i, np.uint8))
+    writer.release()
+    data = path.read_bytes()
+    third = len(data) // 3
+    path.write_bytes(data[:third] + bytes(third) + data[2 * third :])
+    frames, last = read(path)
+    assert 0 < len(frames) < 40
+    assert last.time < 4.0
+    assert "or the end is damaged" in caplog.text
+
+
+def test_the_demo_clip_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     assert not cut_off(CLIP)
+    assert len(read(CLIP)[0]) == 750
+    assert not caplog.records
