@@ -31,6 +31,7 @@ from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.minutes import KEEP_MINUTES
 from edge.watch.options import broker_options, broker_settings
+from edge.watch.password import STRENGTH
 from edge.watch.receive import Receiver, SessionOptions, Token
 from edge.watch.rooms import Rooms
 
@@ -73,7 +74,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--client-id", metavar="NAME", help="of a recorder; each needs its own")
     p.add_argument("--web", metavar="HOST:PORT", help="serve a page of the rooms")
-    p.add_argument("--web-password-file", type=Path, metavar="FILE", help="of the user 'school'")
+    p.add_argument(
+        "--web-password-file",
+        type=Path,
+        metavar="FILE",
+        help=f"its first line is the password of the user 'school': {STRENGTH}",
+    )
+    p.add_argument(
+        "--web-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which a proxy or browser asks for the page (Host); may be repeated",
+    )
     p.add_argument("--web-certificate", type=Path, metavar="FILE", help="PEM, for https")
     p.add_argument("--web-key", type=Path, metavar="FILE", help="of --web-certificate, PEM")
     p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so long")
@@ -248,7 +261,7 @@ def open_page(
     from edge.watch.web import Server, parse_address
 
     password = read_password(args.web_password_file, "--web-password-file")
-    address = parse_address(args.web, password, args.web_certificate, args.web_key)
+    address = parse_address(args.web, password, args.web_certificate, args.web_key, args.web_host)
     if store is not None:
         remember(router.rooms, store)
     server = Server(router.rooms, lambda: f"{receiver.state}{router.twice()}", address)

@@ -7,58 +7,64 @@ open to who sits there; elsewhere it wants a password, and a certificate or a pr
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hmac
 import ipaddress
 import json
 import logging
+import re
+import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import uvicorn
 from plotly.offline import get_plotlyjs
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
+from edge.base.listen import Connection, Listener
 from edge.watch import view
+from edge.watch.guard import Guard, host_name
+from edge.watch.password import require_strong
 from edge.watch.rooms import Rooms
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
 EVENT_SECONDS = 1.0
+TIMELINE_SECONDS = 2.0  # as long a timeline serves all who ask for it
 START_SECONDS = 10.0
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' "
-    "'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+MOST_CONNECTIONS = 256
+MOST_STREAMS = 100
+REQUEST_SECONDS = 10.0  # for a TLS handshake and a whole request
+ANSWER_SECONDS = 60.0  # for an answer to be taken, or for one event
+CHUNK = 64 * 1024
+HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
 @dataclass(frozen=True, slots=True)
 class PageAddress:
-    """Where the page is served, and who may see it. password: None on loopback alone."""
+    """Where the page is served, and who may see it. password: None on loopback alone; names: by which
+    it is asked for too, such as a proxy's."""
 
     host: str
     port: int
     password: str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -75,9 +81,14 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_address(
-    text: str, password: str | None, certificate: Path | None = None, key: Path | None = None
+    text: str,
+    password: str | None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    names: Sequence[str] = (),
 ) -> PageAddress:
-    """Read HOST:PORT. Raises UsageError, also where the page would be open to others."""
+    """Read HOST:PORT. Raises UsageError, also where the page would be open to others, by no password or
+    one that is soon guessed."""
     host, _, port = text.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdigit() or not 0 < int(port) < 65536:
@@ -91,53 +102,99 @@ def parse_address(
             f"--web {text} is open to everybody who reaches {host}: give --web-password-file (user "
             f"'school'), or stay on 127.0.0.1 behind a proxy that asks for one"
         )
-    return PageAddress(host, int(port), password, certificate, key)
+    if password is not None:
+        require_strong(password)
+    return PageAddress(host, int(port), password, certificate, key, tuple(map(_name, names)))
 
 
-class Guard:
-    """Adds every answer's headers, and asks for HTTP Basic authentication (RFC 7617) where there is a
-    password."""
+def _name(text: str) -> str:
+    """Check a name of --web-host. Raises UsageError."""
+    name = text.lower().strip("[]").rstrip(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        if not HOST_NAME.fullmatch(name):
+            raise UsageError(
+                f"--web-host must be a name without port, such as rooms.school.example, not '{text}'"
+            ) from None
+    return name
 
-    def __init__(self, app: ASGIApp, password: str | None) -> None:
-        self._app, self._password = app, password
+
+class Patience:
+    """Tells the listener what each connection is at, so that it ends who takes too long."""
+
+    def __init__(self, app: ASGIApp, listeners: Sequence[Listener]) -> None:
+        self._app, self._listeners = app, listeners
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        found = self._find(scope)
+        if found is None:
             await self._app(scope, receive, send)
             return
+        listener, connection = found
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
-                names = {name for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"], *((k, v) for k, v in own if k not in names),
-                ]  # fmt: skip
+        async def patient(message: Message) -> None:
+            body = message.get("body", b"")
+            while len(body) > CHUNK:  # in parts, each of which waits until the last is taken
+                await send({"type": message["type"], "body": body[:CHUNK], "more_body": True})
+                body = body[CHUNK:]
+            if "body" in message:
+                message = {**message, "body": body}
             await send(message)
+            if message.get("more_body"):
+                listener.begin(connection, ANSWER_SECONDS)
 
-        if self._password is not None and not self._knows(dict(scope["headers"])):
-            ask = {"www-authenticate": 'Basic realm="classrooms", charset="UTF-8"'}
-            answer = Response("a password is needed\n", 401, ask, "text/plain")
-            await answer(scope, receive, guarded)
-            return
-        await self._app(scope, receive, guarded)
-
-    def _knows(self, headers: dict[bytes, bytes]) -> bool:
-        kind, _, text = headers.get(b"authorization", b"").partition(b" ")
-        if kind.lower() != b"basic":
-            return False
+        listener.begin(connection, ANSWER_SECONDS)
         try:
-            given = base64.b64decode(text, validate=True)
-        except binascii.Error:
-            return False
-        return hmac.compare_digest(given, f"school:{self._password}".encode())
+            await self._app(scope, receive, patient)
+        finally:
+            listener.rest(connection)
+
+    def _find(self, scope: Scope) -> tuple[Listener, Connection] | None:
+        client = scope.get("client")
+        if scope["type"] != "http" or client is None:
+            return None
+        for listener in self._listeners:
+            connection = listener.find((client[0], client[1]))
+            if connection is not None:
+                return listener, connection
+        return None
+
+
+class Made:
+    """Texts that are made for everybody who looks, one at a time, and serve for a while."""
+
+    def __init__(self, make: Callable[[str | None], str], seconds: float, most: int) -> None:
+        """make: of a key; most: keys that are kept."""
+        self._make, self._seconds, self._most = make, seconds, most
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str | None, tuple[float, str]] = OrderedDict()
+
+    def get(self, key: str | None = None) -> str:
+        """Return the text of a key, made when it is too old."""
+        with self._lock:
+            made = self._kept.get(key)
+            if made is None or time.monotonic() - made[0] >= self._seconds:
+                text = self._make(key)
+                made = self._kept[key] = time.monotonic(), text
+                self._kept.move_to_end(key)
+                if len(self._kept) > self._most:
+                    self._kept.popitem(last=False)
+            return made[1]
 
 
 def application(
-    rooms: Rooms, broker: Callable[[], str], address: PageAddress, stop: threading.Event
+    rooms: Rooms,
+    broker: Callable[[], str],
+    address: PageAddress,
+    stop: threading.Event,
+    listeners: Sequence[Listener] = (),
+    clock: Callable[[], datetime] = utc_now,
 ) -> Starlette:
-    """Make the page's application. broker: describes the connection to it; stop: ends what streams."""
+    """Make the page's application. broker: describes the connection to it; stop: ends what streams;
+    listeners: through which it is reached."""
     script = get_plotlyjs().encode()
+    streams = 0
 
     def file(name: str, kind: str) -> Callable[[Request], Response]:
         return lambda request: Response((PAGE / name).read_bytes(), media_type=kind)
@@ -146,35 +203,60 @@ def application(
         kept = {"cache-control": "private, max-age=86400"}
         return Response(script, media_type="text/javascript", headers=kept)
 
-    made: tuple[float, str] = (-EVENT_SECONDS, "")
+    def lines(node: str | None) -> str:
+        return json.dumps(view.timeline(rooms, node, clock()), allow_nan=False)
 
-    def now() -> str:
-        """Return the state as JSON, made once a second for everybody who looks."""
-        nonlocal made
-        moment = time.monotonic()
-        if moment - made[0] >= EVENT_SECONDS:
-            made = (moment, json.dumps(view.state(rooms, broker(), utc_now())))
-        return made[1]
+    now = Made(
+        lambda _: json.dumps(view.state(rooms, broker(), clock()), allow_nan=False),
+        EVENT_SECONDS,
+        1,
+    )
+    timelines = Made(lines, TIMELINE_SECONDS, 32)
 
     def state(request: Request) -> Response:
-        return Response(now(), media_type="application/json")
+        return Response(now.get(), media_type="application/json")
 
     def timeline(request: Request) -> Response:
-        return JSONResponse(view.timeline(rooms, request.query_params.get("node"), utc_now()))
+        node = request.query_params.get("node")
+        if node is not None and node not in rooms.rooms:
+            return Response("no such room\n", 404, media_type="text/plain")
+        return Response(timelines.get(node), media_type="application/json")
 
     async def events(request: Request) -> Response:
+        nonlocal streams
+        if streams >= MOST_STREAMS:
+            return Response("too many watch\n", 503, {"retry-after": "10"}, "text/plain")
+
         async def stream() -> AsyncIterator[str]:
+            nonlocal streams
             last = ""
-            while not (stop.is_set() or await request.is_disconnected()):
-                text = now()
-                # A comment keeps proxies from closing what is quiet.
-                yield f"data: {text}\n\n" if text != last else ": quiet\n\n"
-                last = text
-                await asyncio.sleep(EVENT_SECONDS)
+            streams += 1
+            try:
+                while not (stop.is_set() or await request.is_disconnected()):
+                    text = await run_in_threadpool(now.get)
+                    # A comment keeps proxies from closing what is quiet.
+                    yield f"data: {text}\n\n" if text != last else ": quiet\n\n"
+                    last = text
+                    await asyncio.sleep(EVENT_SECONDS)
+            finally:
+                streams -= 1
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
+    @asynccontextmanager
+    async def sweeping(app: Starlette) -> AsyncIterator[None]:
+        async def sweep() -> None:
+            while True:
+                await asyncio.sleep(1.0)
+                for listener in listeners:
+                    listener.sweep()
+
+        task = asyncio.get_running_loop().create_task(sweep())
+        yield
+        task.cancel()
+
     return Starlette(
+        lifespan=sweeping,
         routes=[
             Route("/", file("index.html", "text/html")),
             Route("/page.js", file("page.js", "text/javascript")),
@@ -185,30 +267,78 @@ def application(
             Route("/events", events),
         ],
         middleware=[
-            Middleware(Guard, password=address.password),
-            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(address)),
+            Middleware(Patience, listeners=listeners),
+            Middleware(
+                Guard,
+                password=address.password,
+                names=page_names(address),
+                tls=address.certificate is not None,
+            ),
             Middleware(GZipMiddleware, minimum_size=1000),
         ],
     )
 
 
-def allowed_hosts(address: PageAddress) -> list[str]:
-    """Guard against DNS rebinding: a page of another site could otherwise read this one through a name
-    of its own that resolves to loopback. Beyond loopback a password is demanded instead."""
-    return ["localhost", "127.0.0.1", "[::1]", address.host] if is_loopback(address.host) else ["*"]
+def page_names(address: PageAddress) -> frozenset[str] | None:
+    """Return the names by which the page may be asked for, None for any. Without them a page of another
+    site could read this one through a name of its own that resolves to loopback (DNS rebinding); beyond
+    loopback a password is demanded instead."""
+    if not (is_loopback(address.host) or address.names):
+        return None
+    return frozenset(
+        {"localhost", "127.0.0.1", "::1", host_name(address.host), address.host, *address.names}
+    )
+
+
+def open_listeners(address: PageAddress) -> list[Listener]:
+    """Listen at every address that the host's name has. Raises OSError."""
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    made: list[Listener] = []
+    try:
+        for family, *_, where in dict.fromkeys(found):
+            most = MOST_CONNECTIONS
+            made.append(
+                Listener.open(
+                    family, (str(where[0]), int(where[1])), "the page", most, REQUEST_SECONDS
+                )
+            )
+    except OSError:
+        for listener in made:
+            listener.close()
+        raise
+    return made
 
 
 class Server:
     """The page in a thread of its own."""
 
-    def __init__(self, rooms: Rooms, broker: Callable[[], str], address: PageAddress) -> None:
+    def __init__(
+        self,
+        rooms: Rooms,
+        broker: Callable[[], str],
+        address: PageAddress,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """broker: describes the connection to it. Raises EdgeError where the address cannot be had."""
         self._address, self._stop = address, threading.Event()
+        try:
+            self.listeners = open_listeners(address)
+        except OSError as error:
+            raise self._unserved() from error
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(rooms, broker, address, self._stop),
-                host=address.host,
-                port=address.port,
+                application(rooms, broker, address, self._stop, self.listeners, clock),
+                # What accepts through the listener, and tells a client's own address.
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                proxy_headers=False,
+                lifespan="on",
+                server_header=False,
                 log_level="error",
+                backlog=128,
                 ssl_certfile=address.certificate,
                 ssl_keyfile=address.key,
                 timeout_graceful_shutdown=3,
@@ -216,11 +346,17 @@ class Server:
         )
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
 
+    def _unserved(self) -> EdgeError:
+        return EdgeError(
+            f"the page cannot be served at {self._address.url}: the port is taken, or the address or "
+            f"certificate is not this machine's; give another to --web"
+        )
+
     def _run(self) -> None:
         try:
-            self._server.run()
+            self._server.run(list(self.listeners))
         except (SystemExit, OSError) as error:
-            # uvicorn's answers to a taken port and to a file that is not a certificate; see `start`.
+            # uvicorn's answer to a file that is not a certificate; see `start`.
             log.debug("the page ended: %s", error)
 
     def start(self) -> None:
@@ -229,13 +365,13 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise EdgeError(
-                    f"the page cannot be served at {self._address.url}: the port is taken, or the "
-                    f"address or certificate is not this machine's; give another to --web"
-                )
+                self.close()
+                raise self._unserved()
             time.sleep(0.02)
 
     def close(self) -> None:
         self._stop.set()
         self._server.should_exit = True
         self._thread.join(timeout=5.0)
+        for listener in self.listeners:
+            listener.close()

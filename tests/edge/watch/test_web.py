@@ -11,8 +11,6 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,13 @@ from edge.base.errors import EdgeError, UsageError
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server, parse_address
 from support.brokers import Mosquitto, certificates, free_port
+from support.fetch import get
 from support.heard import counts, heard, raw, small
 from support.paths import CLIP, ROOT
 from support.patience import PATIENCE
 
 Page = Any
+STRONG = "vo7Kd-hQ2zxe"
 NAUGHTY = "<img src=x onerror=document.title='broken'>"
 
 
@@ -62,15 +62,6 @@ def url(rooms: Rooms) -> Iterator[str]:
     server.close()
 
 
-def get(url: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, Any, bytes]:
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE, context=context) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read()
-
-
 def test_every_file_comes_from_here_and_forbids_other_hosts(url: str) -> None:
     for name in ("", "page.js", "page.css", "plotly.js", "state", "timeline"):
         code, headers, content = get(url + name)
@@ -93,7 +84,34 @@ def test_every_file_comes_from_here_and_forbids_other_hosts(url: str) -> None:
 
 
 def test_dns_rebinding_is_refused(url: str) -> None:
-    assert get(url, Host="evil.example")[0] == 400
+    for wrong in ("evil.example", "evil.example:80", "localhost.evil.example", "", "[::2]", "*"):
+        code, _, text = get(url, Host=wrong)
+        assert code == 400
+        assert b"--web-host" in text
+    for right in ("localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "localhost."):
+        assert get(url, Host=right)[0] == 200
+
+
+def test_a_proxy_that_keeps_host_is_served_by_the_name_given(rooms: Rooms) -> None:
+    names = ("Rooms.North.Example", "192.0.2.7", "[2001:db8::7]")
+    where = parse_address(f"127.0.0.1:{free_port()}", None, names=names)
+    server = serve(rooms, where)
+    try:
+        for right in (
+            "rooms.north.example",
+            "rooms.north.example:443",
+            "192.0.2.7",
+            "[2001:db8::7]",
+        ):
+            assert get(where.url, Host=right)[0] == 200
+        assert get(where.url, Host="other.north.example")[0] == 400
+    finally:
+        server.close()
+    for wrong in ("*", "*.north.example", "https://rooms.example", "rooms.example:80", "", "a b"):
+        with pytest.raises(UsageError, match="--web-host"):
+            parse_address("127.0.0.1:1", None, names=(wrong,))
+    beyond = parse_address("0.0.0.0:1", STRONG, names=("rooms.example",))
+    assert beyond.names == ("rooms.example",)
 
 
 def test_beyond_loopback_a_password_is_demanded() -> None:
@@ -105,7 +123,7 @@ def test_beyond_loopback_a_password_is_demanded() -> None:
         parse_address("127.0.0.1:1", None, Path("x"))
     assert parse_address("8080", None).host == parse_address(":8080", None).host == "127.0.0.1"
     assert parse_address("[::1]:8080", None).url == "http://[::1]:8080/"
-    assert parse_address("0.0.0.0:8080", "secret").password == "secret"
+    assert parse_address("0.0.0.0:8080", STRONG).password == STRONG
     with pytest.raises(UsageError, match="empty first line"):
         parse_address("0.0.0.0:8080", "")
 
