@@ -74,7 +74,7 @@ class Metrics:
 
     async def _until_closed(self) -> None:
         server = await asyncio.start_server(
-            self._answer, sock=self._listener, limit=LARGEST_REQUEST, backlog=16
+            self._answer, sock=self._listener, limit=LARGEST_REQUEST, backlog=128
         )
         while not self._stop.is_set():
             with suppress(asyncio.TimeoutError):
