@@ -127,6 +127,7 @@ def _write_counts(
             doubtful.append(row)
     # Numbers of what never came, or that were given twice: seldom.
     apart = _stored(db, {_key(_apart(row)) for row in doubtful})
+    moved = _said_at(db, doubtful) | {_hash(row) for row in fresh.values() if doubtful}
     for row in doubtful:
         key, away = _key(row), _apart(row)
         other = fresh.get(key) or there.get(key)
@@ -134,7 +135,7 @@ def _write_counts(
             continue
         if other is None:
             fresh[key] = row
-        elif not _same(row, other):
+        elif not _same(row, other) and _hash(row) not in moved:
             fresh[_key(away)] = away
             written.apart.append(key)
     _take_back(db, [row for node_log, row in fresh.items() if node_log[:2] in logs])
@@ -154,11 +155,25 @@ def _same(one: Row, other: Row) -> bool:
     return all(one[name] == other[name] for name in SAID)
 
 
+def _hash(row: Row) -> str:
+    """Hash what a reading says."""
+    said = repr([sorted(row[n].items()) if isinstance(row[n], dict) else row[n] for n in SAID])
+    return hashlib.blake2s(said.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
 def _apart(row: Row) -> Row:
     """Name a log by what the reading says: it has the same one whenever it comes again."""
-    said = repr([sorted(row[n].items()) if isinstance(row[n], dict) else row[n] for n in SAID])
-    mark = hashlib.blake2s(said.encode("utf-8", "replace"), digest_size=8).hexdigest()
-    return {**row, "log": f"{row['log']}~{mark}"}
+    return {**row, "log": f"{row['log']}~{_hash(row)}"}
+
+
+def _said_at(db: sa.Connection, rows: Sequence[Row]) -> set[str]:
+    """Hashes of all that is stored, in logs of its own, of the times of some readings."""
+    times, found = sorted({row["start"] for row in rows}), set()
+    for start in range(0, len(times), STEP):
+        some = COUNTS.c.start.in_(times[start : start + STEP])
+        asked = sa.select(COUNTS).where(some, sa.text(f"NOT {APART}"))
+        found |= {_hash(dict(row)) for row in db.execute(asked).mappings()}
+    return found
 
 
 def _stored(db: sa.Connection, keys: Collection[Key]) -> dict[Key, Row]:

@@ -9,7 +9,6 @@ absurd. The same seed gives the same messages.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import json
@@ -92,11 +91,12 @@ def fields(kind: str) -> list[tuple[Any, ...]]:
 
 def mutated(number: int, seed: int = 0, only: Iterable[str] = ()) -> Iterator[tuple[str, bytes]]:
     """Yield so many messages as topic and bytes. only: these kinds, as the topic's end names them."""
-    rng, kinds = random.Random(seed), {k: bases()[k] for k in only or bases()}
+    rng = random.Random(seed)
+    kinds = {k: [json.dumps(base) for base in bases()[k]] for k in only or bases()}
     turns = {kind: itertools.cycle(fields(kind)) for kind in kinds}
     for kind in itertools.islice(itertools.cycle(kinds), number):
         way = next(turns[kind])
-        message = copy.deepcopy(rng.choice(kinds[kind]))
+        message = json.loads(rng.choice(kinds[kind]))
         node = message["node"] = rng.choice(ROOMS)
         if kind == "counts":
             message["seq"] = rng.choice([rng.randint(1, 300), 2**53 - 1])

@@ -9,6 +9,7 @@ import pytest
 from edge.delivery.messages import MESSAGES
 from edge.watch.messages import Refused, read
 from support.mutated import bases, fields, mutated
+from support.recorder import survives_mutated_messages
 
 
 def test_every_field_of_every_schema_has_its_turn() -> None:
@@ -29,3 +30,8 @@ def test_many_mutated_messages_are_valid_and_many_are_refused(kind: str) -> None
         except Refused:
             found[False] += 1
     assert min(found[True], found[False]) > 100, found
+
+
+@pytest.mark.slow
+def test_a_recorder_survives_thousands_of_mutated_messages(database: str) -> None:
+    survives_mutated_messages(database, 3000, seed=1)

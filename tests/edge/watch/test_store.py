@@ -116,6 +116,8 @@ def test_what_a_node_sends_again_in_a_log_of_its_own_stands_once(store: Store) -
     assert sorted((r["log"], r["seq"]) for r in store.readings()) == [
         (LOG, 1), (LOG, 2), ("another", 1), ("another", 2),
     ]  # fmt: skip
+    again = store.write([heard(m) for m in (*later, *own)], NOON)
+    assert (again.new, again.known) == (0, 4), "also when a broker gives it out once more"
 
 
 def test_what_was_deleted_is_known_and_a_number_given_again_is_new(store: Store) -> None:
