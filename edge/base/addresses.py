@@ -20,6 +20,10 @@ _PARTS = re.compile(
 )
 _SQLITE = re.compile(r"sqlite://(/[^?#@;=&]*)", re.DOTALL)
 _PLAIN_NAME = re.compile(r"[\w ./~,+()-]+")
+# How our own messages say what an address looks like.
+_FORM = re.compile(
+    rf"{SCHEME}://(\.\.\.|host\[:port\](/folder)?|/FILE|\[USER@\]HOST\[:PORT\]/DATABASE)?[,;.:)]*"
+)
 # Ends of a sentence, of brackets and quotes, in which a text shows an address.
 _ENDS = ")]}'\"`,;:.!"
 # An address; a word with a user part and no scheme; a name that says what its value is.
@@ -62,6 +66,8 @@ def _replacement(match: re.Match[str]) -> str:
     if name := match["name"]:
         return f"{name}***"
     found = match[0]
+    if _FORM.fullmatch(found):
+        return found
     if match["user"] or "://" not in found:
         # rtsp:/... is mistyped; in C:/... nothing can be a password.
         return "***" if set(found) & set("@=?") else found

@@ -151,7 +151,9 @@ def test_a_node_path_is_at_most_as_long_as_a_message_takes(tmp_path: Path) -> No
 
 def test_tls_with_an_address_that_is_plain_text_is_refused(tmp_path: Path) -> None:
     tls = "tls: {ca: /etc/ssl/ca.pem}"
-    assert "plain text; write mqtts://" in problem(f"broker: {{url: mqtt://x, {tls}}}", tmp_path)
+    assert "url is mqtt://, which is plain text; write mqtts:// or" in problem(
+        f"broker: {{url: mqtt://x, {tls}}}", tmp_path
+    )
     path = tmp_path / "node.yaml"
     path.write_text(f"broker: {{{tls}}}\n")
     parse = build_parser().parse_args

@@ -66,6 +66,12 @@ def test_scheme_and_host_stay(address: str, left: str) -> None:
         "broker.password_file /etc/edge-node/password cannot be read; put it on the first line",
         "camera_width=1280 pictures at 10:15:00",
         "'camera.source' is missing (and 2 more)",
+        "url must be mqtt://host[:port], mqtts://host[:port] or -",
+        "tls is set, and url is mqtt://, which is plain text; write mqtts:// or take tls out",
+        "give 0, a path, rtsp://..., csi:0, loop:FILE or test",
+        "give an rtsp:// or http:// address",
+        "must be sqlite:///FILE, FILE.sqlite or postgresql://[USER@]HOST[:PORT]/DATABASE",
+        "url must be https://host[:port]/folder or null",
     ],
 )
 def test_a_text_without_a_secret_stays_as_it_is(text: str) -> None:
