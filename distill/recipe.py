@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from edge.base.strict_yaml import Strict, read_yaml, validate
 from edge.inference.bundle import CropSpec
 
 Positive = Annotated[int, Field(ge=1)]
+Entry = TypeVar("Entry")
+# In a file, `x` is `[x]`; what is kept of one is `x` again, as in files from before there were lists.
+OneOrEach = Annotated[
+    list[Entry],
+    Field(min_length=1),
+    BeforeValidator(lambda given: given if isinstance(given, list) else [given]),
+    PlainSerializer(lambda kept: kept[0] if len(kept) == 1 else kept),
+]
 
 
 class CropRecipe(Strict):
@@ -53,12 +62,19 @@ class StudentRecipe(Strict):
 class TeacherRecipe(Strict):
     """The HFFER-style teacher; the files of its backbones are named on the command line."""
 
-    face: Literal["sface", "ir50"] = "sface"
-    trained_units: int = Field(
-        default=3, ge=0, description="last units of the face backbone that train; 0 freezes it all"
+    face: OneOrEach[Literal["sface", "ir50", "dlib"]] = Field(
+        default=["sface"], description="one face backbone, or a list of several"
+    )
+    trained_units: OneOrEach[Annotated[int, Field(ge=0)]] = Field(
+        default=[3],
+        description="last units of the face backbone that train, 0 freezes it all; of several, one "
+        "number for all or a list of one each",
     )
     scene_grid: Literal[7, 14] = Field(default=7, description="DINOv2's grid: 98 or 196 pixels")
-    face_grid: Literal[7, 14] = Field(default=14, description="the face backbone's last one read")
+    face_grid: OneOrEach[Literal[7, 14]] = Field(
+        default=[14],
+        description="the face backbone's last one read; for all, or a list of one each",
+    )
     grid: Literal[7, 14] = Field(default=7, description="side of the fused grid")
     width: int = Field(default=256, ge=8, description="tokens' width D")
     heads: int = Field(default=8, ge=1)
@@ -79,12 +95,24 @@ class TeacherRecipe(Strict):
     def _fits(self) -> TeacherRecipe:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        for name, side in (("scene_grid", self.scene_grid), ("face_grid", self.face_grid)):
+        if twice := [name for name in self.face if self.face.count(name) > 1]:
+            raise ValueError(f"face names '{twice[0]}' twice; name each backbone once")
+        for name, given in (("trained_units", self.trained_units), ("face_grid", self.face_grid)):
+            if len(given) not in (1, len(self.face)):
+                raise ValueError(
+                    f"{name} has {len(given)} entries for {len(self.face)} face backbones; give one "
+                    f"for all, or one each"
+                )
+        for name, side in (("scene_grid", self.scene_grid), ("face_grid", min(self.face_grid))):
             if self.grid > side:
                 raise ValueError(f"grid {self.grid} is finer than {name} {side}")
         if {"scene", "face"} <= set(self.without):
             raise ValueError("without both scene and face a teacher has nothing to read")
         return self
+
+    def of_each(self, given: Sequence[int]) -> list[int]:
+        """Return `trained_units` or `face_grid` as one entry for each face backbone."""
+        return list(given) * len(self.face) if len(given) == 1 else list(given)
 
 
 class Distillation(Strict):

@@ -147,8 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--face",
         type=Path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="a teacher's face backbone: SFace .onnx or IR-50 .pth",
+        help="a teacher's face backbone: SFace .onnx, dlib's .safetensors or IR-50 .pth. Given\n"
+        "again for a teacher with several",
     )
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     return p

@@ -61,7 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR|NAME",
         help="a teacher's frozen DINOv2 (default: %(default)s)",
     )
-    p.add_argument("--face", type=Path, metavar="FILE", help="a teacher's face backbone")
+    p.add_argument(
+        "--face",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a teacher's face backbone; given again for several",
+    )
     return p
 
 

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from distill.data.crops import LAYOUTS
 from distill.evaluation import evaluate
+from distill.models.face_files import face_files
 from distill.recipe import Recipe, load_recipe
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError
@@ -160,17 +161,30 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
     p.add_argument("--compile", action="store_true", help="as for distill-train")
     p.add_argument("--dinov2", metavar="DIR|NAME", help="as for distill-train")
-    p.add_argument("--face", type=Path, metavar="FILE", help="as for distill-train")
+    p.add_argument(
+        "--face",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="as for distill-train; each run takes those of its own backbones",
+    )
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     args = p.parse_args(argv)
     study, recipes = load_study(args.study)
     options = ["--data", str(args.data), "--layout", args.layout]
-    for name in ("dinov2", "face", "weights"):
+    for name in ("dinov2", "weights"):
         if getattr(args, name):
             options += [f"--{name}", str(getattr(args, name))]
+    for path in args.face:
+        options += ["--face", str(path)]
     if unknown := set(args.only or ()) - set(recipes):
         raise DataError(f"{args.study} has no run '{sorted(unknown)[0]}'")
     chosen = [run for run in study.runs if not args.only or run.name in args.only]
+    for one in chosen:
+        reads = recipes[one.teacher or one.name].teacher
+        if reads:
+            face_files(reads.face, args.face)  # a file that the last run lacks is told of now
     compiled = ["--compile"] if args.compile else []
     first_seed = {run.name: run.seeds[0] for run in study.runs}
     for one in chosen:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distill.models.backbones import IR50, Dinov2, FrozenBackbones, SFace, split_backbone
+import torch
+from torch import Tensor
+
+from distill.models.backbones import FaceBackbone, FrozenBackbones, split_backbone
+from distill.models.dinov2 import Dinov2
+from distill.models.dlib import DlibFace, settle
+from distill.models.face_files import face_files
+from distill.models.ir50 import IR50
+from distill.models.sface import SFace
 from distill.models.student import Student, StudentConfig
 from distill.models.teacher import Teacher, TeacherConfig
 from distill.recipe import Recipe
-from edge.base.errors import DataError, UsageError
+from edge.base.errors import DataError
+
+LOADERS: dict[str, Callable[[Path, int], FaceBackbone]] = {
+    "sface": SFace.from_onnx,
+    "ir50": IR50.from_checkpoint,
+    "dlib": DlibFace.from_safetensors,
+}
 
 
 def build_student(recipe: Recipe, classes: int) -> Student:
@@ -32,26 +47,29 @@ def build_student(recipe: Recipe, classes: int) -> Student:
 
 
 def build_teacher(
-    recipe: Recipe, classes: int, dinov2: str, face: Path | None
+    recipe: Recipe, classes: int, dinov2: str, faces: Sequence[Path]
 ) -> tuple[Teacher, FrozenBackbones]:
-    """Return a teacher whose trainable tail has its pretrained weights, and the frozen backbones.
+    """Return a teacher whose trainable tails have their pretrained weights, and the frozen backbones.
 
-    dinov2: a folder or a hub's name; face: the face backbone's file. Raises UsageError without that
-    file, DataError for a wrong one."""
+    dinov2: a folder or a hub's name; faces: the face backbones' files. Raises UsageError where one is
+    missing, DataError for a wrong one."""
     t = recipe.teacher
     if t is None:
         raise DataError(f"recipe '{recipe.name}' trains no teacher")
-    if face is None:
-        what = {"sface": "SFace's ONNX file", "ir50": "an ArcFace IR-50 checkpoint"}[t.face]
-        raise UsageError(f"the teacher reads a face backbone: give {what} by --face FILE")
-    load = SFace.from_onnx if t.face == "sface" else IR50.from_checkpoint
-    backbone = load(face, t.face_grid)
+    files = face_files(t.face, faces)
+    backbones = [
+        LOADERS[name](path, grid)
+        for name, path, grid in zip(t.face, files, t.of_each(t.face_grid), strict=True)
+    ]
     scene = Dinov2(dinov2, t.scene_grid)
-    stem, tail = split_backbone(backbone, t.trained_units)
+    parts = [
+        split_backbone(backbone, units)
+        for backbone, units in zip(backbones, t.of_each(t.trained_units), strict=True)
+    ]
     config = TeacherConfig(
         classes=classes,
         scene_width=scene.width,
-        face_width=backbone.width,
+        face_widths=tuple(backbone.width for backbone in backbones),
         grid=t.grid,
         width=t.width,
         heads=t.heads,
@@ -61,4 +79,16 @@ def build_teacher(
         attend="attention" not in t.without,
         convolve="convolutions" not in t.without,
     )
-    return Teacher(config, tail), FrozenBackbones(scene, stem)
+    tails = [tail for _, tail in parts]
+    return Teacher(config, tails), FrozenBackbones(scene, [stem for stem, _ in parts])
+
+
+@torch.no_grad()
+def settle_tails(recipe: Recipe, teacher: Teacher, frozen: FrozenBackbones, faces: Tensor) -> None:
+    """Give tails whose file holds no batch statistics those of some training faces, (N, C, S, S)."""
+    assert recipe.teacher is not None
+    for name, stem, tail in zip(
+        recipe.teacher.face, frozen.face_stems(), teacher.trainable_tails, strict=True
+    ):
+        if name == "dlib":
+            settle(tail, stem(faces))

@@ -6,6 +6,7 @@ files again, and must have the digest that the checkpoint names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_teacher(
-    path: Path, dinov2: str, face: Path | None
+    path: Path, dinov2: str, faces: Sequence[Path]
 ) -> tuple[Teacher, FrozenBackbones, Recipe, tuple[str, ...]]:
     """Load a teacher that distill-train wrote, and the backbones it was trained on.
 
-    dinov2, face: as in `build_teacher`. Raises DataError in one line, also where those are others."""
+    dinov2, faces: as in `build_teacher`. Raises DataError in one line, also where those are others."""
     content, recipe, labels = read(path)
     if recipe.teacher is None:
         raise DataError(f"{path} holds a student, not a teacher; give a teacher's checkpoint")
-    teacher, frozen = build_teacher(recipe, len(labels), dinov2, face)
+    teacher, frozen = build_teacher(recipe, len(labels), dinov2, faces)
     if weights_digest(frozen) != content["frozen"]:
         raise DataError(
             f"{path} was trained on other backbones; give the same by --dinov2 and --face"

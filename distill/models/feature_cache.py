@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.models import store
-from distill.models.backbones import Dinov2, FrozenStem, to_grid, to_tokens
+from distill.models.backbones import FrozenStem
+from distill.models.dinov2 import Dinov2
+from distill.models.grids import to_grid, to_tokens
 from distill.models.precision import autocast
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
@@ -111,6 +113,9 @@ class OnTheFlyFeatures:
         with torch.no_grad(), autocast(self.device, self.bf16):
             grid: Tensor = self.network(faces)
         return grid.float()
+
+
+Grids = Features | OnTheFlyFeatures
 
 
 def cache_features(

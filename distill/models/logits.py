@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.models.backbones import FrozenBackbones
-from distill.models.feature_cache import Features, OnTheFlyFeatures
+from distill.models.feature_cache import Grids
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 
@@ -45,23 +45,22 @@ def predict_student(
 
 
 def predict_teacher(
-    teacher: Teacher, scene: Features, stem: Features | OnTheFlyFeatures, batch: int = 256
+    teacher: Teacher, grids: Sequence[Grids], batch: int = 256
 ) -> NDArray[np.float32]:
-    """Return logits (N, K) of N faces from the frozen backbones' outputs."""
+    """Return logits (N, K) of N faces; grids: the outputs of `FrozenBackbones`, one each."""
 
     def inputs(rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
-        return scene.read(rows).to(device), stem.read(rows).to(device)
+        return tuple(grid.read(rows).to(device) for grid in grids)
 
-    return _in_batches(teacher, len(scene), batch, inputs)
+    return _in_batches(teacher, len(grids[0]), batch, inputs)
 
 
 def predict_faces(
     teacher: Teacher, frozen: FrozenBackbones, faces: NDArray[np.uint8], batch: int = 128
 ) -> NDArray[np.float32]:
-    """Return logits (N, K) of uint8 faces (N, C, S, S), through both backbones."""
+    """Return logits (N, K) of uint8 faces (N, C, S, S), through all backbones."""
 
     def inputs(rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
-        scene, stem = frozen.to(device)(_read(faces, rows, device))
-        return scene, stem
+        return tuple(frozen.to(device)(_read(faces, rows, device)))
 
     return _in_batches(teacher, len(faces), batch, inputs)

@@ -53,11 +53,11 @@ def predict_bundle(
 
 
 def open_predictor(
-    path: Path, dinov2: str, face: Path | None, precision: str = "fp32"
+    path: Path, dinov2: str, faces: Sequence[Path], precision: str = "fp32"
 ) -> Predictor:
     """Open a bundle's folder, of which `precision` chooses the file, or a checkpoint.
 
-    dinov2, face: a teacher's backbones, as in `build_teacher`. Raises DataError or BundleError in one
+    dinov2, faces: a teacher's backbones, as in `build_teacher`. Raises DataError or BundleError in one
     line."""
     if path.is_dir():
         bundle = load_bundle(path)
@@ -79,7 +79,7 @@ def open_predictor(
             lambda pixels: probabilities(predict_student(trained.student, pixels)),
             "fp32",
         )
-    teacher, frozen, recipe, labels = load_teacher(path, dinov2, face)
+    teacher, frozen, recipe, labels = load_teacher(path, dinov2, faces)
     return Predictor(
         labels,
         recipe.crop.spec(),

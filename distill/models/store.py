@@ -16,12 +16,14 @@ from edge.base.files import sha256, write_atomically
 
 # Parts of parameters' names as 0.1.0 wrote them, and what they are called in the code.
 RENAMED = {
-    "above": "trainable_tail",
+    "above": "trainable_tails.0",
     "below": "stages",
     "face_asks": "face_to_scene_attention",
-    "lower": "stem",
+    "lower": "stems.0",
     "scene_asks": "scene_to_face_attention",
 }
+# As they were called when a teacher had one face backbone, after 0.1.0.
+SINGLE = {"trainable_tail": "trainable_tails.0", "stem": "stems.0"}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -51,8 +53,8 @@ def digest_of(path: Path) -> str:
 
 
 def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the weights of a file, which 0.1.0 may have written, the parameters' names in the code."""
-    return _renamed(weights, RENAMED)
+    """Give the weights of a file, however old, the parameters' names in the code."""
+    return _renamed(weights, RENAMED | SINGLE)
 
 
 def stored_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,4 +63,10 @@ def stored_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(weights: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, Tensor]:
-    return {".".join(parts.get(p, p) for p in name.split(".")): v for name, v in weights.items()}
+    renamed = {}
+    for name, value in weights.items():
+        dotted = f".{name}."
+        for old, new in parts.items():
+            dotted = dotted.replace(f".{old}.", f".{new}.")
+        renamed[dotted.strip(".")] = value
+    return renamed

@@ -1,27 +1,31 @@
-"""Define the HFFER-style teacher: two pretrained backbones, cross-attention both ways, head.
+"""Define the HFFER-style teacher: pretrained backbones, cross-attention both ways, head.
 
     scene grid (B, Ds, G, G)   frozen DINOv2                       \
                                                         attention -> convolutions -> logits (B, K)
     stem's grid (B, C, G', G') face recognition's last units       /
 
+Several face backbones are one stream: their grids are joined place by place, so that attention and all
+that follows are the same as with one.
+
 B batch, D width, G grid side of the fusion, N = G * G places, K classes.
 
 From the paper's abstract (Xie, Ju and Chang 2025, doi 10.54097/m7sc3z87): a frozen DINOv2 and a second
 pretrained backbone, integrated by cross-attention and multiple convolutions. Only the abstract was
-available, so the rest is our choice: SFace or IR-50 as the second, its last units trainable; one
+available, so the rest is our choice: a face recogniser as the second, its last units trainable; one
 pre-norm block in each direction; a grid of 7x7 or 14x14; two residual blocks, average pooling and a
 linear head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.models.backbones import to_tokens
+from distill.models.grids import to_grid, to_tokens
 from distill.models.student import CrossAttention
 
 
@@ -29,13 +33,13 @@ from distill.models.student import CrossAttention
 class TeacherConfig:
     """Sizes of a teacher.
 
-    scene_width, face_width: channels of the backbones' grids; grid: side of the fused grid, 7 or 14;
+    scene_width, face_widths: channels of the backbones' grids; grid: side of the fused grid, 7 or 14;
     width: D; scene, face, attend, convolve: False takes that part away, for an ablation.
     """
 
     classes: int
     scene_width: int
-    face_width: int
+    face_widths: tuple[int, ...]
     grid: int = 7
     width: int = 256
     heads: int = 8
@@ -44,6 +48,11 @@ class TeacherConfig:
     face: bool = True
     attend: bool = True
     convolve: bool = True
+
+    @property
+    def face_width(self) -> int:
+        """Channels of the face backbones' joined grid."""
+        return sum(self.face_widths)
 
 
 class Residual(nn.Module):
@@ -67,8 +76,8 @@ class Residual(nn.Module):
 class TeacherOutputs:
     """What a student learns from, besides the annotators' votes.
 
-    logits: (B, K); embedding: (B, D); scene, face: the backbones' grids, (B, Ds, G, G) and
-    (B, Df, G, G).
+    logits: (B, K); embedding: (B, D); scene, face: the backbones' grids, (B, Ds, G, G) and, of
+    all face backbones together, (B, Df, G, G).
     """
 
     logits: Tensor
@@ -81,17 +90,28 @@ class TeacherOutputs:
         return TeacherOutputs(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
+def join_faces(grids: Sequence[Tensor]) -> Tensor:
+    """Return one backbone's grid as it is, several as one: (B, D1, G, G), ... -> (B, D1 + ..., G, G).
+
+    Of several, each has its channels scaled to mean 0 and variance 1 at every place: the one with the
+    larger numbers would else drown the others, in attention and in a cache with one scale a place."""
+    if len(grids) == 1:
+        return grids[0]
+    tokens = [functional.layer_norm(to_tokens(grid), (grid.shape[1],)) for grid in grids]
+    return to_grid(torch.cat(tokens, dim=2))
+
+
 class Teacher(nn.Module):
     """Fuse the outputs of the frozen backbones, which may come from a cache, into logits."""
 
-    def __init__(self, config: TeacherConfig, trainable_tail: nn.Module | None = None) -> None:
-        """trainable_tail: the face backbone's last units; None where all of it is frozen."""
+    def __init__(self, config: TeacherConfig, tails: Sequence[nn.Module] = ()) -> None:
+        """tails: each face backbone's last units; none where all of them are frozen."""
         super().__init__()
         if not (config.scene or config.face):
             raise ValueError("a teacher without both backbones has nothing to read")
         self.config = config
         d, tokens = config.width, config.grid**2
-        self.trainable_tail = trainable_tail or nn.Sequential()
+        self.trainable_tails = nn.ModuleList(tails or [nn.Sequential() for _ in config.face_widths])
         self.scene_in = nn.Sequential(
             nn.LayerNorm(config.scene_width), nn.Linear(config.scene_width, d)
         )
@@ -122,14 +142,19 @@ class Teacher(nn.Module):
         grid = self.mix(grid)  # (B, D, G, G)
         return self.convolutions(grid) if c.convolve else grid  # type: ignore[no-any-return]
 
-    def forward_outputs(self, scene: Tensor, stem: Tensor) -> TeacherOutputs:
-        """Return all that a student learns from; scene, stem: outputs of `FrozenBackbones`."""
+    def forward_outputs(self, scene: Tensor, *stems: Tensor) -> TeacherOutputs:
+        """Return all that a student learns from; scene, stems: outputs of `FrozenBackbones`."""
         side = self.config.grid
         scene = functional.adaptive_avg_pool2d(scene, side)
-        face = functional.adaptive_avg_pool2d(self.trainable_tail(stem), side)
+        face = join_faces(
+            [
+                functional.adaptive_avg_pool2d(tail(stem), side)
+                for tail, stem in zip(self.trainable_tails, stems, strict=True)
+            ]
+        )
         embedding = self.fuse(scene, face).mean(dim=(2, 3))  # (B, D)
         return TeacherOutputs(self.head(self.dropout(embedding)), embedding, scene, face)
 
-    def forward(self, scene: Tensor, stem: Tensor) -> Tensor:
-        """Return logits (B, K) of (B, Ds, G, G) and (B, C, G', G')."""
-        return self.forward_outputs(scene, stem).logits
+    def forward(self, scene: Tensor, *stems: Tensor) -> Tensor:
+        """Return logits (B, K) of (B, Ds, G, G) and each stem's (B, C, G', G')."""
+        return self.forward_outputs(scene, *stems).logits

@@ -6,7 +6,7 @@ TeacherBatches   the frozen backbones' outputs, from a cache or computed from au
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.data.augment import corrupt, random_affine, warp
 from distill.data.sampling import Examples
 from distill.models.backbones import FrozenBackbones
-from distill.models.feature_cache import Features, OnTheFlyFeatures
+from distill.models.feature_cache import Features, Grids
 from distill.models.logits import predict_student, predict_teacher
 from distill.models.precision import autocast
 from distill.models.teacher import Teacher
@@ -99,36 +99,36 @@ class StudentBatches:
 class TeacherBatches:
     """Batches of the frozen backbones' outputs.
 
-    scene, stem: cached grids of the plain crops, warped as the image would be; None computes them
-    from the augmented image by `frozen`, the two networks. valid: both, of the validation split."""
+    frozen: the networks, DINOv2 and each stem; cached: of each its cached grids of the plain crops,
+    warped as the image would be, or None, which computes them from the augmented image; valid: those
+    of the validation split."""
 
     recipe: Recipe
     examples: Examples
-    valid: tuple[Features, Features | OnTheFlyFeatures]
-    frozen: tuple[Network, Network]
+    valid: Sequence[Grids]
+    frozen: Sequence[Network]
     device: torch.device
-    scene: Features | None = None
-    stem: Features | None = None
+    cached: Sequence[Features | None]
     bf16: bool = False
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
         faces, targets = self.examples.read(rows)
         affine = random_affine(len(faces), self.recipe.augmentation, generator)
-        if self.scene is None or self.stem is None:
+        if any(cached is None for cached in self.cached):
             faces = corrupt(warp(faces, affine), self.recipe.augmentation, generator)
         with autocast(self.device, self.bf16):
-            scene, stem = (
+            grids = [
                 network(faces.to(self.device))
                 if cached is None
                 else warp(cached.read(rows), affine).to(self.device)
-                for network, cached in zip(self.frozen, (self.scene, self.stem), strict=True)
-            )
-        targets, scene, stem = mixup(self.recipe.training.mixup, generator, targets, scene, stem)
+                for network, cached in zip(self.frozen, self.cached, strict=True)
+            ]
+        targets, scene, *stems = mixup(self.recipe.training.mixup, generator, targets, *grids)
         return (
-            scene.to(self.device),
-            stem.to(self.device, memory_format=torch.channels_last),
             targets.to(self.device),
+            scene.to(self.device),
+            *(stem.to(self.device, memory_format=torch.channels_last) for stem in stems),
         )
 
     def validate(self, network: Any) -> NDArray[np.float32]:
-        return predict_teacher(network, *self.valid)
+        return predict_teacher(network, self.valid)

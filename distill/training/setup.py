@@ -16,11 +16,13 @@ from torch import nn
 from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import Examples, training_examples, validation_labels
 from distill.data.splits import Split, crops_folder, join, open_crops
-from distill.models.backbones import Dinov2, FrozenStem
-from distill.models.build import build_student, build_teacher
+from distill.models.backbones import FrozenBackbones, FrozenStem
+from distill.models.build import build_student, build_teacher, settle_tails
 from distill.models.checkpoint import load_teacher
+from distill.models.dinov2 import Dinov2
 from distill.models.feature_cache import (
     Features,
+    Grids,
     OnTheFlyFeatures,
     cache_features,
     features_folder,
@@ -143,11 +145,23 @@ class RunBuilder:
             place, self.compiled(network), self.pixels(split), self.device, self.bf16, self.say
         )
 
-    def stem(self, network: FrozenStem, split: str, cached: bool) -> Features | OnTheFlyFeatures:
-        """Open the stem's outputs; a recipe that does not cache them keeps them off the disk."""
-        if cached:
-            return self.features(network, split)
-        return OnTheFlyFeatures(network, self.pixels(split), self.device, self.bf16)
+    def grids(self, frozen: FrozenBackbones, split: str, face_cached: bool) -> list[Grids]:
+        """Open DINOv2's outputs and each stem's; a recipe that does not cache these keeps them off the
+        disk."""
+        grids: list[Grids] = [self.features(frozen.scene, split)]
+        for stem in frozen.face_stems():
+            if face_cached:
+                grids.append(self.features(stem, split))
+            else:
+                grids.append(OnTheFlyFeatures(stem, self.pixels(split), self.device, self.bf16))
+        return grids
+
+    def some_faces(self) -> NDArray[np.uint8]:
+        """Return some of the training set, evenly spaced, for batch statistics."""
+        count = min(RECALIBRATION_FACES, len(self.examples))
+        rows = self.examples.rows[np.linspace(0, len(self.examples) - 1, count).astype(int)]
+        some: NDArray[np.uint8] = self.pixels("train")[rows]
+        return some
 
     def on_device(self, task: Task) -> Task:
         task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -159,16 +173,21 @@ class RunBuilder:
         assert recipe.teacher is not None
         teacher, frozen = build_teacher(recipe, len(self.train.labels), args.dinov2, args.face)
         frozen.to(self.device)
+        teacher.to(self.device)
+        some = torch.from_numpy(self.some_faces()).float().to(self.device)
+        settle_tails(recipe, teacher, frozen, some)
         scene_cached, face_cached = (side in recipe.teacher.cached for side in ("scene", "face"))
-        valid = self.features(frozen.scene, "valid"), self.stem(frozen.stem, "valid", face_cached)
+        stems = frozen.face_stems()
         batches = TeacherBatches(
             recipe,
             self.examples,
-            valid,
-            (frozen.scene, self.compiled(frozen.stem)),
+            self.grids(frozen, "valid", face_cached),
+            [frozen.scene, *(self.compiled(stem) for stem in stems)],
             self.device,
-            self.features(frozen.scene, "train") if scene_cached else None,
-            self.features(frozen.stem, "train") if face_cached else None,
+            [
+                self.features(frozen.scene, "train") if scene_cached else None,
+                *(self.features(stem, "train") if face_cached else None for stem in stems),
+            ],
             self.bf16,
         )
         return Networks(self.on_device(TeacherTask(teacher)), batches, weights_digest(frozen))
@@ -185,9 +204,7 @@ class RunBuilder:
 
     def warm_start(self, student: Student, start: Start) -> None:
         """Give the student the start's weights, and say how many classes it knows."""
-        count = min(RECALIBRATION_FACES, len(self.examples))
-        some = self.examples.rows[np.linspace(0, len(self.examples) - 1, count).astype(int)]
-        warm_start(student, start, self.train.labels, self.pixels("train")[some])
+        warm_start(student, start, self.train.labels, self.some_faces())
         known = len(set(self.train.labels) & set(start.labels))
         self.say(
             f"started from {self.args.start}, which knows {known} of {len(self.train.labels)} classes"
@@ -206,17 +223,16 @@ class RunBuilder:
         assert theirs.teacher is not None
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
-        named = f"{theirs.name} {digest_of(first)[:16]} on {theirs.teacher.face}"
+        named = f"{theirs.name} {digest_of(first)[:16]} on {' and '.join(theirs.teacher.face)}"
         cache, live = None, None
         if config.live:
             if others:
                 raise UsageError("with 'live' one teacher answers; give --teacher once")
             live = (teacher, frozen)
         else:
-            scene = self.features(frozen.scene, "train")
-            stem = self.stem(frozen.stem, "train", "face" in theirs.teacher.cached)
-            place = features_folder(self.crops, "train", frozen.stem, self.bf16)
-            cache = cache_targets(place, teacher, scene, stem, self.bf16, self.say)
+            grids = self.grids(frozen, "train", "face" in theirs.teacher.cached)
+            place = features_folder(self.crops, "train", frozen.face_stems()[0], self.bf16)
+            cache = cache_targets(place, teacher, grids, self.bf16, self.say)
         if cache and others:
             members = [open_predictor(path, args.dinov2, args.face) for path in others]
             self.say(

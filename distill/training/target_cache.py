@@ -19,8 +19,7 @@ from torch import Tensor
 
 from distill.data.augment import warp
 from distill.models.feature_cache import (
-    Features,
-    OnTheFlyFeatures,
+    Grids,
     pack,
     refuse_full_disk,
     unpack,
@@ -58,17 +57,16 @@ class TargetCache:
 
 @torch.no_grad()
 def compute_targets(
-    teacher: Teacher, scene: Features, stem: Features | OnTheFlyFeatures, bf16: bool
+    teacher: Teacher, grids: Sequence[Grids], bf16: bool
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the teacher's outputs for all rows as ARRAYS, a block of rows at a time."""
     teacher.eval()
     device = next(teacher.parameters()).device
-    for start in range(0, len(scene), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(scene)))
+    count = len(grids[0])
+    for start in range(0, count, BATCH):
+        rows = np.arange(start, min(start + BATCH, count))
         with autocast(device, bf16):
-            outputs = teacher.forward_outputs(
-                scene.read(rows).to(device), stem.read(rows).to(device)
-            )
+            outputs = teacher.forward_outputs(*(grid.read(rows).to(device) for grid in grids))
         (scenes, scene_scale), (faces, face_scale) = (
             pack(grid.cpu()) for grid in (outputs.scene, outputs.face)
         )
@@ -103,29 +101,29 @@ def _write(folder: Path, blocks: Iterator[dict[str, NDArray[Any]]], rows: int) -
 def cache_targets(
     features: Path,
     teacher: Teacher,
-    scene: Features,
-    stem: Features | OnTheFlyFeatures,
+    grids: Sequence[Grids],
     bf16: bool,
     progress: Callable[[str], None],
 ) -> TargetCache:
     """Open FEATURES/lessons-TEACHER/*.npy, after computing them where they are missing.
 
-    features: the stem's folder, whose key names the images. Raises DataError where files are
+    features: the first stem's folder, whose key names the images; grids: the outputs of
+    `FrozenBackbones`, one each. Raises DataError where files are
     damaged."""
     # An older name of these outputs, kept: with another, all that is on disk is computed again.
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
-    mark = folder / "done"
+    mark, count = folder / "done", len(grids[0])
     if not mark.is_file():
         with file_lock(folder / ".lock"):  # of two runs, the second waits and finds it done
             if not mark.is_file():
-                progress(f"computing the teacher's outputs for {len(scene)} images")
-                _write(folder, compute_targets(teacher, scene, stem, bf16), len(scene))
+                progress(f"computing the teacher's outputs for {count} images")
+                _write(folder, compute_targets(teacher, grids, bf16), count)
                 write_atomically(mark, b"")
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} cannot be used ({error}); delete it and start again") from error
-    if any(len(array) != len(scene) for array in arrays.values()):
+    if any(len(array) != count for array in arrays.values()):
         raise DataError(f"{folder} holds other images; delete it and start again")
     return TargetCache(arrays)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.models.backbones import to_tokens
+from distill.models.grids import to_tokens
 from distill.models.student import CrossAttention, Fusion, Student
 from distill.models.teacher import Teacher, TeacherOutputs
 from distill.recipe import Distillation
@@ -37,9 +37,9 @@ class TeacherTask(nn.Module):
         super().__init__()
         self.network = teacher
 
-    def forward(self, scene: Tensor, stem: Tensor, targets: Tensor) -> Losses:
-        """Compute the losses; scene: (B, Ds, G, G), stem: (B, C, G', G'), targets: (B, K)."""
-        return {"votes": soft_cross_entropy(self.network(scene, stem).float(), targets)}
+    def forward(self, targets: Tensor, *grids: Tensor) -> Losses:
+        """Compute the losses; targets: (B, K), grids: the outputs of `FrozenBackbones`."""
+        return {"votes": soft_cross_entropy(self.network(*grids).float(), targets)}
 
 
 class StudentTask(nn.Module):

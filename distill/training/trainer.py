@@ -56,7 +56,7 @@ class Trainer:
         self.network: nn.Module = setup.networks.task.network
         self.ema = copy.deepcopy(self.network)
         self._bf16 = use_bf16(t.precision, process.device)
-        pretrained = getattr(self.network, "trainable_tail", None)
+        pretrained = getattr(self.network, "trainable_tails", None)
         rate = recipe.teacher.backbone_rate if recipe.teacher else 1.0
         self._optimiser = adamw(self.task, t, pretrained, rate)
         parts = batches(examples, t.batch, t.seed, 0, rank=process.rank, world=process.world)

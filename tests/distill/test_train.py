@@ -21,9 +21,9 @@ from distill.data.crops import Crops
 from distill.data.sampling import batches, sampling_weights, training_examples, validation_labels
 from distill.data.splits import Split
 from distill.evaluation.report import count_undetected
-from distill.models.backbones import SFace
 from distill.models.build import build_student
 from distill.models.precision import use_bf16
+from distill.models.sface import SFace
 from distill.models.store import digest_of
 from distill.models.student import multiply_adds, reparameterise
 from distill.recipe import Augmentation, load_recipe

@@ -9,7 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from distill.models.backbones import SFace
+from distill.models.dlib import DlibFace
+from distill.models.sface import SFace
 
 
 def write_dinov2(folder: Path) -> Path:
@@ -35,6 +36,34 @@ def random_state(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
         else:
             state[name] = 0.2 * torch.randn(value.shape, generator=generator)
     return state
+
+
+class WholeDlib(DlibFace):
+    """All five levels, at the side of dlib's own chips."""
+
+    GRIDS = {1: (150, 5)}  # noqa: RUF012
+
+
+def dlib_state(seed: int) -> dict[str, torch.Tensor]:
+    """All levels' weights, by the names of the file, of a size that keeps numbers small."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in WholeDlib(1).state_dict().items():
+        if "running_" in name or name.endswith("num_batches_tracked"):
+            continue
+        drawn = torch.randn(value.shape, generator=generator)
+        if value.ndim > 1:
+            drawn *= (2 / value[0].numel()) ** 0.5
+        else:
+            drawn = 0.1 * drawn + (0.5 if "norm" in name and name.endswith("weight") else 0.0)
+        state[name.replace("norm", "affine")] = drawn.half()
+    return state
+
+
+def write_dlib(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the 'train' extra")
+    safetensors.save_file(state, path)
+    return path
 
 
 def write_sface(path: Path, state: dict[str, torch.Tensor]) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 
 from distill.data.augment import random_affine, warp
 from distill.data.sampling import Examples
-from distill.models.backbones import SFace, split_backbone
+from distill.models.backbones import split_backbone
 from distill.models.feature_cache import (
     BATCH,
     Features,
@@ -22,13 +22,14 @@ from distill.models.feature_cache import (
     unpack,
     weights_digest,
 )
+from distill.models.sface import SFace
 from distill.models.teacher import Teacher, TeacherConfig
 from distill.recipe import Augmentation, CropRecipe, Recipe, TeacherRecipe, Training
 from distill.training.batches import TeacherBatches
 from distill.training.target_cache import cache_targets
 from edge.base.errors import DataError
 
-CONFIG = TeacherConfig(classes=3, scene_width=5, face_width=4, width=8, heads=2)
+CONFIG = TeacherConfig(classes=3, scene_width=5, face_widths=(4,), width=8, heads=2)
 COUNT = 2 * BATCH + 9
 CPU = torch.device("cpu")
 
@@ -131,7 +132,8 @@ def test_targets_are_the_teachers_and_move_with_the_picture(
     teacher = Teacher(CONFIG).eval()
     scene = cache(tmp_path / "s", Counting())
     stem = cache(tmp_path / "f", Counting(4, 1))
-    targets = cache_targets(tmp_path, teacher, scene, stem, False, lambda line: None)
+    grids = (scene, stem)
+    targets = cache_targets(tmp_path, teacher, grids, False, lambda line: None)
     rows = np.array([0, 77])
     affine = random_affine(2, Augmentation(), torch.Generator().manual_seed(0))
     outputs = targets.read(rows, affine, 8)
@@ -144,24 +146,25 @@ def test_targets_are_the_teachers_and_move_with_the_picture(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: full)
         with pytest.raises(DataError, match=r"needs 0\.0 GB"):
-            cache_targets(tmp_path, Teacher(CONFIG), scene, stem, False, lambda line: None)
+            cache_targets(tmp_path, Teacher(CONFIG), grids, False, lambda line: None)
     said: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         teacher = Teacher(CONFIG)
         calls = [
-            pool.submit(cache_targets, tmp_path, teacher, scene, stem, False, said.append)
+            pool.submit(cache_targets, tmp_path, teacher, grids, False, said.append)
             for _ in range(2)
         ]
         one, two = (call.result() for call in calls)
     assert len(said) == 1, "the second waited and found it done"
     assert torch.equal(one.read(rows, affine, 8).face, two.read(rows, affine, 8).face)
-    other = cache_targets(tmp_path, Teacher(CONFIG), scene, stem, False, lambda line: None)
+    other = cache_targets(tmp_path, Teacher(CONFIG), grids, False, lambda line: None)
     assert not torch.allclose(other.read(rows, affine, 8).logits, outputs.logits)
 
 
 def test_a_digest_that_0_1_0_wrote_is_still_met() -> None:
     layer = nn.Linear(2, 2)
-    now = nn.ModuleDict({"stem": nn.ModuleDict({"stages": layer}), "trainable_tail": layer})
+    stems = nn.ModuleList([nn.ModuleDict({"stages": layer})])
+    now = nn.ModuleDict({"stems": stems, "trainable_tails": nn.ModuleList([layer])})
     then = nn.ModuleDict({"lower": nn.ModuleDict({"below": layer}), "above": layer})
     assert weights_digest(now) == weights_digest(then)
     digest = hashlib.sha256()
@@ -190,11 +193,13 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
         grids,
         frozen,
         CPU,
-        grids[0] if "scene" in cached else None,
-        grids[1] if "face" in cached else None,
+        [
+            grid if name in cached else None
+            for name, grid in zip(("scene", "face"), grids, strict=True)
+        ],
     )
     rows = np.array([3, 8])
-    scene, stem, targets = batches.batch(rows, 0, torch.Generator().manual_seed(4))
+    targets, scene, stem = batches.batch(rows, 0, torch.Generator().manual_seed(4))
     assert scene.shape == (2, 5, 7, 7)
     assert stem.shape == (2, 4, 7, 7)
     assert targets.shape == (2, 3)

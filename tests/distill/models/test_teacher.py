@@ -6,22 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.models.backbones import (
-    IR50,
-    Dinov2,
-    FrozenBackbones,
-    SFace,
-    as_rgb,
-    split_backbone,
-    to_grid,
-    to_tokens,
-)
+from distill.models import checkpoint, store
+from distill.models.backbones import FrozenBackbones, split_backbone
+from distill.models.build import build_teacher, settle_tails
+from distill.models.checkpoint import load_teacher
+from distill.models.dinov2 import Dinov2
 from distill.models.feature_cache import weights_digest
-from distill.models.teacher import Teacher, TeacherConfig
-from edge.base.errors import DataError
-from support.backbone_files import random_state, write_dinov2, write_sface
+from distill.models.grids import as_rgb, to_grid, to_tokens
+from distill.models.ir50 import IR50
+from distill.models.sface import SFace
+from distill.models.teacher import Teacher, TeacherConfig, join_faces
+from distill.recipe import Recipe
+from edge.base.errors import DataError, SettingsError, UsageError
+from edge.base.strict_yaml import validate
+from support.backbone_files import (
+    dlib_state,
+    random_state,
+    write_dinov2,
+    write_dlib,
+    write_sface,
+)
 
-CONFIG = TeacherConfig(classes=8, scene_width=24, face_width=16, width=32, heads=4)
+CONFIG = TeacherConfig(classes=8, scene_width=24, face_widths=(16,), width=32, heads=4)
 
 
 def grid(batch: int, width: int, seed: int, side: int = 7) -> torch.Tensor:
@@ -105,6 +111,108 @@ def test_tokens_are_places_a_moved_face_moves_its_tokens() -> None:
     assert torch.equal(to_grid(to_tokens(places)), places)
 
 
+def test_several_face_grids_are_one_stream_in_which_none_drowns() -> None:
+    one, two = grid(2, 16, 1), 1000 * grid(2, 12, 2) + 50
+    assert join_faces([one]) is one
+    joined = join_faces([one, two])
+    assert joined.shape == (2, 28, 7, 7)
+    for part in (joined[:, :16], joined[:, 16:]):
+        assert torch.allclose(part.mean(dim=1), torch.zeros(2, 7, 7), atol=1e-4)
+        assert torch.allclose(part.var(dim=1, unbiased=False), torch.ones(2, 7, 7), atol=1e-2)
+    teacher = Teacher(replace(CONFIG, face_widths=(16, 12))).eval()
+    out = teacher(grid(2, 24, 3), one, two)
+    assert out.shape == (2, 8)
+    assert not torch.allclose(out, teacher(grid(2, 24, 3), grid(2, 16, 4), two), atol=1e-3)
+    assert not torch.allclose(out, teacher(grid(2, 24, 3), one, grid(2, 12, 4)), atol=1e-3)
+    with pytest.raises(ValueError, match="zip"):
+        teacher(grid(2, 24, 3), one)
+
+
+def teacher_recipe(**teacher: object) -> Recipe:
+    content = {
+        "name": "t",
+        "crop": {"size": 64, "template": [[1.0, 1.0]] * 5},
+        "teacher": {"width": 32, "heads": 4, **teacher},
+        "training": {"epochs": 1},
+    }
+    return validate(Recipe, content, "recipe")
+
+
+@pytest.fixture(scope="module")
+def face_weights(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("faces")
+    state = random_state(SFace(), 1)
+    return [
+        write_dlib(folder / "dlib.safetensors", dlib_state(0)),
+        write_sface(folder / "sface.onnx", state),
+    ]
+
+
+def test_a_teacher_of_two_face_backbones_has_a_tail_of_each(
+    tiny_dinov2: Path, face_weights: list[Path], tmp_path: Path
+) -> None:
+    recipe = teacher_recipe(face=["sface", "dlib"], trained_units=[2, 3], face_grid=[14, 7])
+    teacher, frozen = build_teacher(recipe, 3, str(tiny_dinov2), face_weights)
+    assert [len(tail) for tail in teacher.trainable_tails] == [2, 3]
+    assert teacher.config.face_widths == (512, 128)
+    assert [stem.side for stem in frozen.face_stems()] == [112, 131]
+    faces = torch.rand(8, 1, 64, 64) * 255
+    before = teacher.eval()(*frozen(faces))
+    sface = {n: v.clone() for n, v in teacher.trainable_tails[0].state_dict().items()}
+    settle_tails(recipe, teacher, frozen, faces)
+    assert torch.allclose(teacher.eval()(*frozen(faces)), before, atol=1e-3)
+    kept = teacher.trainable_tails[0].state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in sface.items())
+    path = tmp_path / "both.pt"
+    state = checkpoint.state(teacher, recipe, ("a", "b", "c"), 0, 0.5, weights_digest(frozen))
+    store.save(path, state)
+    loaded, again, theirs, _ = load_teacher(path, str(tiny_dinov2), face_weights)
+    assert theirs == recipe
+    assert torch.equal(loaded(*again(faces)), teacher(*frozen(faces)))
+    other = write_dlib(tmp_path / "other.safetensors", dlib_state(5))
+    with pytest.raises(DataError, match="was trained on other backbones"):
+        load_teacher(path, str(tiny_dinov2), [face_weights[1], other])
+    with pytest.raises(UsageError, match=r"give dlib's face network as \.safetensors"):
+        load_teacher(path, str(tiny_dinov2), [])
+
+
+@pytest.mark.parametrize("old", ["above", "trainable_tail"])
+def test_a_teacher_that_an_earlier_version_trained_is_still_read(
+    tiny_dinov2: Path, face_weights: list[Path], tmp_path: Path, old: str
+) -> None:
+    recipe = teacher_recipe(face="sface", trained_units=12)
+    teacher, frozen = build_teacher(recipe, 3, str(tiny_dinov2), face_weights)
+    state = checkpoint.state(teacher, recipe, ("a", "b", "c"), 0, 0.5, weights_digest(frozen))
+    assert state["recipe"]["teacher"]["face"] == "sface", "as it was written then"
+    assert state["recipe"]["teacher"]["trained_units"] == 12
+    state["network"] = {
+        name.replace("trainable_tails.0", old): value for name, value in state["network"].items()
+    }
+    store.save(tmp_path / "old.pt", state)
+    loaded = load_teacher(tmp_path / "old.pt", str(tiny_dinov2), face_weights)[0]
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"face": "vgg"}, r"'teacher\.face\.0' input should be 'sface', 'ir50' or 'dlib'"),
+        ({"face": []}, r"'teacher\.face' list should have at least 1 item"),
+        ({"face": ["dlib", "dlib"]}, "face names 'dlib' twice"),
+        ({"trained_units": [1, 2]}, "trained_units has 2 entries for 1 face backbones"),
+        ({"face": ["sface", "dlib"], "face_grid": [14, 7], "grid": 14, "scene_grid": 14},
+         "grid 14 is finer than face_grid 7"),
+    ],
+)  # fmt: skip
+def test_a_recipe_of_faces_that_cannot_be_is_one_line(
+    teacher: dict[str, object], words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        teacher_recipe(**teacher)
+    assert "\n" not in str(caught.value)
+
+
 def test_finer_grids_are_pooled_place_by_place() -> None:
     teacher = Teacher(CONFIG).eval()
     stem = torch.zeros(1, 16, 14, 14)
@@ -175,7 +283,7 @@ def test_frozen_side_and_learning_units_are_the_whole_backbone(tiny_dinov2: Path
     faces = torch.rand(2, 1, 64, 64) * 255
     whole = face(faces)
     stem, tail = split_backbone(face, 3)
-    frozen = FrozenBackbones(scene, stem).train()
+    frozen = FrozenBackbones(scene, [stem]).train()
     before = weights_digest(frozen)
     for _ in range(2):
         seen, grid_of_stem = frozen(faces)

@@ -17,7 +17,7 @@ from distill.training.task import DistillationTask, resize_grids
 STUDENT = StudentConfig(
     classes=3, size=32, widths=(4, 6, 8, 8), depths=(1, 1, 1), width=8, heads=2, dropout=0.0
 )
-TEACHER = TeacherConfig(classes=3, scene_width=12, face_width=10, width=16, heads=2)
+TEACHER = TeacherConfig(classes=3, scene_width=12, face_widths=(10,), width=16, heads=2)
 
 
 def batch(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, TeacherOutputs]:
