@@ -65,6 +65,19 @@ def test_a_study_is_read_whole_before_anything_runs(tmp_path: Path) -> None:
         load_study(write(tmp_path, late))
 
 
+def test_a_face_backbones_file_that_a_later_run_lacks_is_told_of_first(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    study, out = ROOT / "distill" / "studies" / "faces.yaml", tmp_path / "out"
+    sface = tmp_path / "sface.onnx"
+    sface.touch()
+    options = ["--data", tmp_path, "--out", out, "--face", sface]
+    done = command("distill.evaluation.study", study, *options)
+    assert done.code == 2
+    assert "give dlib's face network as .safetensors by --face FILE" in done.last
+    assert not out.exists()
+
+
 def test_the_shipped_studies_load() -> None:
     for path in (ROOT / "distill" / "studies").glob("*.yaml"):
         assert load_study(path)[1], path
