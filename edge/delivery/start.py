@@ -140,11 +140,18 @@ def _read_own(db: sqlite3.Connection) -> tuple[Life, bool]:
             raise Damaged("its own row is not as it was written")
         return known, False
     try:  # version 0.1.0
-        given = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'readings'").fetchone()
         first = Log(str(log_id), stored=None if stored is None else whole(stored))
-        last = whole(given[0]) if given else 0
-        older = Life((first,), last, running=seconds(running), dropped=whole(dropped))
+        older = Life((first,), _sequence(db), running=seconds(running), dropped=whole(dropped))
         return older, True
+    except ValueError as error:
+        raise Damaged(str(error)) from error
+
+
+def _sequence(db: sqlite3.Connection) -> int:
+    """The highest number that SQLite gave; raises Damaged."""
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'readings'").fetchone()
+    try:
+        return whole(row[0]) if row else 0
     except ValueError as error:
         raise Damaged(str(error)) from error
 
@@ -170,17 +177,19 @@ def _examine(db: sqlite3.Connection, path: Path, life: Life) -> tuple[Life, int]
     aside = lost = 0
     for seq in strange:
         (row,) = select(db, "WHERE seq = ?", seq)
+        older = older or row.guard is None
         good = mended(row, life.log.log_id, life.running)
         if good is None:
             aside, lost = aside + 1, lost + row.waits
             put_aside(db, path, row, life.running)
             continue
-        older = older or row.guard is None
         db.execute(INSERT, good.values())
         size += len(good.payload)
         waiting += good.waits
         highest = max(highest, good.seq)
-    if not older:  # version 0.1.0 did not count
+    if older:  # version 0.1.0 counted in SQLite's own table
+        highest = max(highest, _sequence(db))
+    else:
         lost = max(lost, life.waiting - waiting)
     life = replace(
         life,

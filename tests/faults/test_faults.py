@@ -235,6 +235,64 @@ def test_outbox_damaged(
     ends_well(node, receiver)
 
 
+def all_arrived(node: NodeProcess, receiver: Receiver) -> None:
+    """Everything in the outbox of a node that was stopped is received under its own log and number, no
+    window twice, and no number with two contents."""
+    rows = [reading for _, reading in node.committed()[1]]
+    keys = {(node.name, reading["log"], reading["seq"]) for reading in rows}
+    wait_for(lambda: keys <= set(receiver.readings), 15, "all committed readings")
+    starts = [r["start"] for k, r in list(receiver.readings.items()) if k[0] == node.name]
+    assert len(starts) == len(set(starts))
+    assert receiver.conflicts == 0
+
+
+def test_a_restored_card_loses_no_reading(
+    receiver: Receiver, broker: Mosquitto, tmp_path: Path, start: Started
+) -> None:
+    """A copy of a running node's state comes back after a power cut, as from a card that lied."""
+    node = start(broker.url)
+    more(node, receiver, 5)
+    shutil.copytree(node.state, tmp_path / "copy")
+    more(node, receiver, 6)
+    node.kill()
+    shutil.rmtree(node.state)
+    shutil.copytree(tmp_path / "copy", node.state)
+    before = {key[1] for key in receiver.readings}
+    node.start()
+    more(node, receiver, 5)
+    wait_for(lambda: receiver.health[node.name]["log_begun"] is not None, 15, "it says why")
+    assert receiver.health[node.name]["log"] not in before
+    assert node.stop() == 0, node.log.read_text()[-2000:]
+    assert "a new log was begun" in node.log.read_text()
+    all_arrived(node, receiver)
+
+
+ANOTHER = """
+import edge.delivery.outbox_file
+edge.delivery.outbox_file.identity = lambda folder, salt: {"system": "another"}
+"""
+
+
+def test_a_cloned_card_on_another_board_loses_no_reading(
+    receiver: Receiver, broker: Mosquitto, tmp_path: Path, start: Started
+) -> None:
+    node = start(broker.url)
+    more(node, receiver, 4)
+    assert node.stop() == 0
+    shutil.copytree(node.state, tmp_path / "card")
+    node.start()
+    more(node, receiver, 4)
+    assert node.stop() == 0
+    all_arrived(node, receiver)
+    shutil.rmtree(node.state)
+    shutil.copytree(tmp_path / "card", node.state)
+    clone = start(broker.url, more=ANOTHER)
+    more(clone, receiver, 4)
+    wait_for(lambda: receiver.health[node.name]["log_begun"] == "other-machine", 15, "it says why")
+    assert clone.stop() == 0, clone.log.read_text()[-2000:]
+    all_arrived(clone, receiver)
+
+
 FULL = """
 import threading, signal, resource
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
