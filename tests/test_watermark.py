@@ -132,6 +132,10 @@ def found(left: bytes, pictures: Pictures) -> list[str]:
     return sorted(seen | {name for name, sign in signs.items() if re.search(sign, left, re.S)})
 
 
+# A node that leaves no core dump can be looked into by root alone.
+TRACEABLE = (
+    "import sys, edge.run\nedge.run.forbid_core_dumps = lambda: None\nsys.exit(edge.run.main())"
+)
 MOVERS = r"\b(sendfile|splice|vmsplice|copy_file_range|io_uring_setup|process_vm_writev)\("
 
 
@@ -149,7 +153,7 @@ def test_no_watermark_in_any_file_or_socket(
     config = tmp_path / "node.yaml"
     config.write_text("runtime: {health_seconds: 1}\n")
     stored, out, rest = traced(
-        [sys.executable, "-m", "edge.run", "--config", str(config), "--camera", str(path),
+        [sys.executable, "-c", TRACEABLE, "--config", str(config), "--camera", str(path),
          "--broker", mosquitto.url, "--window", "1", "--min-group", "1"],
         tmp_path, XDG_CACHE_HOME=str(detector_file.parents[1]),
     )  # fmt: skip
