@@ -183,7 +183,7 @@ class Node:
         if not self.publisher.alive():
             text = "the publisher stopped; its error stands above"
             raise BrokerError(text, public=text)
-        self.monitor.report(now, self.conditions, self.throttle, self.pipeline.stages)
+        self.monitor.report(now, self.conditions, self.throttle)
 
     def _finish(self, reason: str) -> None:
         """reason: of an end that nobody asked for, else ""."""

@@ -45,6 +45,9 @@ FIRST_BACKOFF_SECONDS = 1.0
 # A connection hears the retained `ack` before it offers readings: where that names numbers that this
 # outbox has not reached, they go out under a new log from the first.
 LISTEN_SECONDS = 0.5
+# Commands reach the node's loop, and what it says leaves, at these instants of the clock alone: what a
+# picture took, which grows with every face, moves no message.
+RELEASE_SECONDS = 0.5
 COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldest
 
 
@@ -137,9 +140,27 @@ def _try_mark(mark: Callable[[], None]) -> None:
         log.error("%s; it will be offered again", error)
 
 
-def _take(scheduler: SendScheduler) -> Iterator[tuple[int, str, Outgoing]]:
+class _Gate:
+    """Opens at each instant of release, and holds the commands that arrive until then."""
+
+    def __init__(self) -> None:
+        self.arrived: deque[tuple[str, bytes, bool]] = deque(maxlen=COMMANDS)
+        self._instant = -1
+
+    def opens(self, commands: deque[tuple[str, bytes, bool]]) -> bool:
+        """Tell whether an instant has come since the last call; then what arrived joins `commands`."""
+        instant = int(time.time() / RELEASE_SECONDS)
+        if instant == self._instant:
+            return False
+        self._instant = instant
+        commands.extend(self.arrived)
+        self.arrived.clear()
+        return True
+
+
+def _take(scheduler: SendScheduler, fresh: bool) -> Iterator[tuple[int, str, Outgoing]]:
     """What to send now, as seq, log and message; what is no reading is set aside."""
-    for seq, payload in scheduler.next():
+    for seq, payload in scheduler.next(fresh):
         if (message := readable(payload)) is None:
             scheduler.rejected(seq, payload["log"])
         else:
@@ -165,6 +186,7 @@ class MqttPublisher:
         self._sent: dict[int, _Sent] = {}  # by message id, oldest first
         self._scheduler = SendScheduler(outbox)
         self.commands: deque[tuple[str, bytes, bool]] = deque(maxlen=COMMANDS)
+        self._gate = _Gate()
         self._strange_ack = False
         self._refusals: dict[str, str] = {}  # kind -> the broker's reason
         self._last_mid: int | None = None
@@ -255,7 +277,7 @@ class MqttPublisher:
             name = kind.removeprefix("cmd/")
             # Its answer's topic holds the name, and so does the file of what was done.
             if re.fullmatch(r"[a-z-]{1,32}", name):
-                self.commands.append((name, bytes(message.payload), bool(message.retain)))
+                self._gate.arrived.append((name, bytes(message.payload), bool(message.retain)))
             return
         if kind != "ack":
             return  # nothing that was asked for: amqtt 0.12 sends what this node retains, too
@@ -317,10 +339,12 @@ class MqttPublisher:
         return oldest is not None and time.monotonic() - oldest.time > longest
 
     def _offer(self, client: Client) -> None:
-        for message in self._announcements.take():
-            self._publish(client, message)
+        release = self._gate.opens(self.commands) or self._stop.is_set()
+        if release:
+            for message in self._announcements.take():
+                self._publish(client, message)
         if time.monotonic() >= self._listen_until:
-            for seq, log_id, message in _take(self._scheduler):
+            for seq, log_id, message in _take(self._scheduler, release):
                 self._publish(client, message, seq, log_id)
 
     def _publish(self, client: Client, message: Outgoing, seq: int = 0, log_id: str = "") -> int:

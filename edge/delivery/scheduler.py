@@ -51,8 +51,9 @@ class SendScheduler:
     def _start_over(self) -> None:
         self._backlog, self._backlog_to = 0, self._outbox.seq_range()[1]
 
-    def next(self) -> Waiting:
-        """What to send now; each is in flight until `acknowledged` or `refused`."""
+    def next(self, fresh: bool = True) -> Waiting:
+        """What to send now; each is in flight until `acknowledged` or `refused`. fresh: new ones, too,
+        not only the backlog."""
         now = self._clock()
         if self._outbox.log_id != self._log_id:
             self.connected()  # what waits may have come under it, or out of a damaged file
@@ -63,7 +64,7 @@ class SendScheduler:
         free = IN_FLIGHT - len(self._in_flight)
         if free <= 0:
             return []
-        found = self._outbox.pending(above=self._live, limit=free)
+        found = self._outbox.pending(above=self._live, limit=free) if fresh else []
         if found:
             self._live = found[-1][0]
         found += self._from_backlog(now, free - len(found) - RESERVED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from edge.base.timing import Stages
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import Publisher
 from edge.health.prometheus import Metrics
@@ -13,6 +12,8 @@ from edge.health.reports import Reports
 from edge.health.state import Conditions, Standing, State
 from edge.health.systemd import Systemd
 from edge.health.throttle import Throttle
+
+ANSWER_SECONDS = 0.4  # between two that were asked for
 
 
 class Monitor:
@@ -55,18 +56,18 @@ class Monitor:
         self._publisher.send(self._reports.status(self._standing))
         self._requested = True
 
-    def report(self, now: float, seen: Conditions, throttle: Throttle, stages: Stages) -> None:
-        """Publish what is due. now: seconds in source time; seen: by the node's loop; stages: the
-        pipeline's times."""
+    def report(self, now: float, seen: Conditions, throttle: Throttle) -> None:
+        """Publish what is due. now: seconds in source time; seen: by the node's loop."""
         ends = self._reports.certificate.ends()
         self.set_status(seen.judge(self._publisher.state, ends, time.time()))
         if self._health_at is None:
             self._health_at = now
         span = now - self._health_at
-        if span < (1.0 if self._requested else self._every):
+        # Asked for at one instant of release, it leaves at the next.
+        if span < (ANSWER_SECONDS if self._requested else self._every):
             return
         self._health_at, self._requested = now, False
-        health = self._reports.health(span, seen, throttle, stages, self._outbox)
+        health = self._reports.health(span, seen, throttle, self._outbox)
         self._publisher.send(health)
         if self._metrics:
             self._metrics.tell(health=health.payload)

@@ -1,9 +1,30 @@
-"""Read temperature and memory from the kernel's own files."""
+"""Read temperature and memory from the kernel's own files, and tell them in steps.
+
+A board is warmer and a process larger with every face in view. A figure that is told in steps too large
+for one person, and stays until a whole step is behind it, tells of none."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+TEMPERATURE_STEP, MEMORY_STEP = 5.0, 64
+
+
+class Steps:
+    """A figure in steps: what was told last, until a value is a whole step away from it."""
+
+    def __init__(self, step: float, first: float | None) -> None:
+        """first: read before the first picture, so that it depends on none."""
+        self._step, self._told = step, first
+
+    def tell(self, value: float | None) -> float | None:
+        """Return the figure to tell; None where the system gave none."""
+        if value is None or self._told is None:
+            self._told = value
+        elif abs(value - self._told) >= self._step:
+            self._told += self._step * int((value - self._told) / self._step)
+        return self._told
 
 
 def temperature_celsius(zones: Path = Path("/sys/class/thermal")) -> float | None:

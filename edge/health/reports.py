@@ -30,9 +30,16 @@ from edge.delivery.messages import (
     as_dict,
 )
 from edge.delivery.outbox import Outbox
+from edge.delivery.publisher import RELEASE_SECONDS
 from edge.detect import Detector
 from edge.health.certificate import Validity
-from edge.health.probes import memory_mib, temperature_celsius
+from edge.health.probes import (
+    MEMORY_STEP,
+    TEMPERATURE_STEP,
+    Steps,
+    memory_mib,
+    temperature_celsius,
+)
 from edge.health.state import Conditions, Standing
 from edge.health.throttle import Throttle
 from edge.inference.bundle import Bundle
@@ -73,7 +80,11 @@ class Reports:
         self.session, self._n = str(uuid.uuid4()), 0
         self._settings, self.bundle, self._student = settings, bundle, student
         self._path = settings.node.path
-        self._started, self._frames = time.monotonic(), 0
+        # On the instants at which messages leave, so that a picture's work moves no second of uptime.
+        self._started, self._frames = time.monotonic() - time.time() % RELEASE_SECONDS, 0
+        self._temperature = Steps(TEMPERATURE_STEP, temperature_celsius())
+        self._memory = Steps(MEMORY_STEP, None)
+        self._latency: Latency | None = None
         self.certificate = Validity(settings.broker.tls.certificate)
 
     def _stamp(self) -> dict[str, Any]:
@@ -83,9 +94,16 @@ class Reports:
             "node": self._path,
             "session": self.session,
             "n": self._n,
-            "time": rfc3339(time.time()),
+            "time": rfc3339(time.time() // RELEASE_SECONDS * RELEASE_SECONDS),
             "clock_synced": clock_synced(),
         }
+
+    def warmed_up(self, stages: Stages) -> None:
+        """Take memory and the detector's latency as they are before the first picture. stages: times of
+        `detect` on a picture of our own: on those of a camera they grow with the faces."""
+        self._memory = Steps(MEMORY_STEP, memory_mib())
+        if latency := stages.milliseconds("detect"):
+            self._latency = Latency(p50_ms=latency[0], p95_ms=latency[1])
 
     def use(self, bundle: Bundle, student: Opened) -> None:
         """Take note that another bundle reads the expressions from now on."""
@@ -138,11 +156,10 @@ class Reports:
         return Outgoing(f"cmd/{done.name}/result", as_dict(message), retain=False)
 
     def health(
-        self, seconds: float, seen: Conditions, throttle: Throttle, stages: Stages, outbox: Outbox
+        self, seconds: float, seen: Conditions, throttle: Throttle, outbox: Outbox
     ) -> Outgoing:
-        """Say how the node does. seconds: since the last one; stages: the pipeline's times."""
-        # Stages whose time grows with the number of faces would tell it.
-        latency = stages.milliseconds("detect")
+        """Say how the node does. seconds: since the last one."""
+        memory = self._memory.tell(memory_mib())
         frames, self._frames = seen.frames - self._frames, seen.frames
         rate = None if seen.camera == "file" else round(frames / seconds)
         ends = self.certificate.ends()
@@ -151,14 +168,14 @@ class Reports:
             uptime_seconds=int(time.monotonic() - self._started),
             camera=seen.camera,
             frames_per_second=rate,
-            stages={"detect": Latency(p50_ms=latency[0], p95_ms=latency[1])} if latency else {},
+            stages={"detect": self._latency} if self._latency else {},
             backend=self._student.backend.name,
             fallback=self._student.fallback,
-            temperature_celsius=temperature_celsius(),
+            temperature_celsius=self._temperature.tell(temperature_celsius()),
             throttled=throttle.throttled,
             pace=throttle.level,
             power_mode=power_mode(),
-            memory_mib=memory_mib(),
+            memory_mib=None if memory is None else int(memory),
             outbox_pending=outbox.pending_count(),
             log=outbox.log_id,
             log_begun=outbox.begun,

@@ -11,6 +11,7 @@ import pytest
 
 from edge.assemble import assemble, log_runtimes
 from edge.base.errors import EdgeError
+from edge.base.timing import Stages
 from edge.inference.loader import Opened
 from edge.settings import Settings
 
@@ -54,6 +55,7 @@ def test_the_first_fault_is_reported_and_nothing_stays_open(
     for index, step in enumerate(STEPS):
         monkeypatch.setattr(f"edge.assemble.{step}", opener(index, step))
     monkeypatch.setattr("edge.assemble.open_pipeline", lambda *_: None)
+    monkeypatch.setattr("edge.assemble.warm_up", lambda *_: Stages())
     settings = Settings.model_validate({"runtime": {"state": tmp_path, "prometheus_port": 9464}})
     with pytest.raises(EdgeError, match=STEPS[at]):
         assemble(settings, None, threading.Event(), threading.Event())

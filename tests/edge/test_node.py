@@ -331,3 +331,29 @@ def test_a_certificate_that_ends_soon_is_told_while_there_is_time(
     certificates(tmp_path, ["a/b/c"], days={"a/b/c": "825"}, renew=True)
     here.step(0.1)
     assert here.state == ("online", ""), "renewed"
+
+
+def test_no_time_and_no_figure_of_health_moves_with_what_a_picture_takes(
+    run: Any, tmp_path: Path
+) -> None:
+    """Who may ask for reports could count a hidden group by them: each face takes a millisecond."""
+    node = run(runtime={"backend": "fake", "health_seconds": 3600, "state": tmp_path})
+    work, find = [0.0], node.detector.find
+
+    def slow(pixels: np.ndarray) -> list[Face]:
+        node.utc += work[0]
+        return find(pixels)
+
+    node.detector.find = slow
+    node.step(1)
+    stages = []
+    for work[0] in (0.0, 0.001, 0.040, 0.300):
+        node.utc, node.moment = MONDAY_NOON + 60 * len(stages), round(node.moment + 1.0)
+        answer = node.command("report")
+        health = node.publisher.of("health")[-1]
+        assert health["n"] == answer["n"] + 1
+        assert health["time"] == answer["time"]
+        assert parse_rfc3339(health["time"]).microsecond in (0, 500_000)
+        stages.append(health["stages"])
+    assert stages == [stages[0]] * 4, "of a picture of the node's own"
+    assert stages[0]["detect"]["p50_ms"] > 0

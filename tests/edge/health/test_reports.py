@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge.base.errors import UsageError
 from edge.base.jetson import power_mode
-from edge.health.probes import memory_mib, temperature_celsius
+from edge.health.probes import Steps, memory_mib, temperature_celsius
 from edge.health.prometheus import Metrics
 from support.brokers import free_port
 from support.command import Done
@@ -49,6 +51,20 @@ def test_the_hottest_zone_counts_and_a_broken_one_does_not(tmp_path: Path) -> No
     assert temperature_celsius(tmp_path) == 67.2
     assert memory_mib(tmp_path / "absent") is None
     assert 10 < (memory_mib() or 0) < 10_000
+
+
+@given(st.lists(st.floats(-0.999, 0.999), max_size=20), st.floats(0.5, 100), st.floats(-9, 900))
+def test_a_figure_in_steps_does_not_move_within_one(
+    changes: list[float], step: float, first: float
+) -> None:
+    steps = Steps(step, first)
+    assert {steps.tell(first + change * step) for change in changes} <= {first}
+
+
+def test_a_figure_in_steps_follows_by_whole_ones() -> None:
+    steps = Steps(64, 190)
+    told = [steps.tell(value) for value in (180, 253, 254, 250, 200, 191, 190, 600, None, 600)]
+    assert told == [190, 190, 254, 254, 254, 254, 190, 574, None, 600]
 
 
 def read(port: int) -> str:
