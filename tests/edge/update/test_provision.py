@@ -173,17 +173,17 @@ CHECKS = [
 def test_no_password_of_an_address_is_printed_or_told(address: str) -> None:
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
-        names = [Path(folder, name) for name in ("conf", "done", "console", "steps")]
-        names[0].write_text(allow(peers(settings(camera=address)), ["192.0.2.53"], "")[0])
+        conf, done, console, step = (Path(folder, name) for name in "ndcs")
+        conf.write_text(allow(peers(settings(camera=address)), ["192.0.2.53"], "")[0])
         told = []
         for code, *texts in CHECKS:
             out, err = (text.replace("{}", address) for text in texts)
             machine = Machine({"edge-check": (code, out, err)})
-            steps = Told(settings(camera=address), machine, *names)
+            steps = Told(settings(camera=address), machine, conf, done, console, step)
             steps.network(0.0)
             steps.check()
             told += steps.__dict__["told"]
-            said.write(names[2].read_text())
+            said.write(console.read_text())
     assert MARKER.lower() not in f"{said.getvalue()} {told}".lower()
     assert not any("://" in line for line in told), "of a file or an address nobody is told"
     assert "check: FAILED camera, broker; sudo edge-check says why" in told

@@ -52,8 +52,9 @@ class School:
     def settings(self, name: str) -> Broker:
         """As node.yaml or edge-watch's options have them."""
         file = self._folder / name.replace("/", "-")
-        tls = {"certificate": f"{file}.pem", "key": f"{file}.key"}
-        return Broker(url=self.broker.url, tls=Tls(ca=self._folder / "ca.pem", **tls))
+        certificate, key = Path(f"{file}.pem"), Path(f"{file}.key")
+        tls = Tls(ca=self._folder / "ca.pem", certificate=certificate, key=key)
+        return Broker(url=self.broker.url, tls=tls)
 
     def revoke(self, *names: str) -> None:
         """As `edge-flash ca revoke` and a restart do."""
@@ -180,7 +181,7 @@ def quiet(
     client = school.client(who, **options)
     heard: list[tuple[str, bytes]] = []
     subscribed = threading.Event()
-    client.on_message = lambda c, u, m: heard.append((m.topic, m.payload))
+    client.on_message = lambda c, u, m: heard.append((m.topic, bytes(m.payload)))
     client.on_subscribe = lambda *_: subscribed.set()
     client.subscribe(pattern, qos=1)
     assert subscribed.wait(PATIENCE)
