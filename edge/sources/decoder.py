@@ -6,7 +6,8 @@ Two guards hold, whatever version is installed:
 
 - The buffer that is handed to OpenCV holds known noise; a picture in which that stands is not whole.
 - `interlaced.mpg`, whose four colours are known, is decoded once. Where that comes out wrong, FFmpeg's
-  pictures count only where they change: OpenCV copies its own unwritten buffer over the noise.
+  picture counts only where it is another than the one before, since OpenCV copies its own unwritten
+  buffer over the noise. The first one never counts: nothing shows that it was written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from collections import deque
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,12 +32,12 @@ QUARTERS = np.array(
     [[[40, 40, 200], [40, 200, 40]], [[200, 40, 40], [220, 220, 220]]], dtype=np.int16
 )
 COLOUR_TOLERANCE = 40
-# So many pictures in a row may be the same, about a second, before they count as unwritten. Converted
-# frame rates repeat pictures; so does the demo clip.
-MOST_REPEATS = 25
-# Every fourth pixel both ways is compared with the noise. Three bytes are the same by chance in 1 of
-# 2^24, so that four such pixels are none of a picture.
-NOISE_STEP, NOISE_PIXELS = 4, 4
+# So many pictures in a row may be the same, and are skipped: converted frame rates repeat pictures, and
+# so does the demo clip. More would be video that is never seen.
+MOST_REPEATS = 12
+# Every eighth pixel both ways is compared with the noise: four in a block of 16. A pixel is the same by
+# chance in 1 of 2^24, three never.
+NOISE_STEP, NOISE_PIXELS = 8, 3
 AV1 = ("av01", "AV01")
 
 
@@ -92,10 +92,9 @@ class Decoder:
             int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
             3,
         )
-        self._held: deque[tuple[Any, float]] = deque()
         self._print: int | None = None
         self._repeats = 0
-        self._given = False
+        self._read = self._given = False  # whether any picture was
         self.stamp = 0.0
 
     @property
@@ -111,15 +110,16 @@ class Decoder:
 
     def read(self) -> tuple[bool, Any]:
         """Return whether a picture came, and the picture, as cv2.VideoCapture's. Raises NotDecoded."""
-        if not self._held:
+        while True:
             ok, picture = self._next()
-            if not ok:
-                return False, None
-            self._held.append((picture, self.stamp))
-            if not self._proven:
-                self._prove(picture)
-        picture, self.stamp = self._held.popleft()
-        return True, picture
+            if not ok and self._read and not self._given:
+                raise _unwritten()
+            if not ok or self._proven or self._changed(picture):
+                self._given |= ok
+                return ok, picture
+            self._repeats += 1
+            if self._repeats > MOST_REPEATS:
+                raise _unwritten()
 
     def release(self) -> None:
         self._capture.release()
@@ -131,10 +131,10 @@ class Decoder:
             buffer = noise.copy()
         ok, picture = self._capture.read(buffer)
         if not ok or picture is None:
-            if not self._given and self.codec in AV1:
+            if not self._read and self.codec in AV1:
                 raise NotDecoded("it is AV1 video, which this OpenCV cannot decode; use H.264")
             return False, None
-        self._given = True
+        self._read = True
         # OpenCV takes another buffer where the picture has another size.
         if noise is not None and picture.shape == noise.shape and not whole(picture, noise):
             raise _unwritten()
@@ -142,26 +142,13 @@ class Decoder:
         self.stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
         return True, picture
 
-    def _prove(self, picture: Any) -> None:
-        """Hold what came until another picture comes. Raises NotDecoded where all are the same."""
-        seen, before = zlib.crc32(picture.tobytes()), self._print
-        self._print = seen
-        if before is not None:
-            self._repeats = self._repeats + 1 if seen == before else 0
-            if self._repeats > MOST_REPEATS:
-                raise _unwritten()
-            return
-        # Of the first one nothing is known until a second one differs.
-        while len(self._held) <= MOST_REPEATS:
-            ok, following = self._next()
-            if not ok:
-                break
-            self._print = zlib.crc32(following.tobytes())
-            if self._print != seen:
-                self._held.append((following, self.stamp))
-                return
-            self._held.append((picture, self.stamp))  # once in memory
-        raise _unwritten()
+    def _changed(self, picture: Any) -> bool:
+        """Tell whether a picture is another than the one before; what changed was written."""
+        before, self._print = self._print, zlib.crc32(picture.tobytes())
+        if before in (None, self._print):
+            return False
+        self._repeats = 0
+        return True
 
 
 def _unwritten() -> NotDecoded:

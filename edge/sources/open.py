@@ -150,7 +150,7 @@ def open_source(
 
 def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | None) -> Source:
     # OpenCV 5 moved it.
-    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # type: ignore[attr-defined]
     set_log_level(0)
     name = settings.source
 

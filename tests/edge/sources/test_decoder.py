@@ -148,16 +148,18 @@ class Stale(FakeCapture):
         return True, self.own.copy()
 
 
-def test_of_a_decoder_that_is_not_proven_a_first_picture_counts_once_another_comes() -> None:
-    steps = [paint(1), paint(1), paint(1), paint(2), paint(2), paint(3)]
-    assert levels(Decoder(Stale(*steps), proven=False)) == [
-        (1, 0.0),
-        (1, 0.04),
-        (1, 0.08),
-        (2, 0.12),
-        (2, 0.16),
-        (3, 0.2),
-    ]
+def test_of_a_decoder_that_is_not_proven_only_pictures_that_changed_count() -> None:
+    """What comes first may be memory that nobody wrote, what comes again the picture before."""
+    steps = [nothing, paint(1), nothing, nothing, paint(2), nothing, paint(3)]
+    assert levels(Decoder(Stale(*steps), proven=False)) == [(1, 0.04), (2, 0.16), (3, 0.24)]
+
+
+def test_of_a_decoder_that_is_not_proven_interlaced_pictures_before_and_after_others_are_none() -> (
+    None
+):
+    few = [nothing] * (MOST_REPEATS - 1)
+    decoder = Decoder(Stale(*few, paint(1), paint(2), *few), proven=False)
+    assert [level for level, _ in levels(decoder)] == [1, 2]
 
 
 @pytest.mark.parametrize("count", [1, 2, MOST_REPEATS, 100])
@@ -167,10 +169,9 @@ def test_of_a_decoder_that_is_not_proven_no_picture_counts_where_none_changes(co
         decoder.read()
 
 
-def test_of_a_decoder_that_is_not_proven_pictures_may_stop_to_change_for_a_second_only() -> None:
+def test_of_a_decoder_that_is_not_proven_pictures_may_stop_to_change_for_a_moment_only() -> None:
     decoder = Decoder(Stale(paint(1), paint(2), *[nothing] * 100), proven=False)
-    for _ in range(2 + MOST_REPEATS):
-        assert decoder.read()[0]
+    assert decoder.read()[1][0, 0, 0] == 2
     with pytest.raises(NotDecoded):
         decoder.read()
 
@@ -282,7 +283,7 @@ def test_names_that_are_a_protocol_to_ffmpeg_or_not_utf8_are_files(
     for name in ("10:15:00.avi", "http:x.avi", "a b%d.avi", "-x.avi", "ä|&.avi"):
         Path(name).write_bytes(data)
         frames = [i for i in open_source(Camera(source=name)) if isinstance(i, Frame)]
-        assert len(frames) == 10, name
+        assert len(frames) == (10 if converts_interlaced() else 9), name
         loop = open_source(Camera(source=f"loop:{name}"), max_seconds=0.3)
         assert any(isinstance(item, Frame) for item in loop), name
         loop.close()
