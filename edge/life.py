@@ -141,12 +141,25 @@ def _flow(
     followed back to where they came from."""
     if not len(points):
         return np.zeros((0, 2)), np.zeros(0, dtype=bool)
-    options = {"winSize": (15, 15), "maxLevel": 3, "minEigThreshold": 1e-3}
-    there, found, _ = cv2.calcOpticalFlowPyrLK(old.grey, now.grey, points, None, **options)
-    back, again, _ = cv2.calcOpticalFlowPyrLK(now.grey, old.grey, there, None, **options)
+    there, found = _follow(old, now, points)
+    back, again = _follow(now, old, there)
     near = np.abs(back - points).max(axis=1) < 0.3
-    good = near & (found[:, 0] == 1) & (again[:, 0] == 1)
-    return there.astype(np.float64), good
+    return there.astype(np.float64), near & found & again
+
+
+def _follow(
+    old: _View, now: _View, points: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        old.grey,
+        now.grey,
+        points,
+        np.zeros_like(points),
+        winSize=(15, 15),
+        maxLevel=3,
+        minEigThreshold=1e-3,
+    )
+    return np.asarray(there, dtype=np.float32), np.asarray(found)[:, 0] == 1
 
 
 def _background(view: _View, other: _View) -> NDArray[np.float32]:
@@ -159,16 +172,18 @@ def _background(view: _View, other: _View) -> NDArray[np.float32]:
         mask[y0 : int(top + 1.5 * h) + 1, x0 : int(left + 1.5 * w) + 1] = 0
     apart = max(width, height) / 40  # so that a busy corner, or a screen, is not the whole picture
     found = cv2.goodFeaturesToTrack(view.grey, 200, 0.01, apart, mask=mask)
-    return np.zeros((0, 2), np.float32) if found is None else found.reshape(-1, 2)
+    points = np.zeros((0, 2)) if found is None else found.reshape(-1, 2)
+    return np.asarray(points, dtype=np.float32)
 
 
 def _fit(old: NDArray[np.float64], new: NDArray[np.float64]) -> tuple[_Camera, int] | None:
     """Fit a similarity to what most points did; returns it and how many did so."""
     if len(old) < 6:
         return None
-    matrix, chosen = cv2.estimateAffinePartial2D(old, new, ransacReprojThreshold=0.8)
-    if matrix is None:
+    fitted, chosen = cv2.estimateAffinePartial2D(old, new, ransacReprojThreshold=0.8)
+    if fitted is None:
         return None
+    matrix = np.asarray(fitted, dtype=np.float64)
     inside = chosen[:, 0] == 1
     if inside.sum() < 6:
         return None
