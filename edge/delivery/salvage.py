@@ -96,10 +96,14 @@ def _build(path: Path, new: Path, mark: Mark | None) -> None:
         make_tables(db)
         named = mark.log_id if mark else older
         known = life or (Life(logs=(Log(named),)) if named else Life())
+        seen = set[int]()
         for row in _find_rows(path, known):
-            old = next(select(db, "WHERE seq = ?", row.seq), None)
-            if old is None or _rank(row, known) >= _rank(old, known):
-                db.execute(INSERT, row.values())
+            if row.seq in seen:
+                (old,) = select(db, "WHERE seq = ?", row.seq)
+                if _rank(row, known) < _rank(old, known):
+                    continue
+            seen.add(row.seq)
+            db.execute(INSERT, row.values())
         newest = mark if mark and (life is None or life.last < mark.last) else life
         life = _count(db, known, mark, newest.waiting if newest else None)
         db.execute(
@@ -131,6 +135,9 @@ def _find_rows(path: Path, life: Life) -> Iterator[Row]:
     for page in read_pages(path):
         for rowid, text, columns in find_rows(page):
             row = Row(rowid, text, *[*columns, None][:4])
+            if row.intact:  # nearly all, and there may be ninety thousand
+                yield row
+                continue
             message = row.message()
             if message is not None and message.get("log") and type(message.get("seq")) is int:
                 row = replace(row, seq=message["seq"])
