@@ -29,7 +29,7 @@ class EdgeError(Exception):
         public: the same with no name, path or address at all, for messages that leave this machine."""
         line = redact(" ".join(message.split()))
         super().__init__("".join(c if c.isprintable() else "?" for c in line))
-        self.public = public
+        self.public = redact(" ".join(public.split()))
 
 
 class UsageError(EdgeError):
