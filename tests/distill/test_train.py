@@ -28,7 +28,7 @@ from distill.models.store import digest_of
 from distill.models.student import multiply_adds, reparameterise
 from distill.recipe import Augmentation, load_recipe
 from edge.base.errors import SettingsError
-from support.backbone_files import write_dinov2, write_sface
+from support.backbone_files import dlib_state, write_dinov2, write_dlib, write_sface
 from support.command import Done, call
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
@@ -228,6 +228,45 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     )
     assert done.code == 1
     assert "was trained on other backbones" in done.last
+
+
+@pytest.mark.process
+def test_a_teacher_of_two_face_backbones_is_killed_resumed_and_teaches(
+    detector_file: Path,
+    small_ferplus: Path,
+    tmp_path: Path,
+    command: Callable[..., Done],
+) -> None:
+    recipe = tmp_path / "both.yaml"
+    two = "face: [sface, dlib], trained_units: [1, 2], face_grid: [14, 7]"
+    recipe.write_text(TEACHER.replace("trained_units: 1", two))
+    torch.manual_seed(0)
+    backbones = ["--dinov2", str(write_dinov2(tmp_path / "dinov2"))]
+    backbones += ["--face", str(write_dlib(tmp_path / "dlib.safetensors", dlib_state(0)))]
+    backbones += ["--face", str(write_sface(tmp_path / "sface.onnx", SFace().state_dict()))]
+    whole, broken = tmp_path / "teacher", tmp_path / "teacher-killed"
+    done = command("distill.train", *arguments(recipe, small_ferplus, whole), *backbones)
+    assert done.code == 0, done.err
+    teach = [*arguments(recipe, small_ferplus, broken), *backbones]
+    kill_after_an_epoch(broken, teach)
+    done = command("distill.train", *teach, "--resume")
+    assert done.code == 0, done.err
+    assert "features" not in done.out, "read from the cache, not computed again"
+    assert_same(whole, broken)
+    assert float(log(whole)[-1]["loss"]) < float(log(whole)[0]["loss"])
+
+    distilled = tmp_path / "distilled.yaml"
+    distilled.write_text(RECIPE.replace("epochs: 4", "epochs: 1") + "distillation: {tokens: 0.5}\n")
+    taught = [*backbones, "--teacher", str(whole / "best.pt")]
+    out = tmp_path / "student"
+    done = command("distill.train", *arguments(distilled, small_ferplus, out), *taught)
+    assert done.code == 0, done.err
+    assert float(log(out)[0]["loss_tokens"]) > 0
+    by = torch.load(out / "best.pt", weights_only=True)["teacher"]
+    assert by.endswith("on sface and dlib")
+    data = ["--data", str(small_ferplus), "--layout", "ferplus", "--split", "valid"]
+    scored = ["--checkpoint", str(whole / "best.pt"), *data, *backbones]
+    assert command("distill.evaluation.evaluate", *scored).code == 0
 
 
 @pytest.mark.process
