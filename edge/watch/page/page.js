@@ -3,9 +3,14 @@
 
 // Okabe and Ito's colours, which people with any colour vision tell apart, and greys.
 const COLOURS = ["#999999", "#e69f00", "#56b4e9", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#f0e442"];
-const GREYS = { unclassified: "#c9c9c9", other: "#6b6b6b" };
+// A map, since a label may be called "constructor".
+const GREYS = new Map([["unclassified", "#c9c9c9"], ["other", "#6b6b6b"], ["other labels", "#4a4a4a"]]);
 const CHART_MS = 10000;
 const MINUTE_MS = 60000;
+const AGAIN_MS = 5000;
+const MANY_ROOMS = 24; // from here on a card is a few lines
+const MINUTES_IN_TABLE = 30;
+const MOST_TROUBLE = 8;
 
 const find = (selector) => document.querySelector(selector);
 let labels = [];
@@ -18,18 +23,23 @@ function make(tag, text, className) {
 }
 
 function colour(label) {
-  return GREYS[label] || COLOURS[Math.max(0, labels.indexOf(label)) % COLOURS.length];
+  return GREYS.get(label) || COLOURS[Math.max(0, labels.indexOf(label)) % COLOURS.length];
+}
+
+function amount(counts, label) {
+  return counts && Object.hasOwn(counts, label) ? counts[label] : 0;
 }
 
 function bar(counts) {
   const box = make("div", undefined, "mix");
   box.setAttribute("aria-hidden", "true");
   for (const label of labels) {
-    if (!(counts && counts[label] > 0)) continue;
+    const n = amount(counts, label);
+    if (!(n > 0)) continue;
     const part = make("span");
-    part.style.flex = String(counts[label]);
+    part.style.flex = String(n);
     part.style.background = colour(label);
-    part.title = `${label} ${counts[label]}`;
+    part.title = `${label} ${n}`;
     box.append(part);
   }
   return box;
@@ -47,9 +57,11 @@ function shares(seconds) {
 }
 
 function ago(seconds) {
-  if (seconds < 60) return `${seconds} s ago`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  return `${Math.floor(seconds / 3600)} h ago`;
+  if (seconds === null) return "not heard since this page's server started";
+  if (seconds < 60) return `heard ${seconds} s ago`;
+  if (seconds < 3600) return `heard ${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 172800) return `heard ${Math.floor(seconds / 3600)} h ago`;
+  return `heard ${Math.floor(seconds / 86400)} days ago`;
 }
 
 function card(room) {
@@ -73,7 +85,7 @@ function card(room) {
     box.append(make("p", "the last 45 minutes", "label"), bar(room.lesson));
     box.append(make("p", shares(room.lesson), "words"));
   }
-  const facts = [`heard ${ago(room.heard_seconds)}`];
+  const facts = [ago(room.heard_seconds)];
   if (room.temperature !== null) facts.push(`${Math.round(room.temperature)} °C`);
   if (room.waiting) facts.push(`${room.waiting} readings waiting`);
   if (room.lost) facts.push(`${room.lost} readings lost`);
@@ -85,10 +97,13 @@ function card(room) {
 function trouble(rooms) {
   const bad = rooms.filter((room) => room.state !== "online" && room.state !== "starting");
   find("#trouble").hidden = bad.length === 0;
-  find("#trouble ul").replaceChildren(...bad.map((room) => {
+  const items = bad.slice(0, MOST_TROUBLE).map((room) => {
     const why = room.reason ? `: ${room.reason}` : "";
-    return make("li", `${room.node} is ${room.state}${why}, heard ${ago(room.heard_seconds)}`);
-  }));
+    return make("li", `${room.node} is ${room.state}${why}, ${ago(room.heard_seconds)}`);
+  });
+  const more = bad.length - items.length;
+  if (more > 0) items.push(make("li", `and ${more} more, first among the rooms below`));
+  find("#trouble ul").replaceChildren(...items);
 }
 
 function legend() {
@@ -119,33 +134,66 @@ function show(state) {
   const changed = state.labels.join() !== labels.join();
   labels = state.labels;
   if (changed) legend();
-  const off = state.rooms.length - state.online;
-  const parts = [`${state.online} of ${state.rooms.length} rooms online`, `${state.people} people in view`];
+  const here = state.rooms.filter((room) => !room.gone);
+  const gone = state.rooms.filter((room) => room.gone);
+  const off = here.length - state.online;
+  const parts = [`${state.online} of ${here.length} rooms online`, `${state.people} people in view`];
   if (off) parts.push(`${off} ${off === 1 ? "needs" : "need"} a look`);
   const hidden = state.hidden_rooms;
   if (hidden) parts.push(`${hidden} small ${hidden === 1 ? "group" : "groups"} hidden`);
   const summary = parts.join(" · ");
   if (find("#summary").textContent !== summary) find("#summary").textContent = summary;
-  trouble(state.rooms);
-  find("#rooms").replaceChildren(...state.rooms.map(card));
+  trouble(here);
+  find("#rooms").className = here.length > MANY_ROOMS ? "many" : "";
+  find("#rooms").replaceChildren(...here.map(card));
+  find("#gone").hidden = gone.length === 0;
+  find("#gone summary").textContent = `${gone.length} ${gone.length === 1 ? "room" : "rooms"} not heard for a day or more`;
+  if (find("#gone").open) {
+    const text = (room) => `${room.node} is ${room.state}, ${ago(room.heard_seconds)}`;
+    find("#gone ul").replaceChildren(...gone.map((room) => make("li", text(room))));
+  }
   choices(state.rooms);
   const refused = Object.entries(state.refused).map(([reason, n]) => `${n} ${reason}`).join(", ");
   find("#foot").textContent = `broker ${state.broker}${refused ? `; refused messages: ${refused}` : ""}`;
   if (changed) draw();
 }
 
-// A moment of this machine's own time zone, as the chart takes it.
-function local(time) {
-  const moment = new Date(time);
-  return new Date(moment - moment.getTimezoneOffset() * MINUTE_MS).toISOString().slice(0, 19);
+// Moments are in ms UTC, so that an hour that comes twice (clocks set back) takes its place twice; only
+// what is written is local time, with its zone where two zones are in view.
+const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const zoned = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZoneName: "short" });
+
+const offset = (ms) => new Date(ms).getTimezoneOffset() * MINUTE_MS;
+// As the chart takes a moment: it would shift a number of ms into the browser's own zone.
+const utc = (ms) => new Date(ms).toISOString().slice(0, 19);
+const zone = (ms) => zoned.formatToParts(ms).find((part) => part.type === "timeZoneName").value;
+
+// How to write moments from `first` to `last`.
+function writer(first, last) {
+  return offset(first) === offset(last) ? (ms) => clock.format(ms) : (ms) => zoned.format(ms);
 }
 
 // From the first minute to the last, and never less than a quarter of an hour.
-function span(minutes) {
-  if (!minutes.length) return undefined;
-  const first = new Date(minutes[0].time).getTime();
-  const last = new Date(minutes[minutes.length - 1].time).getTime() + MINUTE_MS;
-  return [local(first), local(Math.max(last, first + 15 * MINUTE_MS))];
+function span(times) {
+  if (!times.length) return undefined;
+  return [times[0], Math.max(times[times.length - 1] + MINUTE_MS, times[0] + 15 * MINUTE_MS)];
+}
+
+// Full quarters, halves or hours of local time, as many as fit.
+function ticks(range, width) {
+  if (!range) return { tickvals: [], ticktext: [] };
+  const most = Math.max(2, Math.floor(width / 110));
+  const step = MINUTE_MS * ([5, 10, 15, 30, 60, 120].find((m) => (range[1] - range[0]) / (m * MINUTE_MS) <= most) || 240);
+  const write = writer(...range);
+  const tickvals = [];
+  const first = range[0] - offset(range[0]);
+  for (let at = range[0] + (step - (first % step)) % step; at <= range[1]; at += step) tickvals.push(at);
+  return { tickvals: tickvals.map(utc), ticktext: tickvals.map(write) };
+}
+
+// Text of a node inside a template of the chart, which knows tags, entities and %{...}.
+function plain(text) {
+  return text.replace(/[^\p{L}\p{N} ]/gu, (c) => `&#${c.codePointAt(0)};`);
 }
 
 async function draw() {
@@ -156,21 +204,24 @@ async function draw() {
   const style = getComputedStyle(document.body);
   const ink = style.getPropertyValue("--ink");
   const line = style.getPropertyValue("--line");
-  const times = minutes.map((minute) => local(minute.time));
+  const times = minutes.map((minute) => Date.parse(minute.time));
+  const places = times.map(utc);
+  const range = span(times);
+  const written = times.map(range ? writer(...range) : String);
   const traces = names.map((label) => ({
-    type: "bar", name: label, x: times, width: MINUTE_MS, offset: 0, marker: { color: colour(label) },
-    y: minutes.map((minute) => (minute.counts ? minute.counts[label] : null)),
-    hovertemplate: `%{y:.1f} ${label.replace(/[<>&]/g, "")}<extra></extra>`,
+    type: "bar", name: plain(label), x: places, width: MINUTE_MS, offset: 0, marker: { color: colour(label) },
+    y: minutes.map((minute) => (minute.counts ? amount(minute.counts, label) : null)),
+    customdata: written, hovertemplate: `%{y:.1f} ${plain(label)}<br>%{customdata}<extra></extra>`,
   }));
   traces.push({
-    type: "bar", name: "hidden", x: times, width: MINUTE_MS, offset: 0, yaxis: "y2", opacity: 0.55, hoverinfo: "skip",
+    type: "bar", name: "hidden", x: places, width: MINUTE_MS, offset: 0, yaxis: "y2", opacity: 0.55, hoverinfo: "skip",
     y: minutes.map((minute) => minute.hidden || null),
     marker: { color: "rgba(0,0,0,0)", pattern: { shape: "/", fgcolor: "#8c8f94", solidity: 0.25 } },
   });
   Plotly.react("chart", traces, {
     barmode: "stack", bargap: 0, showlegend: false, margin: { l: 46, r: 10, t: 8, b: 38 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-    xaxis: { type: "date", gridcolor: line, tickformat: "%H:%M", range: span(minutes) },
+    xaxis: { type: "date", gridcolor: line, tickangle: 0, range: range && range.map(utc), ...ticks(range, find("#chart").clientWidth) },
     yaxis: { title: { text: "people" }, rangemode: "tozero", gridcolor: line },
     yaxis2: { overlaying: "y", range: [0, 1], visible: false },
   }, { displayModeBar: false, responsive: true, staticPlot: false });
@@ -179,17 +230,22 @@ async function draw() {
 
 function figures(minutes, names) {
   const head = make("tr");
-  for (const name of ["minute", ...names, "hidden"]) {
+  const last = minutes.slice(-MINUTES_IN_TABLE).reverse();
+  const times = last.map((minute) => Date.parse(minute.time));
+  const one = times.length === 0 || offset(times[0]) === offset(times[times.length - 1]);
+  const write = one ? (ms) => clock.format(ms) : (ms) => zoned.format(ms);
+  const heading = one && times.length ? `minute (${zone(times[0])})` : "minute";
+  for (const name of [heading, ...names, "hidden"]) {
     const cell = make("th", name);
     cell.scope = "col";
     head.append(cell);
   }
-  const rows = minutes.slice(-30).reverse().map((minute) => {
+  const rows = last.map((minute, i) => {
     const row = make("tr");
-    const first = make("th", local(minute.time).slice(11, 16));
+    const first = make("th", write(times[i]));
     first.scope = "row";
     row.append(first);
-    for (const label of names) row.append(make("td", minute.counts ? String(minute.counts[label]) : "–"));
+    for (const label of names) row.append(make("td", minute.counts ? String(amount(minute.counts, label)) : "–"));
     row.append(make("td", `${Math.round(100 * minute.hidden)} %`));
     return row;
   });
@@ -203,7 +259,14 @@ function figures(minutes, names) {
 function listen() {
   const source = new EventSource("/events");
   source.onmessage = (event) => show(JSON.parse(event.data));
-  source.onerror = () => { find("#summary").textContent = "The page has lost its server; it tries again by itself."; };
+  source.onerror = async () => {
+    find("#summary").textContent = "The page has lost its server; it tries again by itself.";
+    if (source.readyState !== EventSource.CLOSED) return;
+    // Refused, such as where too many watch: then it asks now and again.
+    setTimeout(listen, AGAIN_MS);
+    const answer = await fetch("/state").catch(() => null);
+    if (answer && answer.ok) show(await answer.json());
+  };
 }
 
 window.addEventListener("DOMContentLoaded", () => {

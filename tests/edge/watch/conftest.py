@@ -1,8 +1,11 @@
-"""Databases for the recorder's tests."""
+"""Databases for the recorder's tests, and a browser for the page's."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +27,18 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         db.execute(sa.text("CREATE SCHEMA public"))
     engine.dispose()
     return server.url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as play:
+        made = play.chromium.launch(executable_path=program, args=options)
+        yield made
+        made.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -25,6 +24,7 @@ from edge.watch.web import PageAddress, Server, parse_address
 from support.brokers import Mosquitto, certificates, free_port
 from support.fetch import get
 from support.heard import counts, heard, raw, small
+from support.pages import Watched
 from support.paths import CLIP, ROOT
 from support.patience import PATIENCE
 
@@ -169,42 +169,6 @@ def test_a_port_that_is_taken_is_one_line(rooms: Rooms, url: str) -> None:
         )
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as play:
-        made = play.chromium.launch(executable_path=program, args=options)
-        yield made
-        made.close()
-
-
-class Watched:
-    """A page, and what went wrong on it or left the machine."""
-
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.page = browser.new_page(**options)
-        self.wrong: list[str] = []
-        self.page.on("console", self._heard)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", self._asked)
-        self._host = url.split("/")[2]
-        self.page.goto(url)
-
-    def _heard(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.wrong.append(message.text)
-
-    def _asked(self, request: Any) -> None:
-        if not request.url.startswith(("data:", "blob:")) and self._host not in request.url:
-            self.wrong.append(f"asked {request.url}")
-
-
 def test_the_page_shows_rooms_small_groups_and_what_is_lost(browser: Any, url: str) -> None:
     seen = Watched(browser, url)
     page = seen.page
@@ -220,7 +184,9 @@ def test_the_page_shows_rooms_small_groups_and_what_is_lost(browser: Any, url: s
     assert f"school/room-3/node-1 is lost: {NAUGHTY}" in trouble, "text, not markup"
     page.wait_for_selector("#chart .bars path")
     page.get_by_text("The last minutes as a table").click()
-    assert page.inner_text("#figures thead").split()[:3] == ["minute", "calm", "glad"]
+    head = page.locator("#figures th[scope=col]").all_inner_texts()
+    assert head[0].startswith("minute (")
+    assert head[1:3] == ["calm", "glad"]
     assert page.title() == "Classrooms"
     page.select_option("#node", "school/room-2/node-1")
     page.wait_for_function(
