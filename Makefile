@@ -10,8 +10,8 @@ TESTED = analysis,demo,flash,metrics
 unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
-.PHONY: help demo quick test test-310 test-faults test-scale test-package test-boot soak lint gpu deb clip \
-	schemas node-tools tensorrt clean
+.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package \
+	test-boot soak lint gpu deb clip schemas node-tools tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
 	.venv-node/bin/python demo/run.py
@@ -42,7 +42,14 @@ test-310: .venv-310/ready
 endif
 
 test-faults: .venv/ready  ## a broker behind a proxy that misbehaves, failing cameras, hundreds of SIGKILLs
-	.venv/bin/python -m pytest -m faults -s tests/faults
+	$(MAKE) --jobs 2 --output-sync test-kills test-other-faults
+
+# Both mostly wait: one after the other they would take twice as long.
+test-kills: .venv/ready
+	.venv/bin/python -m pytest -m faults -s tests/faults/test_kills.py
+
+test-other-faults: .venv/ready
+	.venv/bin/python -m pytest -m faults -s --durations=10 tests/faults --ignore tests/faults/test_kills.py
 
 soak: .venv/ready  ## the clip as a camera for SOAK_MINUTES (10): nothing that the node holds may grow
 	.venv/bin/python -m pytest -m soak -s tests/soak

@@ -4,6 +4,7 @@ counting, and what it says of itself is true.
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import sqlite3
@@ -19,8 +20,8 @@ from edge.delivery.outbox import Outbox
 from edge.sources.synthetic import PORTRAIT
 from fakes.proxy import Proxy
 from support.brokers import Mosquitto, certificates, free_port
-from support.harness import NodeProcess, Receiver, tally, wait_for
-from support.patience import PATIENCE
+from support.harness import NodeProcess, Receiver, tally
+from support.patience import PATIENCE, wait_for
 from support.subscriber import Subscriber
 
 pytestmark = pytest.mark.faults
@@ -72,16 +73,16 @@ def counted(node: NodeProcess, receiver: Receiver) -> int:
     return sum(key[0] == node.name for key in receiver.readings)
 
 
-def more(node: NodeProcess, receiver: Receiver, count: int = 2, seconds: float = 30) -> None:
+def more(node: NodeProcess, receiver: Receiver, count: int = 2) -> None:
     """So many readings more than now arrive in time."""
     now = counted(node, receiver)
-    wait_for(lambda: counted(node, receiver) >= now + count, seconds, f"{count} readings more")
+    wait_for(lambda: counted(node, receiver) >= now + count, f"{count} readings more")
 
 
 def ends_well(node: NodeProcess, receiver: Receiver, least: int = 3) -> None:
     """Stopped, with everything that was committed received once."""
     assert node.stop() == 0, node.log.read_text()[-2000:]
-    wait_for(lambda: tally(node, receiver)[1] == 0, 15, "all committed readings")
+    wait_for(lambda: tally(node, receiver)[1] == 0, "all committed readings")
     committed, lost, doubled = tally(node, receiver)
     assert (lost, doubled) == (0, 0)
     assert committed >= least
@@ -95,7 +96,7 @@ def has_said(node: NodeProcess, receiver: Receiver, state: str, reason: str) -> 
 def test_broker_away_at_start(tmp_path: Path, start: Started) -> None:
     port = free_port()
     node = start(f"mqtt://127.0.0.1:{port}")
-    wait_for(lambda: "nothing listens there" in node.log.read_text(), 30, "the reason")
+    wait_for(lambda: "nothing listens there" in node.log.read_text(), "the reason")
     time.sleep(4)
     broker = Mosquitto(tmp_path, port=port)
     receiver = Receiver(port)
@@ -124,7 +125,7 @@ def test_half_open_connection(proxy: Proxy, receiver: Receiver, start: Started) 
     proxy.mode = "swallow"
     # Keepalive is 5 s here: noticed within two of them, by what is not acknowledged or not answered.
     reasons = ("the connection was lost", "it acknowledges nothing any more")
-    wait_for(lambda: any(r in node.log.read_text() for r in reasons), 30, "it is noticed")
+    wait_for(lambda: any(r in node.log.read_text() for r in reasons), "it is noticed")
     proxy.mode = "pass"
     more(node, receiver, 3)
     ends_well(node, receiver, 8)
@@ -133,7 +134,7 @@ def test_half_open_connection(proxy: Proxy, receiver: Receiver, start: Started) 
 def test_connection_cut_again_and_again(proxy: Proxy, receiver: Receiver, start: Started) -> None:
     proxy.mode = "cut"
     node = start(through(proxy))
-    wait_for(lambda: proxy.connections >= 8, 60, "eight connections")
+    wait_for(lambda: proxy.connections >= 8, "eight connections")
     proxy.mode = "pass"
     more(node, receiver, 3)
     ends_well(node, receiver)
@@ -146,7 +147,7 @@ def test_corrupted_bytes_from_the_broker(proxy: Proxy, receiver: Receiver, start
     time.sleep(8)
     proxy.mode = "pass"
     # A broken packet can leave the node waiting for the rest of it, or for an answer: at most 32 s.
-    more(node, receiver, 3, 75)
+    more(node, receiver, 3)
     ends_well(node, receiver)
 
 
@@ -166,7 +167,7 @@ def test_slow_broker(proxy: Proxy, receiver: Receiver, start: Started) -> None:
 def test_broker_refuses_connections(proxy: Proxy, receiver: Receiver, start: Started) -> None:
     proxy.mode = "refuse"
     node = start(through(proxy))
-    wait_for(lambda: proxy.connections >= 3, 60, "three attempts")
+    wait_for(lambda: proxy.connections >= 3, "three attempts")
     assert "broker connected" not in node.log.read_text()
     proxy.mode = "pass"
     more(node, receiver, 3)
@@ -182,7 +183,7 @@ def test_credentials_refused_then_mended(tmp_path: Path, start: Started) -> None
     secret = tmp_path / "secret"
     secret.write_text("wrong\n")
     node = start(broker.url, broker=f', username: room, password_file: "{secret}"')
-    wait_for(lambda: "broker refused" in node.log.read_text(), 30, "the refusal")
+    wait_for(lambda: "broker refused" in node.log.read_text(), "the refusal")
     assert "broker connected" not in node.log.read_text()
     assert "wrong" not in node.log.read_text()
     node.kill()
@@ -213,10 +214,10 @@ def test_a_thousand_readings_wait(
         )
     box.close()
     node = start(broker.url)
-    wait_for(lambda: any(k[2] > 1000 for k in receiver.order), 30, "a new reading")
+    wait_for(lambda: any(k[2] > 1000 for k in receiver.order), "a new reading")
     before = [k[2] for k in receiver.order]
     assert len(before) < 500, "it did not wait for the thousand"
-    wait_for(lambda: sum(k[2] <= 1000 for k in receiver.readings) == 1000, 60, "all of them")
+    wait_for(lambda: sum(k[2] <= 1000 for k in receiver.readings) == 1000, "all of them")
     old = [k[2] for k in receiver.order if k[2] <= 1000]
     assert list(dict.fromkeys(old)) == list(range(1, 1001))
     ends_well(node, receiver, 1003)
@@ -240,7 +241,7 @@ def all_arrived(node: NodeProcess, receiver: Receiver) -> None:
     window twice, and no number with two contents."""
     rows = [reading for _, reading in node.committed()[1]]
     keys = {(node.name, reading["log"], reading["seq"]) for reading in rows}
-    wait_for(lambda: keys <= set(receiver.readings), 15, "all committed readings")
+    wait_for(lambda: keys <= set(receiver.readings), "all committed readings")
     starts = [r["start"] for k, r in list(receiver.readings.items()) if k[0] == node.name]
     assert len(starts) == len(set(starts))
     assert receiver.conflicts == 0
@@ -260,7 +261,7 @@ def test_a_restored_card_loses_no_reading(
     before = {key[1] for key in receiver.readings}
     node.start()
     more(node, receiver, 5)
-    wait_for(lambda: receiver.health[node.name]["log_begun"] is not None, 15, "it says why")
+    wait_for(lambda: receiver.health[node.name]["log_begun"] is not None, "it says why")
     assert receiver.health[node.name]["log"] not in before
     assert node.stop() == 0, node.log.read_text()[-2000:]
     assert "a new log was begun" in node.log.read_text()
@@ -288,7 +289,7 @@ def test_a_cloned_card_on_another_board_loses_no_reading(
     shutil.copytree(tmp_path / "card", node.state)
     clone = start(broker.url, more=ANOTHER)
     more(clone, receiver, 4)
-    wait_for(lambda: receiver.health[node.name]["log_begun"] == "other-machine", 15, "it says why")
+    wait_for(lambda: receiver.health[node.name]["log_begun"] == "other-machine", "it says why")
     assert clone.stop() == 0, clone.log.read_text()[-2000:]
     all_arrived(clone, receiver)
 
@@ -308,12 +309,10 @@ threading.Timer(12, free).start()
 def test_disk_full_for_a_while(broker: Mosquitto, receiver: Receiver, start: Started) -> None:
     """Only what could not be written is lost, it is counted, and the node goes on."""
     node = start(broker.url, more=FULL)
-    wait_for(lambda: has_said(node, receiver, "degraded", "could not be written"), 40, "degraded")
+    wait_for(lambda: has_said(node, receiver, "degraded", "could not be written"), "degraded")
     said = receiver.said(node.name)
-    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), 40, f"online again: {said}")
-    wait_for(
-        lambda: receiver.health[node.name]["outbox_dropped"] > 0, 10, "what was lost is counted"
-    )
+    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), f"online again: {said}")
+    wait_for(lambda: receiver.health[node.name]["outbox_dropped"] > 0, "what was lost is counted")
     lost = receiver.health[node.name]["outbox_dropped"]
     assert 2 <= lost <= 8, "six seconds of windows of one second"
     more(node, receiver, 3)
@@ -336,7 +335,7 @@ def test_clock_jumps_fifty_years_and_back(
     broker: Mosquitto, receiver: Receiver, start: Started
 ) -> None:
     node = start(broker.url, more=CLOCK)
-    wait_for(lambda: counted(node, receiver) >= 14, 60, "fourteen readings")
+    wait_for(lambda: counted(node, receiver) >= 14, "fourteen readings")
     years = {int(r["start"][:4]) for k, r in receiver.readings.items() if k[0] == node.name}
     assert min(years) < 1980, "the jump back was seen"
     assert max(years) > 2070, "and the one ahead"
@@ -353,8 +352,8 @@ def test_camera_fails_and_comes_back(
     broker: Mosquitto, receiver: Receiver, start: Started, fault: str, said: str
 ) -> None:
     node = start(broker.url, camera=f"test:{fault}")
-    wait_for(lambda: has_said(node, receiver, "degraded", f"camera: {said}"), 40, said)
-    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), 40, "online again")
+    wait_for(lambda: has_said(node, receiver, "degraded", f"camera: {said}"), said)
+    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), "online again")
     more(node, receiver)
     states = [s for s in receiver.said(node.name) if s[0] == "degraded"]
     assert len(states) <= 3, f"said once a change, not once a second: {states}"
@@ -371,9 +370,10 @@ def test_camera_gone_for_good_ends_the_service(
     node.config.write_text(text)
     node.start()
     assert node.process is not None
-    assert node.process.wait(60) == 1
-    assert "5 attempts" in node.log.read_text().splitlines()[-1]
-    wait_for(lambda: any(s == "stopped" for s, _ in receiver.said(node.name)), 10, "stopped")
+    assert node.process.wait(PATIENCE) == 1
+    # The camera's thread may have tried once more by the time that the loop looks.
+    assert re.search(r" and [5-9] attempts", node.log.read_text().splitlines()[-1])
+    wait_for(lambda: any(s == "stopped" for s, _ in receiver.said(node.name)), "stopped")
     said = [reason for state, reason in receiver.said(node.name) if state == "stopped"]
     assert "the camera is away" in said[-1], "and why"
     assert retained(broker, node)["state"] == "stopped"
@@ -386,13 +386,13 @@ def test_expired_certificate_then_a_new_one(tmp_path: Path, start: Started) -> N
     )
     broker = Mosquitto(tmp_path, tls=tls)
     node = start(broker.url, broker=f', tls: {{ca: "{files["ca.pem"]}"}}')
-    wait_for(lambda: "certificate has expired" in node.log.read_text(), 30, "the reason")
+    wait_for(lambda: "certificate has expired" in node.log.read_text(), "the reason")
     time.sleep(3)
     assert "broker connected" not in node.log.read_text()
     broker.stop()
     certificates(tmp_path, renew=True)
     broker.start()
-    wait_for(lambda: "broker connected" in node.log.read_text(), 30, "the new certificate")
+    wait_for(lambda: "broker connected" in node.log.read_text(), "the new certificate")
     time.sleep(3)
     assert node.stop() == 0
     waiting = (
@@ -406,7 +406,7 @@ def test_silent_port(tmp_path: Path, start: Started) -> None:
     """Something takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         node = start(f"mqtt://127.0.0.1:{silent.getsockname()[1]}")
-        wait_for(lambda: "silent for" in node.log.read_text(), 60, "the reason")
+        wait_for(lambda: "silent for" in node.log.read_text(), "the reason")
         assert "broker connected" not in node.log.read_text()
         began = time.monotonic()
         assert node.stop() == 0
@@ -462,7 +462,7 @@ def test_last_status_of_a_camera_that_is_told_to_stop_at_any_moment(
 ) -> None:
     for seconds in (0.0, 0.05, 0.1, 0.2):
         node = start(broker.url)
-        wait_for(lambda n=node: n.log.exists() and "connected" in n.log.read_text(), 60, "a node")
+        wait_for(lambda n=node: n.log.exists() and "connected" in n.log.read_text(), "a node")
         node.log.unlink()
         time.sleep(seconds)
         assert node.stop() == 0

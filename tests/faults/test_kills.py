@@ -11,6 +11,7 @@ import pytest
 
 from support.brokers import Mosquitto
 from support.harness import NodeProcess, Receiver, tally
+from support.patience import PATIENCE
 
 pytestmark = pytest.mark.faults
 
@@ -40,7 +41,7 @@ def test_two_hundred_kills_of_nodes_and_twenty_of_the_broker(tmp_path: Path) -> 
             if now >= at and kills[i] < KILLS_EACH:
                 arrived = sum(key[0] == nodes[i].name for key in list(receiver.readings))
                 # Every other kill waits for a reading of this start, the rest may hit the start itself.
-                if kills[i] % 2 and arrived == before[i] and now < at + 15:
+                if kills[i] % 2 and arrived == before[i] and now < at + PATIENCE:
                     continue
                 publishing += arrived > before[i]
                 nodes[i].kill()

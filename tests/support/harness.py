@@ -9,14 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
 
 from support.paths import ROOT
+from support.patience import PATIENCE
 
 # Runs edge-run with times that a test can wait for; `more` is Python that a fault wants first.
 START = """
@@ -136,7 +135,7 @@ class NodeProcess:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
     @property
     def outbox(self) -> Path:
@@ -149,13 +148,6 @@ class NodeProcess:
         rows = db.execute("SELECT seq, payload FROM readings ORDER BY seq").fetchall()
         db.close()
         return log, [(seq, json.loads(text)) for seq, text in rows]
-
-
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def tally(node: NodeProcess, receiver: Receiver) -> tuple[int, int, int]:
