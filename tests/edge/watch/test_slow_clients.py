@@ -117,6 +117,7 @@ def test_who_takes_no_answer_is_ended(server: Server, page: int) -> None:
         assert got < 3_000_000, "cut, though it never read"
 
 
+@pytest.mark.slow
 def test_event_streams_are_few_and_what_is_left_answers(
     page: int, monkeypatch: pytest.MonkeyPatch, descriptors: None
 ) -> None:
@@ -139,6 +140,7 @@ def first_line(port: int, ask: bytes) -> bytes:
         return client.recv(20)
 
 
+@pytest.mark.slow
 def test_the_nodes_metrics_answer_beside_half_sent_requests(descriptors: None) -> None:
     metrics = Metrics(port := free_port())
     try:
