@@ -4,9 +4,9 @@ A picture stands for the time until the next one (at most `max_gap_seconds`), so
 average over time, not over pictures. Windows start at multiples of their length, in UTC for a
 camera and in file time for a file. A window that was not watched from its start is never published.
 
-With a minimum group, people are the faces that are alive (`edge/life.py`): a picture on the wall must
-neither fill a group nor a cell. A face that comes to life counts from where it was first seen in the
-window. Without one, every face counts that is not still.
+With a minimum group, people are the faces that are alive (`edge/liveness.py`): a picture on the wall
+must neither fill a group nor a cell. A face that comes to life counts from where it was first seen in
+the window. Without one, every face counts that is not still.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from edge.aggregate import Window
 from edge.base.timing import Stages
 from edge.classify import Classifier
 from edge.detect import Detector
-from edge.life import LifeSigns
+from edge.liveness import LifeSigns
 from edge.records import Frame, Reading, Tick
 from edge.track import Tracker
 

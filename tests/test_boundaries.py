@@ -18,7 +18,7 @@ LAYERS = {
         base
         records settings
         sources inference delivery
-        detect track life crop aggregate
+        detect track liveness crop aggregate
         classify
         pipeline health
         node
@@ -156,7 +156,7 @@ def test_each_library_of_the_node_has_its_files() -> None:
         "edge/sources/open.py",
         "edge/tools/check.py",
         "edge/crop.py",
-        "edge/life.py",
+        "edge/liveness.py",
         "edge/detect.py",
         "edge/sources/decoder.py",
         "edge/sources/recorded.py",

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.life import CHECK_SECONDS, LIFE_SECONDS, ROOM_MARKS, STILL_SECONDS, LifeSigns
+from edge.liveness import CHECK_SECONDS, LIFE_SECONDS, ROOM_MARKS, STILL_SECONDS, LifeSigns
 from edge.records import Face, Life, Track
 from support.wall import HEIGHT, PEOPLE, POSTERS, WIDTH, Portrait, draw, room
 
@@ -105,7 +105,7 @@ def test_one_sign_of_life_is_none_and_life_ends_without_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     moved: list[int] = []
-    monkeypatch.setattr("edge.life._moved", lambda old, now: list(moved))
+    monkeypatch.setattr("edge.liveness._moved", lambda old, now: list(moved))
     signs, pixels = LifeSigns(), np.zeros((40, 40, 3), np.uint8)
     box = np.array([10, 10, 20, 20], np.float32)
     track = Track(7, Face(box, np.full((5, 2), 20, np.float32), 0.9))
