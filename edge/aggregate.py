@@ -55,9 +55,10 @@ def merge_small_cells(counts: dict[str, int], min_cell: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Person:
-    """One face of a picture: its track, its cell, and whether it was read with low confidence."""
+    """One face of a picture: its track and place there, its cell, and whether it was read with low
+    confidence."""
 
-    track: int
+    track: tuple[int, int]
     cell: int
     unsure: bool
 
@@ -104,8 +105,8 @@ class _Open:
     seconds: float
     tally: _Tally
     covered: float = 0.0
-    pending: dict[int, _Tally] = field(default_factory=dict)
-    moments: dict[frozenset[int], tuple[int, int]] = field(default_factory=dict)
+    pending: dict[tuple[int, int], _Tally] = field(default_factory=dict)
+    moments: dict[frozenset[tuple[int, int]], tuple[int, int]] = field(default_factory=dict)
     frames: int = 0
     dropped: int = 0
     cameras: set[str] = field(default_factory=set)
@@ -124,15 +125,15 @@ class _Open:
         """Remember how many were in view at a moment."""
         self._join(frozenset(person.track for person in pending), people, people)
 
-    def come_to_life(self, track: int) -> None:
-        """Count a track from where it was first seen."""
+    def come_to_life(self, track: tuple[int, int]) -> None:
+        """Count a track from where it was first seen at this place."""
         if (earlier := self.pending.pop(track, None)) is not None:
             self.tally.take(earlier)
         for pending in [key for key in self.moments if track in key]:
             fewest, most = self.moments.pop(pending)
             self._join(pending - {track}, fewest + 1, most + 1)
 
-    def _join(self, pending: frozenset[int], fewest: int, most: int) -> None:
+    def _join(self, pending: frozenset[tuple[int, int]], fewest: int, most: int) -> None:
         old = self.moments.get(pending, (fewest, most))
         self.moments[pending] = min(fewest, old[0]), max(most, old[1])
 
@@ -168,7 +169,7 @@ class Window:
             p = expression.probabilities
             cell = len(self.cells) - 1 if p is None else int(p.argmax())
             unsure = p is not None and bool(p.max() < self.low_confidence)
-            person = _Person(expression.track_id, cell, unsure)
+            person = _Person((expression.track_id, expression.place), cell, unsure)
             if expression.life is Life.ALIVE or (
                 self.min_group == 1 and expression.life is not Life.STILL
             ):

@@ -56,7 +56,9 @@ class Classifier:
             if number in alive or time - value[1] < 60.0
         }
         return [
-            Expression(t.id, self._memory[t.id][0] if t.id in self._memory else None, t.life)
+            Expression(
+                t.id, self._memory[t.id][0] if t.id in self._memory else None, t.life, t.place
+            )
             for t in tracks
         ]
 

@@ -7,7 +7,8 @@ Twice a second the picture is compared with one up to two seconds older, by opti
 Kanade, in pyramids; OpenCV's). What the camera did, a similarity, is fitted to the background; a face
 that moved against that, by more than what noise, compression and light do to it, shows life. Who did so
 against two references within LIFE_SECONDS is alive; who did not for STILL_SECONDS, in a room that did,
-is still. Why so: docs/adr/0005-life.md.
+is still. Life belongs to a place: a track that a passer-by leaves behind on a photograph has to show it
+there. Why so: docs/adr/0005-life.md.
 """
 
 from __future__ import annotations
@@ -31,19 +32,43 @@ LEAST_SHARE, LEAST_PX = 0.008, 0.25
 SURE = 4.0
 MARKS, LIFE_SECONDS = 2, 30.0
 STILL_SECONDS, ROOM_MARKS = 180.0, 10
+# Farther than this from where it came to, in faces, or larger or smaller by this factor, or unseen for
+# so long, a face is elsewhere, and the track may follow another. On its way it lives ARRIVE_SECONDS.
+ELSEWHERE, OTHER_SIZE, GAP_SECONDS = 0.5, 1.3, 0.5
+ARRIVE_SECONDS = 1.5
 LONGEST_SIDE = 1280  # larger pictures are scaled down: a person's motion is large in them, too
 GRID = 5  # points across a face
 
 
 @dataclass(slots=True)
 class _History:
-    """What is known of one track. marks: times at which it moved by itself; since, room: when it last
-    did, or was first seen, and how often others had by then."""
+    """What is known of one track. since, room: when it last moved by itself, or was first seen, and how
+    often others had by then; face, came, place: where it came to, when, and the how-manieth such place;
+    seen: when it was last; marks: times at which it moved by itself, here: also at this place."""
 
     since: float
     room: int
+    face: Face
+    came: float
+    seen: float
+    place: int = 0
+    here: bool = False
     marks: deque[float] = field(default_factory=lambda: deque(maxlen=MARKS))
     marked: bool = False  # against the present reference
+
+    def follow(self, face: Face, time: float, before: float) -> None:
+        """Take note where the face is. before: time of the picture before this one."""
+        away = np.linalg.norm(_centre(face) - _centre(self.face)) > ELSEWHERE * self.face.size
+        other = abs(np.log(face.size / self.face.size)) > np.log(OTHER_SIZE)
+        lost = self.seen < before and time - self.seen > GAP_SECONDS
+        self.seen = time
+        if away or other or lost:
+            self.face, self.came, self.here = face, time, False
+            self.place += 1
+
+
+def _centre(face: Face) -> NDArray[np.float64]:
+    return np.asarray(face.box[:2] + face.box[2:] / 2, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +107,35 @@ class LifeSigns:
     def __init__(self) -> None:
         self._known: dict[int, _History] = {}
         self._reference: _View | None = None
-        self._checked = float("-inf")
+        self._checked = self._before = float("-inf")
         self._room = 0  # marks of all tracks so far
 
     def judge(self, pixels: NDArray[np.uint8], tracks: Sequence[Track], time: float) -> list[Track]:
-        """Return the tracks, each with its `life`. pixels: (H, W, 3) uint8 BGR at `time` seconds."""
+        """Return the tracks, each with its `life` and `place`.
+
+        pixels: (H, W, 3) uint8 BGR at `time` seconds."""
         ids = {track.id for track in tracks}
         self._known = {n: h for n, h in self._known.items() if n in ids or time - h.since < 60.0}
         for track in tracks:
-            self._known.setdefault(track.id, _History(time, self._room))
+            new = _History(time, self._room, track.face, time, time)
+            known = self._known.setdefault(track.id, new)
+            if track.seen:
+                known.follow(track.face, time, self._before)
+        self._before = time
         if time - self._checked >= CHECK_SECONDS - 1e-3:
             self._checked = time
             self._check(pixels, tracks, time)
-        return [dataclasses.replace(track, life=self._life(track.id, time)) for track in tracks]
+        return [
+            dataclasses.replace(
+                track, life=self._life(track.id, time), place=self._known[track.id].place
+            )
+            for track in tracks
+        ]
 
     def _life(self, number: int, time: float) -> Life:
         known = self._known[number]
-        if len(known.marks) == MARKS and time - known.marks[0] <= LIFE_SECONDS:
+        lately = len(known.marks) == MARKS and time - known.marks[0] <= LIFE_SECONDS
+        if lately and (known.here or time - known.came <= ARRIVE_SECONDS):
             return Life.ALIVE
         others = self._room - known.room
         if time - known.since >= STILL_SECONDS and others >= ROOM_MARKS:
@@ -112,6 +149,7 @@ class LifeSigns:
             for number in _moved(old, now):
                 known = self._known[number]
                 known.since = time
+                known.here |= old.time >= known.came
                 if not known.marked:
                     known.marked = True
                     known.marks.append(time)

@@ -71,22 +71,26 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """One face in view. `seen` is False while a short gap is bridged; then `face` is a forecast."""
+    """One face in view. `seen` is False while a short gap is bridged; then `face` is a forecast.
+
+    place counts up where the face went elsewhere: from there on the track may follow another."""
 
     id: int
     face: Face
     seen: bool = True
     life: Life = Life.UNPROVEN
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expression:
     """What one tracked face shows. probabilities: (K,) float32 in the bundle's label order, or
-    None while the face has never been large enough to read."""
+    None while the face has never been large enough to read. life, place: as in Track."""
 
     track_id: int
     probabilities: NDArray[np.float32] | None
     life: Life = Life.UNPROVEN
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)

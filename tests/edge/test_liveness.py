@@ -10,7 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.liveness import CHECK_SECONDS, LIFE_SECONDS, ROOM_MARKS, STILL_SECONDS, LifeSigns
+from edge.liveness import (
+    ARRIVE_SECONDS,
+    CHECK_SECONDS,
+    LIFE_SECONDS,
+    ROOM_MARKS,
+    STILL_SECONDS,
+    LifeSigns,
+)
 from edge.records import Face, Life, Track
 from support.wall import HEIGHT, PEOPLE, POSTERS, WIDTH, Portrait, draw, room
 
@@ -79,9 +86,12 @@ def lives(
         yield moment, [track.life for track in signs.judge(pixels, tracks, moment)]
 
 
-@pytest.mark.parametrize(
-    "spoil", [steady, noisy, flickering, shaded, shaken, compressed, screened, passed]
-)
+SLOW = [
+    pytest.param(one, marks=pytest.mark.slow) for one in (steady, noisy, shaded, screened, passed)
+]
+
+
+@pytest.mark.parametrize("spoil", [flickering, shaken, compressed, *SLOW])
 def test_photographs_never_come_to_life_and_people_do_within_seconds(spoil: Spoil) -> None:
     seen = list(lives([*POSTERS, *PEOPLE], spoil, 9))
     for moment, row in seen:
@@ -89,6 +99,7 @@ def test_photographs_never_come_to_life_and_people_do_within_seconds(spoil: Spoi
     assert seen[-1][1][len(POSTERS) :] == [Life.ALIVE] * len(PEOPLE)
 
 
+@pytest.mark.slow
 def test_who_reads_quietly_is_alive_soon() -> None:
     """A millimetre and a half: a face of 60 pixels is 180 mm high."""
     quiet = [dataclasses.replace(one, sway=1.5 * one.size / 180) for one in PEOPLE]
@@ -96,6 +107,7 @@ def test_who_reads_quietly_is_alive_soon() -> None:
     assert seen[-1][1] == [Life.UNPROVEN] * len(POSTERS) + [Life.ALIVE] * len(PEOPLE)
 
 
+@pytest.mark.slow
 def test_photographs_alone_in_a_shaking_picture_stay_photographs() -> None:
     for _, row in lives(POSTERS, shaken, 6):
         assert row == [Life.UNPROVEN] * len(POSTERS)
@@ -125,6 +137,33 @@ def test_one_sign_of_life_is_none_and_life_ends_without_more(
     assert after(8.5, 0.5, 7) is Life.ALIVE
     assert after(9.0, LIFE_SECONDS - 6.0) is Life.ALIVE
     assert after(LIFE_SECONDS + 3.0, 0.5) is Life.UNPROVEN
+
+
+@pytest.mark.parametrize(("speed", "grown"), [(30.0, 1.0), (0.0, 1.5), (0.0, 1.0)])
+def test_a_track_left_on_a_photograph_shows_life_there_or_has_none(
+    monkeypatch: pytest.MonkeyPatch, speed: float, grown: float
+) -> None:
+    """By a passer-by, by somebody nearer, and by nobody: who only stays lives on."""
+    monkeypatch.setattr("edge.liveness._moved", lambda old, now: list(moved))
+    signs, pixels, moved = LifeSigns(), np.zeros((40, 400, 3), np.uint8), [7]
+
+    def judge(moment: float, at: float, size: float) -> Track:
+        box = np.array([at, 10, size, size], np.float32)
+        track = Track(7, Face(box, np.full((5, 2), 20, np.float32), 0.9))
+        return signs.judge(pixels, [track], moment)[0]
+
+    for k in range(41):
+        before = judge(k / 5, 20 + speed * k / 5, 20 * grown)
+    assert before.life is Life.ALIVE
+    moved.clear()
+    at = 20 + speed * 8 + (15 if speed else 0)
+    after = [judge(8 + k / 5, at, 20.0) for k in range(1, 20)]
+    stays = speed == 0.0 and grown == 1.0
+    assert (after[0].place == before.place) is stays
+    late = {track.life for k, track in enumerate(after, 1) if k / 5 > ARRIVE_SECONDS + 0.3}
+    assert late == {Life.ALIVE if stays else Life.UNPROVEN}
+    moved.append(7)
+    assert [judge(12 + k / 5, at, 20.0) for k in range(20)][-1].life is Life.ALIVE
 
 
 @pytest.mark.parametrize(("others", "life"), [(0, Life.UNPROVEN), (ROOM_MARKS, Life.STILL)])
