@@ -92,8 +92,10 @@ class Listener(socket.socket):
     def accept(self) -> tuple[socket.socket, tuple[str, int]]:
         """Accept one connection. Raises BlockingIOError where there is none now, as asyncio expects."""
         self._purge()
-        if len(self.connections) >= self.most and self._evict():
-            raise BlockingIOError  # asyncio comes again, once it has closed what was ended
+        if len(self.connections) >= self.most:
+            self._evict()
+            if any(c.ended for c in self.connections.values()):
+                raise BlockingIOError  # asyncio comes again, once it has closed what was ended
         try:
             accepted, address = super().accept()
         except OSError as error:
@@ -123,13 +125,13 @@ class Listener(socket.socket):
         for key in [key for key, c in self.connections.items() if c.fileno() < 0]:
             del self.connections[key]
 
-    def _evict(self) -> bool:
-        """End those that wait longest for their request; whether there were any."""
+    def _evict(self) -> None:
+        """End those that wait longest for their request."""
         idle = [c for c in self.connections.values() if not (c.busy or c.ended)]
-        for connection in sorted(idle, key=lambda c: c.ends_at)[:EVICTED_AT_ONCE]:
+        few = min(EVICTED_AT_ONCE, self.most // 2)  # never all: the last to come may be no attacker
+        for connection in sorted(idle, key=lambda c: c.ends_at)[:few]:
             connection.end()
             self._slow += 1
-        return bool(idle)
 
     def find(self, address: tuple[str, int]) -> Connection | None:
         """Return the open connection of a client's address."""
