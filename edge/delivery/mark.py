@@ -9,6 +9,7 @@ A process killed between commit and mark leaves a mark that promises less, which
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,20 @@ def mark_path(database: Path) -> Path:
 
 
 class MarkFile:
-    """Two slots of one sector each, overwritten in place: no write needs room on a full disk."""
+    """Two slots of one sector each, overwritten in place: no write needs room on a full disk. One
+    process has it, from before it looks at the outbox until it is done with it."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make it; raises OSError."""
+        """Open or make it; raises OSError, BlockingIOError where another process has it open.
+
+        SQLite's own lock ends with its connection, and a salvage closes that: this one does not."""
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._turn = 0
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise
 
     def read(self) -> Mark | None:
         """Return the newest mark that is whole, None where there is none."""

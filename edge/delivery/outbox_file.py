@@ -27,6 +27,8 @@ from edge.delivery.start import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+IN_USE = "another edge-run uses it; stop that one or give another runtime.state"
+
 
 class OutboxFile:
     """What an outbox keeps on the disk, for one thread at a time within `do`.
@@ -54,6 +56,8 @@ class OutboxFile:
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._close_mark()
             raise OutboxError(f"outbox {path} cannot be opened: {_hint(error)}") from error
+        except BlockingIOError as error:
+            raise OutboxError(f"outbox {path} cannot be opened: {IN_USE}") from error
         except OSError as error:
             self._close_mark()
             raise OutboxError(
@@ -135,5 +139,5 @@ class OutboxFile:
 
 def _hint(error: Exception) -> str:
     if "locked" in str(error):
-        return "another edge-run uses it; stop that one or give another runtime.state"
+        return IN_USE
     return f"{error}; check the folder's rights and the disk"

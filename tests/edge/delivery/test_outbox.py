@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.base.errors import OutboxError
+from edge.delivery import salvage
 from edge.delivery.outbox import Limits, Outbox
 from support.clock import Clock
 from support.examples import examples
@@ -66,6 +68,34 @@ def test_a_second_node_on_the_same_outbox_is_refused(tmp_path: Path) -> None:
         Outbox(tmp_path / "box.sqlite")
     first.close()
     Outbox(tmp_path / "box.sqlite").close()
+
+
+def test_a_second_node_is_refused_also_while_the_first_salvages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "box.sqlite"
+    first = Outbox(path)
+    for _ in range(30):
+        first.append({})
+    first.close()
+    with path.open("r+b") as database:
+        database.seek(100)
+        database.write(b"\xff" * 8)
+    build, refused = salvage._build, []
+
+    def build_while_another_starts(*arguments: Any) -> None:
+        build(*arguments)
+        monkeypatch.setattr(salvage, "_build", build)
+        with pytest.raises(OutboxError, match="another edge-run uses it") as found:
+            Outbox(path)
+        refused.append(found)
+
+    monkeypatch.setattr(salvage, "_build", build_while_another_starts)
+    first = Outbox(path)
+    assert refused
+    assert seqs(first) == list(range(1, 31))
+    assert first.dropped == 0
+    first.close()
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
