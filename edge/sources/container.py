@@ -11,6 +11,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip")
+# All kinds that stand at the top of a file; anything else behind them is a camera's own trailer.
+TOP = (
+    *BOXES,
+    b"moof",
+    b"mfra",
+    b"sidx",
+    b"ssix",
+    b"prft",
+    b"emsg",
+    b"meta",
+    b"uuid",
+    b"udta",
+    b"pnot",
+)
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 # Some writers count the header into the size that a RIFF states, or not the last byte's padding.
 RIFF_SLACK = 16
@@ -54,7 +68,7 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8 or not kind.isascii():
+        if length < 8 or kind not in TOP:
             return 0  # to the end of the file, or what is no box
         end += length
     return end

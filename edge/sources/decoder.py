@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base.errors import SourceError
+from edge.sources.images import TURNS, rotated
 
 # Two interlaced pictures of 64x48, MPEG-2; the quarters' colours, (2, 2, 3) BGR, as they were drawn.
 INTERLACED = Path(__file__).with_name("interlaced.mpg")
@@ -84,9 +85,10 @@ class Decoder:
 
     stamp: seconds in the video of the picture given last, as the container says it."""
 
-    def __init__(self, capture: VideoCapture, proven: bool = True) -> None:
-        """proven: whether this decoder is known to write every picture that it says it gave."""
-        self._capture, self._proven = capture, proven
+    def __init__(self, capture: VideoCapture, proven: bool = True, turn: int = 0) -> None:
+        """proven: whether this decoder is known to write every picture that it says it gave; turn:
+        degrees clockwise by which each is turned once it is proven."""
+        self._capture, self._proven, self._turn = capture, proven, turn
         self._shape = (
             int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
             int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
@@ -116,7 +118,7 @@ class Decoder:
                 raise _unwritten()
             if not ok or self._proven or self._changed(picture):
                 self._given |= ok
-                return ok, picture
+                return ok, rotated(picture, self._turn) if ok else picture
             self._repeats += 1
             if self._repeats > MOST_REPEATS:
                 raise _unwritten()
@@ -177,4 +179,8 @@ def open_file(path: Path) -> Decoder:
         raise SourceError(
             f"{path} is not a video that OpenCV can read; give an MP4, WebM or AVI file"
         )
-    return Decoder(capture, converts_interlaced())
+    # Telephones store every picture as the sensor lies, and how to turn it beside. Not by OpenCV: some
+    # versions turn and some do not, and what it turned cannot be proven to have been written.
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
+    turn = int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360
+    return Decoder(capture, converts_interlaced(), turn if turn in TURNS else 0)

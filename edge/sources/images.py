@@ -14,6 +14,18 @@ from edge.base.errors import SourceError
 # A board of 4 GB has no room left with a picture of 20,000 pixels a side.
 MAX_SIDE = 8192
 MAX_BYTES = 256 * 2**20
+TURNS = {
+    90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+
+
+def rotated(pixels: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
+    """Turn (H, W, 3) uint8 clockwise by 0, 90, 180 or 270 degrees."""
+    if not degrees:
+        return pixels
+    return np.asarray(cv2.rotate(pixels, TURNS[degrees]), dtype=np.uint8)
 
 
 def as_bgr(picture: Any) -> NDArray[np.uint8] | None:

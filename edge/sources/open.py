@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from edge.base.addresses import shown
 from edge.base.errors import SourceError
@@ -24,15 +22,10 @@ from edge.records import Frame, Tick
 from edge.settings import Camera
 from edge.sources.decoder import Decoder, converts_interlaced
 from edge.sources.faulty import FAULTS, Faulty
+from edge.sources.images import rotated
 from edge.sources.live import Capture, Limits, Live
 from edge.sources.recorded import Folder, VideoFile
 from edge.sources.synthetic import Loop, Pattern
-
-TURNS = {
-    90: cv2.ROTATE_90_CLOCKWISE,
-    180: cv2.ROTATE_180,
-    270: cv2.ROTATE_90_COUNTERCLOCKWISE,
-}
 
 
 class Source(Protocol):
@@ -108,13 +101,6 @@ def _open_csi(sensor: int, settings: Camera) -> Capture:
             f"csi:{sensor} gives no picture; check the ribbon and that nvargus-daemon runs"
         )
     return Decoder(capture)
-
-
-def rotated(pixels: NDArray[np.uint8], degrees: int) -> NDArray[np.uint8]:
-    """Turn (H, W, 3) uint8 clockwise by 0, 90, 180 or 270 degrees."""
-    if not degrees:
-        return pixels
-    return np.asarray(cv2.rotate(pixels, TURNS[degrees]), dtype=np.uint8)
 
 
 class Rotated:

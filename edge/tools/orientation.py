@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.detect import Detector
-from edge.sources.open import rotated
+from edge.sources.images import rotated
 
 # The detector finds some faces upside down too, and draws their landmarks as if they stood upright. Its
 # scores tell: 0.93 and more a face of the demo pictures upright, 0.87 at most, and fewer faces, turned.

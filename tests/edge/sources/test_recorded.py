@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,44 @@ def test_the_demo_clip_is_whole(caplog: pytest.LogCaptureFixture) -> None:
     assert not cut_off(CLIP)
     assert len(read(CLIP)[0]) == 750
     assert not caplog.records
+
+
+def test_what_a_camera_writes_behind_the_last_box_is_no_cut(tmp_path: Path) -> None:
+    path = tmp_path / "trailer.mp4"
+    path.write_bytes(CLIP.read_bytes() + b"TAG: camera 12, firmware 3.2")
+    assert not cut_off(path)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((1, 0, 0, 1), "top left"),
+        ((0, 1, -1, 0), "top right"),
+        ((-1, 0, 0, -1), "bottom right"),
+        ((0, -1, 1, 0), "bottom left"),
+    ],
+)
+def test_a_video_is_turned_as_its_container_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int], corner: str
+) -> None:
+    """As a telephone's are: stored as the sensor lies, with a matrix that says how to show them."""
+    path = tmp_path / "telephone.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48] = 255
+    for _ in range(5):
+        writer.write(picture)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = (65536 * value for value in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    frames = [item for item in open_source(Camera(source=str(path))) if isinstance(item, Frame)]
+    assert len(frames) == 5
+    for frame in frames:
+        height, width = frame.pixels.shape[:2]
+        assert (width, height) == ((64, 96) if matrix[0] == 0 else (96, 64))
+        y, x = (int(v.mean()) for v in np.nonzero(frame.pixels[..., 0] > 128))
+        vertical = "top" if y < height / 2 else "bottom"
+        assert f"{vertical} {'left' if x < width / 2 else 'right'}" == corner

@@ -8,7 +8,7 @@ import pytest
 
 from edge.detect import Detector, open_detector
 from edge.settings import Settings
-from edge.sources.open import rotated
+from edge.sources.images import rotated
 from edge.tools.check import advise, look
 from edge.tools.orientation import Orientation
 from support.paths import CLIP, PICTURES
