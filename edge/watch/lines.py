@@ -19,6 +19,8 @@ def printable(text: object, most: int = LONG) -> str:
     found = str(text)
     if len(found) > most:
         found = found[: most - 1] + "\u2026"
+    if found.isprintable():
+        return found
     return "".join(c if c.isprintable() else "?" for c in found)
 
 

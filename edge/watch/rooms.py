@@ -192,8 +192,8 @@ class Rooms:
             return
         room.counted = now
         last = room.shown
-        # A file's windows follow its own time; what comes late never replaces what is newer.
-        if last is None or (not m.historical if m.log != last.log else m.seq > last.seq):
+        # What comes late never replaces what is newer; numbers that are given again are no proof of age.
+        if last is None or not m.historical or (m.log == last.log and m.seq > last.seq):
             unseen = printable(m.quality.camera, SHORT) if m.faces is None else None
             # The rule's number, not the text that came.
             hidden = f"<{m.min_group}" if suppressed else None
@@ -205,7 +205,8 @@ class Rooms:
     def _add(self, room: Room, window: Window, now: datetime) -> None:
         """Add a window to its minute, once."""
         seen = self.seen.setdefault(room.node, OrderedDict())
-        key = hash((window.log, window.seq))
+        # With its time: a number that is given twice, as by a restored card, is another reading.
+        key = hash((window.log, window.seq, window.start))
         if key in seen:
             return
         seen[key] = None

@@ -79,6 +79,18 @@ def test_a_reading_counts_once_and_a_late_one_in_its_own_minute() -> None:
     assert len(rooms.seen[NODE]) == REMEMBERED
 
 
+def test_a_number_that_is_given_twice_is_two_readings() -> None:
+    rooms, now = Rooms(), NOON + 3000 * SECOND
+    for seq in range(1, 21):
+        rooms.hear(heard(counts(seq)), now)
+    later = NOON + 2400 * SECOND
+    again = {"calm": 9, "glad": 0, "unclassified": 0, "other": 0}
+    for _ in range(2):
+        rooms.hear(heard(counts(7, start=later, faces={"mean": 9.0, "max": 9}, counts=again)), now)
+    assert rooms.minutes.of(NODE)[later].by_label["calm"] == 40, "in the timeline too, and once"
+    assert rows(rooms, now)[0][2:4] == ("9.0", "9 calm"), "and what is seen now is shown now"
+
+
 def test_a_clock_in_1970_is_shown_and_kept_out_of_the_timeline() -> None:
     rooms = Rooms()
     rooms.hear(heard(counts(1, start=NOON.replace(year=1970), clock_synced=False)), NOON)
