@@ -156,7 +156,8 @@ class Rooms:
                 self._count(room, payload, now)
 
     def remember(self, row: Mapping[str, Any], now: datetime) -> None:
-        """Take in a reading that a recorder stored before this start; row: by column of its table."""
+        """Take in a reading that a recorder stored before this start, the newest first, while others
+        come. row: by column of its table."""
         with self.lock:
             room = self._room(row["node"], row["received"])
             if room is None:
@@ -172,7 +173,7 @@ class Rooms:
                 _cells(row["person_seconds"]),
             )
             if possible(window):
-                self._add(room, window, now)
+                self._add(room, window, now, old=True)
 
     def _room(self, node: str, now: datetime) -> Room | None:
         room = self.rooms.get(node)
@@ -192,7 +193,7 @@ class Rooms:
             return
         room.counted = now
         last = room.shown
-        # What comes late never replaces what is newer; numbers that are given again are no proof of age.
+        # What comes late never replaces what is newer; a number that is given again proves no age.
         if last is None or not m.historical or (m.log == last.log and m.seq > last.seq):
             unseen = printable(m.quality.camera, SHORT) if m.faces is None else None
             # The rule's number, not the text that came.
@@ -202,17 +203,19 @@ class Rooms:
             )  # fmt: skip
         self._add(room, window, now)
 
-    def _add(self, room: Room, window: Window, now: datetime) -> None:
-        """Add a window to its minute, once."""
+    def _add(self, room: Room, window: Window, now: datetime, old: bool = False) -> None:
+        """Add a window to its minute, once. old: it is older than all that came so far."""
         seen = self.seen.setdefault(room.node, OrderedDict())
         # With its time: a number that is given twice, as by a restored card, is another reading.
         key = hash((window.log, window.seq, window.start))
         if key in seen:
             return
-        seen[key] = None
+        if not old or len(seen) < REMEMBERED:
+            seen[key] = None
+            seen.move_to_end(key, last=not old)
         if len(seen) > REMEMBERED:
             seen.popitem(last=False)
-        if window.person_seconds:
+        if window.person_seconds and not (old and room.labels):
             self._vote(room, tuple(window.person_seconds))
         self.minutes.add(room.node, window, now)
 

@@ -29,7 +29,7 @@ from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker, default_state
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
-from edge.watch.minutes import KEEP_MINUTES
+from edge.watch.minutes import AHEAD, KEEP_MINUTES
 from edge.watch.options import broker_options, broker_settings
 from edge.watch.password import STRENGTH
 from edge.watch.receive import Receiver, SessionOptions, Token
@@ -262,26 +262,39 @@ def open_page(
 
     password = read_password(args.web_password_file, "--web-password-file")
     address = parse_address(args.web, password, args.web_certificate, args.web_key, args.web_host)
-    if store is not None:
-        remember(router.rooms, store)
     server = Server(router.rooms, lambda: f"{receiver.state}{router.twice()}", address)
     server.start()
+    if store is not None:
+        remember(router, store)
     print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     return server
 
 
-def remember(rooms: Rooms, store: Store) -> None:
-    """Show the last hours too, recorded before this start; a database that is away is the recorder's to
-    report."""
+def remember(router: MessageRouter, store: Store) -> threading.Thread | None:
+    """Show the last hours too, recorded before this start, in a thread beside what comes: hours of many
+    rooms take longer than a start should. A database that is away is the recorder's to report."""
     from edge.watch.database import StoreError
 
-    now = utc_now()
+    def read_back() -> None:
+        now, step = utc_now(), timedelta(minutes=1)
+        end = now + AHEAD
+        try:
+            # Minute by minute: who reads for long keeps what is deleted meanwhile in the journal.
+            while end > now - timedelta(minutes=KEEP_MINUTES) and not router.stop.is_set():
+                for row in store.recent(end - step, end):
+                    router.rooms.remember(row, now)
+                end -= step
+        except StoreError as error:
+            log.warning("%s; the page shows not all that was recorded", error)
+
     try:
         store.migrate()
-        for row in store.readings(now - timedelta(minutes=KEEP_MINUTES)):
-            rooms.remember(row, now)
     except StoreError as error:
         log.warning("%s; the page starts without what was recorded", error)
+        return None
+    thread = threading.Thread(target=read_back, name="memory", daemon=True)
+    thread.start()
+    return thread
 
 
 def show_table(router: MessageRouter, receiver: Receiver) -> None:

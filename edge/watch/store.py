@@ -10,7 +10,7 @@ the load agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -31,6 +31,15 @@ Row = dict[str, Any]  # of COUNTS, by column
 # What a reading says, and a repetition says again: not when it came, nor whether that was late.
 SAID = tuple(
     c.name for c in COUNTS.columns if c.name not in ("log", "seq", "received", "historical")
+)
+
+# What the rooms' timeline needs of a reading.
+SHOWN = tuple(
+    COUNTS.c[name]
+    for name in (
+        *("node", "log", "seq", "start", "end", "received"),
+        *("faces_mean", "suppressed", "person_seconds"),
+    )
 )
 
 
@@ -110,6 +119,14 @@ class Store(Database):
             rows = db.execution_options(yield_per=STEP).execute(question)
             for row in rows.mappings():
                 yield dict(row)
+
+    def recent(self, first: datetime, end: datetime) -> Sequence[Mapping[str, Any]]:
+        """Return what a timeline needs of the readings that began in a time, the newest first; also
+        beside the thread that writes. Raises StoreError."""
+        began = COUNTS.c.start
+        question = sa.select(*SHOWN).where(began >= first, began < end).order_by(began.desc())
+        with self.transaction(reading=True) as db:
+            return db.execute(question).mappings().all()
 
 
 def _write_counts(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 
+from edge.base.clock import utc_now
 from edge.watch import view
 from edge.watch.rooms import MOST_NODES, REMEMBERED, Rooms
+from edge.watch.run import MessageRouter, remember
+from edge.watch.store import Store
 from edge.watch.terminal import ago, render, rows
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
+from support.patience import PATIENCE
 
 SECOND = timedelta(seconds=1)
 
@@ -170,3 +175,24 @@ def test_what_was_recorded_before_counts_like_what_comes() -> None:
 def test_ago() -> None:
     for seconds, text in ((0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")):
         assert ago(NOON, NOON + seconds * SECOND) == text
+
+
+def test_hours_that_were_recorded_are_read_beside_what_comes(tmp_path: Path) -> None:
+    now = utc_now().replace(microsecond=0)
+    store, router = Store(str(tmp_path / "x.sqlite")), MessageRouter("")
+    store.migrate()
+    begin = now - 200 * 60 * SECOND
+    stored = [heard(counts(n + 1, start=begin + 10 * n * SECOND)) for n in range(REMEMBERED * 2)]
+    store.write(stored, now)
+    live = stored[-20:]
+    for message in live:  # as the broker sends again what was not acknowledged
+        router.rooms.hear(message, now)
+    thread = remember(router, store)
+    assert thread is not None
+    thread.join(PATIENCE)
+    for message in live:
+        router.rooms.hear(message, now)
+    store.close()
+    minutes = router.rooms.minutes.of(NODE)
+    assert sum(m.by_label["calm"] for m in minutes.values()) == 40 * len(stored), "each once"
+    assert len(router.rooms.seen[NODE]) == REMEMBERED
