@@ -121,6 +121,13 @@ class Node:
                 continue
             self.conditions.disk_full = False
             self.publisher.readings()
+        unmoved = self.pipeline.unmoved.told
+        if unmoved and not self.conditions.unmoved:
+            log.warning(
+                "faces in view do not move, and are not counted: edge-run --check --max-seconds 60 "
+                "says where (a photograph: mask it)"
+            )
+        self.conditions.unmoved = unmoved
 
     def poll_commands(self, commands: Commands) -> None:
         """Do one of the things that were asked for, and what it changes; a flood of them is done a

@@ -16,6 +16,7 @@ from edge.detect import Detector
 from edge.liveness import LifeSigns
 from edge.records import Frame, Reading, Tick
 from edge.track import Tracker
+from edge.unmoved import Unmoved
 
 
 def cover(pixels: NDArray[np.uint8], masks: Sequence[Sequence[float]]) -> None:
@@ -37,6 +38,7 @@ class Pipeline:
     window: Window
     masks: Sequence[Sequence[float]] = ()
     life: LifeSigns = field(default_factory=LifeSigns)
+    unmoved: Unmoved = field(default_factory=Unmoved)
     stages: Stages = field(default_factory=Stages)
 
     def step(self, item: Frame | Tick) -> list[Reading]:
@@ -50,6 +52,7 @@ class Pipeline:
             tracks = self.tracker.update(faces, item.time, item.pixels.shape)
         with self.stages.time("life"):
             tracks = self.life.judge(item.pixels, tracks, item.time)
+            self.unmoved.look(tracks, self.window.min_group, item.time)
         with self.stages.time("classify"):
             expressions = self.classifier.read(item.pixels, tracks, item.time)
         with self.stages.time("aggregate"):

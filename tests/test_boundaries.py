@@ -18,7 +18,7 @@ LAYERS = {
         base
         records settings
         sources inference delivery
-        detect track liveness crop aggregate
+        detect track liveness unmoved crop aggregate
         classify
         pipeline health
         node

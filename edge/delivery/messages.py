@@ -143,6 +143,9 @@ class Health(_Message):
     clock_synced: bool | None
     uptime_seconds: int
     camera: str
+    unmoved_faces: bool = Field(
+        default=False, description="faces in view do not move, for minutes, and are not counted"
+    )
     frames_per_second: int | None = Field(description="delivered by the camera; null for a file")
     stages: dict[str, Latency]
     backend: str

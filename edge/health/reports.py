@@ -167,6 +167,7 @@ class Reports:
             **self._stamp(),
             uptime_seconds=int(time.monotonic() - self._started),
             camera=seen.camera,
+            unmoved_faces=seen.unmoved,
             frames_per_second=rate,
             stages={"detect": self._latency} if self._latency else {},
             backend=self._student.backend.name,

@@ -119,7 +119,7 @@ class Conditions:
 
     frames: delivered by the source; unwritten: readings that no disk took; disk_full: the last one was
     such a reading; camera: "live", "file" or why no picture comes; paused: by command; closed: outside
-    of privacy.hours."""
+    of privacy.hours; unmoved: faces in view are not counted, since they do not move."""
 
     camera: str
     frames: int = 0
@@ -127,6 +127,7 @@ class Conditions:
     disk_full: bool = False
     paused: bool = False
     closed: bool = False
+    unmoved: bool = False
 
     def judge(
         self, broker: ConnectionStatus, certificate_ends: float | None, utc: float
