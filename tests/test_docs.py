@@ -284,6 +284,8 @@ def seen_by_the_tracker(pipeline: types.ModuleType) -> int:
     class Parts:
         """Detector, tracker, classifier and window in one."""
 
+        min_group = 1
+
         def find(self, pixels: object) -> list[Face]:
             return found
 

@@ -28,6 +28,7 @@ from edge.settings import Settings
 from edge.sources.open import open_source
 from edge.sources.synthetic import portrait
 from edge.tools.orientation import Orientation
+from edge.tools.still import StillFaces
 
 REPORT_SECONDS = 1.0
 # Grey levels between which faces keep their features on the usual sensors.
@@ -112,7 +113,7 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
     hours = schedule.read(settings.privacy.hours, settings.privacy.zone)
     source = open_source(settings.camera, seconds, stop)
     frames, next_report = 0, 0.0
-    orientation = Orientation(detector, settings.camera.rotate)
+    orientation, still = Orientation(detector, settings.camera.rotate), StillFaces()
     first: float | None = None
     try:
         for item in source:
@@ -120,18 +121,26 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
                 continue
             frames += 1
             first = item.time if first is None else first
-            if item.time - first >= next_report:
-                next_report += REPORT_SECONDS
-                if source.live and not hours.open_at(time.time()):
+            report = item.time - first >= next_report
+            if source.live and not hours.open_at(time.time()):
+                if report:
+                    next_report += REPORT_SECONDS
                     print("     closed by privacy.hours: pictures come, not looked at", flush=True)
-                    continue
-                cover(item.pixels, settings.privacy.masks)
-                faces = [f for f in detector.find(item.pixels) if f.score >= detector.score]
+                continue
+            if not report and not still.due(item.time):
+                continue
+            cover(item.pixels, settings.privacy.masks)
+            faces = [f for f in detector.find(item.pixels) if f.score >= detector.score]
+            still.look(item.pixels, faces, item.time)
+            if report:
+                next_report += REPORT_SECONDS
                 size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
                 turned = orientation.look(item.pixels)
                 print(f"     {size} {advise(look(item.pixels, faces), turned)}", flush=True)
     finally:
         source.close()
+    for line in still.lines(settings.privacy.masks):
+        print(f"     {line}", flush=True)
     if not frames:
         raise SourceError(f"no picture within {seconds:.0f} s; check the cable and the source")
 

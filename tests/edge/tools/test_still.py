@@ -1,0 +1,53 @@
+"""`--check` names faces that do not move, with a mask that covers them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+
+from edge.records import Face, Life, Track
+from edge.settings import Settings
+from edge.tools.still import StillFaces
+
+PIXELS = np.zeros((100, 200, 3), np.uint8)
+SHAPE = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+
+
+def face(left: float, top: float) -> Face:
+    box = np.array([left, top, 20, 20], np.float32)
+    return Face(box, (box[:2] + 20 * SHAPE).astype(np.float32), 0.9)
+
+
+def watch(seconds: float, monkeypatch: pytest.MonkeyPatch) -> StillFaces:
+    """The left face lives, the right one does not."""
+    still = StillFaces()
+
+    def judge(pixels: np.ndarray, tracks: list[Track], time: float) -> list[Track]:
+        lives = {True: Life.ALIVE, False: Life.UNPROVEN}
+        return [Track(t.id, t.face, life=lives[bool(t.face.box[0] < 100)]) for t in tracks]
+
+    monkeypatch.setattr(still._signs, "judge", judge)
+    for k in range(round(5 * seconds) + 1):
+        still.look(PIXELS, [face(20, 40), face(150, 60)], k / 5)
+    return still
+
+
+def test_a_face_that_never_moves_is_named_with_the_mask_to_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, last = watch(30, monkeypatch).lines([[0, 0, 0.1, 0.2]])
+    assert first == (
+        "a face of 20 px never moved in 30 s, and counts for nobody until it does, "
+        "at [0.72, 0.54, 0.88, 0.86]"
+    )
+    text = last.removeprefix("where that is a picture, mask it: ")
+    masks = Settings.model_validate(yaml.safe_load(text.replace("privacy: {", "{privacy: {") + "}"))
+    assert [list(m) for m in masks.privacy.masks] == [[0, 0, 0.1, 0.2], [0.72, 0.54, 0.88, 0.86]]
+
+
+def test_a_short_look_says_that_it_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = watch(9, monkeypatch).lines([])
+    assert line.startswith("1 faces did not move in 9 s, too short to tell")
+    assert line.endswith("--max-seconds 60")
+    assert StillFaces().lines([]) == []
