@@ -10,7 +10,7 @@ the load agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -120,13 +120,13 @@ class Store(Database):
             for row in rows.mappings():
                 yield dict(row)
 
-    def recent(self, first: datetime, end: datetime) -> Sequence[Mapping[str, Any]]:
+    def recent(self, first: datetime, end: datetime) -> list[Row]:
         """Return what a timeline needs of the readings that began in a time, the newest first; also
         beside the thread that writes. Raises StoreError."""
         began = COUNTS.c.start
         question = sa.select(*SHOWN).where(began >= first, began < end).order_by(began.desc())
         with self.transaction(reading=True) as db:
-            return db.execute(question).mappings().all()
+            return [dict(row) for row in db.execute(question).mappings()]
 
 
 def _write_counts(
