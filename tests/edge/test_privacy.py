@@ -32,7 +32,8 @@ FIELDS = {
     "health": "schema node session n time clock_synced uptime_seconds camera frames_per_second stages "
     "log backend fallback temperature_celsius throttled pace power_mode memory_mib outbox_pending "
     "outbox_dropped outbox_unreadable outbox_first outbox_damaged log_begun certificate_expires update "
-    "p50_ms p95_ms",
+    # unmoved_faces: a bit that changes only beside a published group, by who sits still for minutes.
+    "unmoved_faces p50_ms p95_ms",
     "ack": "schema node log seq",
     "command": "schema node id expires arguments",
     "result": "schema node session n time clock_synced id name ok text",
