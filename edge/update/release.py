@@ -180,7 +180,7 @@ class Server:
             # AttributeError: 206 without a Content-Range.
             reason = getattr(error, "reason", None) or error
             raise EdgeError(
-                f"{self._url}/{name} cannot be fetched ({str(reason)[:120]}); check update.url, "
+                f"{name} cannot be fetched from {self._url} ({str(reason)[:120]}); check update.url, "
                 f"update.ca and the server"
             ) from error
 

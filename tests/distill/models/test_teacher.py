@@ -173,7 +173,7 @@ def test_a_teacher_of_two_face_backbones_has_a_tail_of_each(
     with pytest.raises(DataError, match="was trained on other backbones"):
         load_teacher(path, str(tiny_dinov2), [face_weights[1], other])
     with pytest.raises(UsageError, match=r"give dlib's face network as \.safetensors"):
-        load_teacher(path, str(tiny_dinov2), [])
+        load_teacher(path, str(tiny_dinov2), [face_weights[1]])
 
 
 @pytest.mark.parametrize("old", ["above", "trainable_tail"])
