@@ -40,7 +40,7 @@ def cut_off(path: Path) -> bool:
         if head[:4] == EBML:
             return _matroska_end(file) > size
         if head[:3] == b"FLV":
-            return not _flv_whole(file, size)
+            return _flv_end(file, size) > size
         if head[4:8] in BOXES:
             return _boxes_end(file, size) > size
     return False
@@ -95,14 +95,16 @@ def _vint(file: BinaryIO) -> int | None:
     return None if value == (1 << (7 * (more + 1))) - 1 else value
 
 
-def _flv_whole(file: BinaryIO, size: int) -> bool:
-    """Tell whether the last four bytes are the length of a tag that ends there."""
-    if size < 13 + 15:
-        return False
-    file.seek(size - 4)
-    length = int.from_bytes(file.read(4), "big")
-    if not 11 <= length <= size - 13 - 4:
-        return False
-    file.seek(size - 4 - length)
-    head = file.read(4)
-    return head[0] & 0x1F in (8, 9, 18) and int.from_bytes(head[1:4], "big") == length - 11
+def _flv_end(file: BinaryIO, size: int) -> int:
+    """Where the last tag ends, with its length behind it; 0 where what follows the tags is no tag."""
+    file.seek(5)
+    end = int.from_bytes(file.read(4), "big") + 4  # the header, and the length of no tag
+    while end < size:
+        file.seek(end)
+        head = file.read(4)
+        if head[0] & 0x1F not in (8, 9, 18):  # sound, picture, data
+            return 0
+        if len(head) < 4:
+            return end + 4
+        end += 11 + int.from_bytes(head[1:4], "big") + 4
+    return end

@@ -50,14 +50,30 @@ class Recorder:
         self._oldest = self._next_try = self._next_retention = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
-        self.new = self.known = self.conflicts = self.refused = 0
+        self.new = self.known = self.conflicts = self.refused = self.unkept = 0
         self.fault = ""  # why nothing is stored at present
 
     def take(self, message: Message | None, token: Token) -> None:
-        """Queue a message; None for what was refused, which is acknowledged and not stored."""
+        """Queue a message; None for what was refused, which is acknowledged and not stored.
+
+        At QoS 0 the broker holds nothing back, and the kit's nodes send nothing so: no more of it waits
+        than of what is acknowledged."""
+        if not token.qos and (message is None or len(self._waiting) >= UNACKNOWLEDGED):
+            self._pass_over(message)
+            return
         if not self._waiting:
             self._oldest = self._clock()
         self._waiting.append((message, token))
+
+    def _pass_over(self, message: Message | None) -> None:
+        if message is None:
+            return
+        self.unkept += 1
+        if self.unkept in WARN_AT:
+            log.warning(
+                "%d messages at QoS 0 are not stored, the last of %s: they come faster than they are "
+                "stored; nodes send at QoS 1", self.unkept, message.node
+            )  # fmt: skip
 
     def discard(self) -> None:
         """Drop what waits, when the connection is gone: the broker sends it again."""

@@ -13,27 +13,32 @@ from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES, UtcTime
 MOST_DAYS = 36_500
 
 
-def delete_messages(db: sa.Connection, before: datetime | None, place: str) -> int:
+def delete_messages(db: sa.Connection, before: datetime | None, place: str, now: datetime) -> int:
     """Delete what a place (site, site/room or site/room/node; "" for all) said before a moment (None
-    for ever), readings by the time of counting. Returns how many readings went.
+    for ever), readings by the time of counting; those of a time to come, of a clock that was wrong, by
+    the time that they came. Returns how many readings went.
 
     Their logs count as stored so far, or the nodes would send them again; where nothing is left of a
     place, under a name that says nothing."""
-    which = _selection(COUNTS, COUNTS.c.end, before, place)
-    if before is not None:
-        which = sa.and_(
-            COUNTS.c.start < before, which
-        )  # by the index: a window ends after it starts
-    _mark_deleted(db, which)
     for table in (HEALTH, STATUSES):
         db.execute(sa.delete(table).where(_selection(table, table.c.received, before, place)))
-    gone = db.execute(sa.delete(COUNTS).where(which)).rowcount
+    start, end, received = COUNTS.c.start, COUNTS.c.end, COUNTS.c.received
     if before is None:
+        gone = _delete_readings(db, _of(COUNTS, place), now)
         _bury(db, place)
-    return gone
+        return gone
+    # Both by the index on start: a window ends after it starts.
+    old = sa.and_(start < before, _selection(COUNTS, end, before, place))
+    ahead = sa.and_(start > now, _selection(COUNTS, received, before, place))
+    return sum(_delete_readings(db, which, now) for which in (old, ahead))
 
 
-def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+def _delete_readings(db: sa.Connection, which: sa.ColumnElement[bool], now: datetime) -> int:
+    _mark_deleted(db, which, now)
+    return db.execute(sa.delete(COUNTS).where(which)).rowcount
+
+
+def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool], now: datetime) -> None:
     last, end = sa.func.max(COUNTS.c.seq), sa.func.max(COUNTS.c.end, type_=UtcTime)
     # SQLite would walk the whole primary key to have the groups in order; of an expression it has none.
     node, log = (sa.func.coalesce(c, "") for c in (COUNTS.c.node, COUNTS.c.log))
@@ -56,7 +61,11 @@ def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool]) -> None:
         .where(own, sa.or_(until.is_(None), until < sa.bindparam("e", type_=UtcTime)))
         .values(deleted_until=sa.bindparam("e", type_=UtcTime)),
         # Also of the log whose numbers those have that stand apart.
-        [{"n": r.node, "g": g, "e": r.end} for r in rows for g in {r.log, r.log.split("~")[0]}],
+        [
+            {"n": r.node, "g": g, "e": min(r.end, now)}
+            for r in rows
+            for g in {r.log, r.log.split("~")[0]}
+        ],
     )
 
 

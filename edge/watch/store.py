@@ -108,7 +108,7 @@ class Store(Database):
         readings went; `overwrite_deleted` takes them out of the files. Raises StoreError."""
         before = None if older_than is None else now - older_than
         with self.transaction() as db:
-            return delete_messages(db, before, place)
+            return delete_messages(db, before, place, now)
 
     def readings(self, since: datetime | None = None) -> Iterable[dict[str, Any]]:
         """Yield stored readings in the order of their time, as dicts by column. Raises StoreError."""

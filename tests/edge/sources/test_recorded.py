@@ -230,6 +230,13 @@ def test_what_a_camera_writes_behind_the_last_box_is_no_cut(tmp_path: Path) -> N
     path = tmp_path / "trailer.mp4"
     path.write_bytes(CLIP.read_bytes() + b"TAG: camera 12, firmware 3.2")
     assert not cut_off(path)
+    flv = VIDEOS / "sound-longer.flv"
+    for behind in (b"\0" * 100, b"\0", b"TAG"):
+        path.write_bytes(flv.read_bytes() + behind)
+        assert not cut_off(path)
+    for missing in (1, 5, 1000):
+        path.write_bytes(flv.read_bytes()[:-missing])
+        assert cut_off(path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 
 from edge.watch.database import StoreError
 from edge.watch.messages import Message
-from edge.watch.receive import Token
+from edge.watch.receive import UNACKNOWLEDGED, Token
 from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
 from edge.watch.run import MessageRouter
 from edge.watch.store import Store, Written
@@ -114,6 +114,22 @@ def test_while_the_database_is_away_nothing_is_acknowledged(bench: Bench) -> Non
     assert bench.stored() == [1]
     assert bench.done == [1]
     assert bench.recorder.fault == ""
+
+
+def test_what_no_broker_holds_back_is_bounded_while_the_database_is_away(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.store.away = True
+    for seq in range(1, UNACKNOWLEDGED + 51):
+        bench.recorder.take(heard(counts(seq)), Token(None, seq, 0))
+        bench.recorder.take(None, Token(None, seq, 0))
+    bench.turn()
+    assert bench.recorder.unkept == 50
+    assert "1 messages at QoS 0 are not stored" in caplog.text
+    bench.take(counts(UNACKNOWLEDGED + 1))
+    bench.store.away = False
+    bench.turn(LAST_PAUSE_SECONDS)
+    assert bench.stored() == list(range(1, UNACKNOWLEDGED + 2)), "at QoS 1 nothing is passed over"
 
 
 def test_a_row_that_no_table_takes_holds_up_no_other(bench: Bench) -> None:

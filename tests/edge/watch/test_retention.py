@@ -57,6 +57,23 @@ def found_in(folder: Path, words: Iterable[str]) -> set[tuple[str, str]]:
     }
 
 
+def test_a_reading_of_a_time_to_come_is_deleted_by_when_it_came(database: str) -> None:
+    """Of a node whose clock was ahead, or of somebody who made it up."""
+    store = Store(database)
+    store.migrate()
+    years = timedelta(days=4000)
+    store.write([heard(counts(1)), heard(counts(2, start=NOON + years))], NOON)
+    day, month = timedelta(days=1), timedelta(days=30)
+    assert store.forget(month, "", NOON + month - day) == 0
+    assert store.forget(month, "", NOON + month + day) == 2
+    assert list(store.readings()) == []
+    later = heard(counts(2, start=NOON + month + 2 * day))
+    assert store.write([later], NOON + month + 2 * day).new == 1, (
+        "what comes later is no repetition"
+    )
+    store.close()
+
+
 @pytest.mark.parametrize("more", [[], ["--room", "secret-school"], ["--room", "secret-school/z"]])
 def test_forgetting_leaves_nothing_in_any_file(
     tmp_path: Path, command: Any, more: list[str]
@@ -163,7 +180,7 @@ def test_the_hourly_deletion_scans_no_table(database: str, older_than: timedelta
     sa.event.listen(store.engine, "before_cursor_execute", note)
     store.forget(older_than, "", NOON + older_than + timedelta(seconds=300))
     sa.event.remove(store.engine, "before_cursor_execute", note)
-    assert len(asked) == 4
+    assert len(asked) == 6
     explain = "EXPLAIN " if store.postgresql else "EXPLAIN QUERY PLAN "
     for statement, parameters in asked:
         with store.transaction(reading=True) as db:
