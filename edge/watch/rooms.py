@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from edge.base.clock import parse_rfc3339
@@ -246,10 +247,18 @@ def _cells(cells: Mapping[str, int] | None) -> dict[str, int] | None:
     """Make labels text that is safe to show, and few."""
     if cells is None:
         return None
+    if len(cells) < MOST_LABELS and all(_label(label) == label for label in cells):
+        return dict(cells)
     found: dict[str, int] = {}
     for label, amount in cells.items():
-        add_cells(found, {printable(label, SHORT): amount})
+        add_cells(found, {_label(label): amount})
     return found
+
+
+@lru_cache(maxsize=1024)
+def _label(text: str) -> str:
+    """A start reads hundreds of thousands of rows with the same few."""
+    return printable(text, SHORT)
 
 
 def _celsius(value: float | None) -> float | None:
