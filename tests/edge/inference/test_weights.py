@@ -80,6 +80,10 @@ def test_write_atomically_leaves_no_half_file(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["b.bin"]
 
 
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_given_weights_are_used_where_no_cache_can_be_written(
     tmp_path: Path, detector_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +96,7 @@ def test_given_weights_are_used_where_no_cache_can_be_written(
     # A user whom no file knows, without HOME: as in a container.
     monkeypatch.delenv("HOME")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.setattr(Path, "home", no_home)
     assert resolve("yunet", tmp_path, fetcher=no_network) == found
     with pytest.raises(WeightsError, match="set HOME or XDG_CACHE_HOME"):
         resolve("yunet", fetcher=lambda source: published)
