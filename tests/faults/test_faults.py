@@ -156,7 +156,7 @@ def test_slow_broker(proxy: Proxy, receiver: Receiver, start: Started) -> None:
     node = start(through(proxy))
     more(node, receiver)
     proxy.mode = "slow"
-    more(node, receiver, 5, 60)
+    more(node, receiver, 5)
     proxy.mode = "pass"
     more(node, receiver, 3)
     seen = [r["quality"]["seen"] for k, r in receiver.readings.items() if k[0] == node.name]
