@@ -91,8 +91,9 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
     privacy = data.setdefault("privacy", {})
     if site.zone is not None or privacy.get("zone") is None:
         privacy["zone"] = site.zone or own_zone()
-    if site.authority is not None:
-        data.setdefault("broker", {})["tls"] = {
+    broker = data.setdefault("broker", {})
+    if site.authority is not None and _secure(str(broker.get("url"))):
+        broker["tls"] = {
             "ca": f"{SECRETS}/ca.pem",
             "certificate": f"{SECRETS}/node.pem",
             "key": f"{CREDENTIALS}/node.key",
@@ -100,6 +101,10 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
     settings = validate(Settings, data, str(file))
     _check_settings(settings, data, file, site)
     return data, settings
+
+
+def _secure(url: str) -> bool:
+    return urlsplit(url).scheme == "mqtts"
 
 
 def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: Site) -> None:
@@ -122,7 +127,7 @@ def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: 
             raise SettingsError(
                 f"{file}: 'node.{key}' is missing; topics and certificate are named by it"
             )
-    secure = urlsplit(settings.broker.url).scheme == "mqtts"
+    secure = _secure(settings.broker.url)
     if secure and site.authority is None and settings.broker.tls.certificate is None:
         raise SettingsError(
             f"{file}: 'broker.url' is mqtts://; give the school's authority with --ca DIR"

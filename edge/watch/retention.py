@@ -24,21 +24,26 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
         db.execute(sa.delete(table).where(_selection(table, table.c.received, before, place)))
     start, end, received = COUNTS.c.start, COUNTS.c.end, COUNTS.c.received
     if before is None:
-        gone = _delete_readings(db, _of(COUNTS, place), now)
+        gone = _delete_readings(db, _of(COUNTS, place))
         _bury(db, place)
         return gone
     # Both by the index on start: a window ends after it starts.
     old = sa.and_(start < before, _selection(COUNTS, end, before, place))
     ahead = sa.and_(start > now, _selection(COUNTS, received, before, place))
-    return sum(_delete_readings(db, which, now) for which in (old, ahead))
+    return _delete_readings(db, old) + _delete_readings(db, ahead, now)
 
 
-def _delete_readings(db: sa.Connection, which: sa.ColumnElement[bool], now: datetime) -> int:
-    _mark_deleted(db, which, now)
+def _delete_readings(
+    db: sa.Connection, which: sa.ColumnElement[bool], latest: datetime | None = None
+) -> int:
+    """latest: until when their logs count as deleted, at most: what comes after it is new."""
+    _mark_deleted(db, which, latest)
     return db.execute(sa.delete(COUNTS).where(which)).rowcount
 
 
-def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool], now: datetime) -> None:
+def _mark_deleted(
+    db: sa.Connection, which: sa.ColumnElement[bool], latest: datetime | None
+) -> None:
     last, end = sa.func.max(COUNTS.c.seq), sa.func.max(COUNTS.c.end, type_=UtcTime)
     # SQLite would walk the whole primary key to have the groups in order; of an expression it has none.
     node, log = (sa.func.coalesce(c, "") for c in (COUNTS.c.node, COUNTS.c.log))
@@ -62,7 +67,7 @@ def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool], now: datetim
         .values(deleted_until=sa.bindparam("e", type_=UtcTime)),
         # Also of the log whose numbers those have that stand apart.
         [
-            {"n": r.node, "g": g, "e": min(r.end, now)}
+            {"n": r.node, "g": g, "e": min(r.end, latest or r.end)}
             for r in rows
             for g in {r.log, r.log.split("~")[0]}
         ],
