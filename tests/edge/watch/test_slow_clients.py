@@ -78,6 +78,7 @@ def closed(client: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_a_page_full_of_half_sent_requests_answers_at_once(page: int, descriptors: None) -> None:
     with ExitStack() as stack:
         clients = half_sent(page, stack, MANY)
@@ -87,6 +88,7 @@ def test_a_page_full_of_half_sent_requests_answers_at_once(page: int, descriptor
         assert get(f"http://127.0.0.1:{page}/")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_header_that_comes_byte_by_byte_is_ended(page: int) -> None:
     with ExitStack() as stack:
         (client,) = half_sent(page, stack, 1)
@@ -99,6 +101,7 @@ def test_a_header_that_comes_byte_by_byte_is_ended(page: int) -> None:
                 time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_who_takes_no_answer_is_ended(server: Server, page: int) -> None:
     with ExitStack() as stack:
         client = stack.enter_context(socket.socket())
