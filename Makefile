@@ -25,7 +25,7 @@ lint: .venv/ready  ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-quick: .venv/ready  ## in a minute: the tests that start no process, no broker and no browser
+quick: .venv/ready  ## in little more than a minute: the tests that start no process, no broker and no browser
 	.venv/bin/python -m pytest $(PARALLEL) --hypothesis-profile quick \
 		-m 'not process and not broker and not browser and not slow'
 

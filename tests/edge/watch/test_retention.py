@@ -74,6 +74,7 @@ def test_a_reading_of_a_time_to_come_is_deleted_by_when_it_came(database: str) -
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--room", "secret-school"], ["--room", "secret-school/z"]])
 def test_forgetting_leaves_nothing_in_any_file(
     tmp_path: Path, command: Any, more: list[str]
@@ -153,6 +154,7 @@ def test_forgetting_leaves_nothing_in_the_tables_of_postgresql(
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older_than", [timedelta(days=365), timedelta(days=1)])
 def test_the_hourly_deletion_scans_no_table(database: str, older_than: timedelta) -> None:
     """By the database's own plan, in a school's table that is much larger than what is deleted."""
