@@ -21,6 +21,7 @@ from typing import Any
 
 from distill.data.crops import LAYOUTS
 from distill.models import store
+from distill.models.face_files import add_backbone_options
 from distill.recipe import Recipe, load_recipe
 from distill.training.distributed import Process, process_group
 from distill.training.setup import TrainingSetup, prepare
@@ -138,21 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE|DIR",
         help="a student starts from this checkpoint's or bundle's weights",
     )
-    p.add_argument(
-        "--dinov2",
-        default="facebook/dinov2-small",
-        metavar="DIR|NAME",
-        help="a teacher's frozen DINOv2: a folder or the hub's name (default: %(default)s)",
-    )
-    p.add_argument(
-        "--face",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a teacher's face backbone: SFace .onnx, dlib's .safetensors or IR-50 .pth. Given\n"
-        "again for a teacher with several",
-    )
+    add_backbone_options(p)
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     return p
 

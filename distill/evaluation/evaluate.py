@@ -22,6 +22,7 @@ from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
 from distill.evaluation.metrics import PROTOCOLS, fit_temperature, score, tempered
 from distill.evaluation.report import format_confusion, report, write_predictions
+from distill.models.face_files import add_backbone_options
 from distill.models.predict import Predictor, ensemble, open_predictor
 from edge.base import cli
 from edge.base.errors import DataError
@@ -55,20 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--robustness", action="store_true", help="blur, noise, dark, JPEG, small ...")
     p.add_argument("--plots", type=Path, metavar="DIR", help="write them as PNG")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
-    p.add_argument(
-        "--dinov2",
-        default="facebook/dinov2-small",
-        metavar="DIR|NAME",
-        help="a teacher's frozen DINOv2 (default: %(default)s)",
-    )
-    p.add_argument(
-        "--face",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a teacher's face backbone; given again for several",
-    )
+    add_backbone_options(p)
     return p
 
 

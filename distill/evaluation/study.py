@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from distill.data.crops import LAYOUTS
 from distill.evaluation import evaluate
-from distill.models.face_files import face_files
+from distill.models.face_files import add_face_option, face_files
 from distill.recipe import Recipe, load_recipe
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError
@@ -161,14 +161,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
     p.add_argument("--compile", action="store_true", help="as for distill-train")
     p.add_argument("--dinov2", metavar="DIR|NAME", help="as for distill-train")
-    p.add_argument(
-        "--face",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="as for distill-train; each run takes those of its own backbones",
-    )
+    add_face_option(p, "as for distill-train; each run takes those of its own backbones")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     args = p.parse_args(argv)
     study, recipes = load_study(args.study)

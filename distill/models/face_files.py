@@ -6,6 +6,7 @@ serves runs of different ones. What a file holds is told by its ending.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,26 @@ FILES = {
     "ir50": "an ArcFace IR-50 checkpoint",
     "dlib": "dlib's face network as .safetensors",
 }
+
+
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--dinov2` and `--face`, which name a teacher's backbones."""
+    parser.add_argument(
+        "--dinov2",
+        default="facebook/dinov2-small",
+        metavar="DIR|NAME",
+        help="a teacher's frozen DINOv2: a folder or the hub's name (default: %(default)s)",
+    )
+    add_face_option(
+        parser,
+        "a teacher's face backbone: SFace .onnx, dlib's .safetensors or IR-50 .pth. Given\n"
+        "again for a teacher with several",
+    )
+
+
+def add_face_option(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--face`, a list of files. text: its help."""
+    parser.add_argument("--face", type=Path, action="append", default=[], metavar="FILE", help=text)
 
 
 def face_files(names: Sequence[str], files: Sequence[Path]) -> list[Path]:

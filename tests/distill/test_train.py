@@ -152,6 +152,24 @@ def small_ferplus(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) 
     return root
 
 
+def taught_and_resumed(
+    recipe: Path, data: Path, backbones: list[str], folder: Path, command: Callable[..., Done]
+) -> Path:
+    """Train a teacher, and again killed and resumed, which comes to the same; returns its folder."""
+    whole, broken = folder / "teacher", folder / "teacher-killed"
+    done = command("distill.train", *arguments(recipe, data, whole), *backbones)
+    assert done.code == 0, done.err
+    assert "features" in done.out
+    teach = [*arguments(recipe, data, broken), *backbones]
+    kill_after_an_epoch(broken, teach)
+    done = command("distill.train", *teach, "--resume")
+    assert done.code == 0, done.err
+    assert "features" not in done.out, "read from the cache, not computed again"
+    assert_same(whole, broken)
+    assert float(log(whole)[-1]["loss"]) < float(log(whole)[0]["loss"])
+    return whole
+
+
 @pytest.mark.process
 def test_teacher_then_student_end_to_end_killed_and_resumed(
     detector_file: Path,
@@ -167,17 +185,7 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     face = write_sface(tmp_path / "sface.onnx", SFace().state_dict())
     dinov2 = write_dinov2(tmp_path / "dinov2")
     backbones = ["--dinov2", str(dinov2), "--face", str(face)]
-    whole, broken = tmp_path / "teacher", tmp_path / "teacher-killed"
-    done = command("distill.train", *arguments(tiny_teacher, small_ferplus, whole), *backbones)
-    assert done.code == 0, done.err
-    assert "features" in done.out
-    teach = [*arguments(tiny_teacher, small_ferplus, broken), *backbones]
-    kill_after_an_epoch(broken, teach)
-    done = command("distill.train", *teach, "--resume")
-    assert done.code == 0, done.err
-    assert "features" not in done.out, "read from the cache, not computed again"
-    assert_same(whole, broken)
-    assert float(log(whole)[-1]["loss"]) < float(log(whole)[0]["loss"])
+    whole = taught_and_resumed(tiny_teacher, small_ferplus, backbones, tmp_path, command)
     kept = torch.load(whole / "best.pt", weights_only=True)["network"]
     assert not [name for name in kept if "model.encoder" in name], "no frozen weights in the file"
 
@@ -244,16 +252,7 @@ def test_a_teacher_of_two_face_backbones_is_killed_resumed_and_teaches(
     backbones = ["--dinov2", str(write_dinov2(tmp_path / "dinov2"))]
     backbones += ["--face", str(write_dlib(tmp_path / "dlib.safetensors", dlib_state(0)))]
     backbones += ["--face", str(write_sface(tmp_path / "sface.onnx", SFace().state_dict()))]
-    whole, broken = tmp_path / "teacher", tmp_path / "teacher-killed"
-    done = command("distill.train", *arguments(recipe, small_ferplus, whole), *backbones)
-    assert done.code == 0, done.err
-    teach = [*arguments(recipe, small_ferplus, broken), *backbones]
-    kill_after_an_epoch(broken, teach)
-    done = command("distill.train", *teach, "--resume")
-    assert done.code == 0, done.err
-    assert "features" not in done.out, "read from the cache, not computed again"
-    assert_same(whole, broken)
-    assert float(log(whole)[-1]["loss"]) < float(log(whole)[0]["loss"])
+    whole = taught_and_resumed(recipe, small_ferplus, backbones, tmp_path, command)
 
     distilled = tmp_path / "distilled.yaml"
     distilled.write_text(RECIPE.replace("epochs: 4", "epochs: 1") + "distillation: {tokens: 0.5}\n")

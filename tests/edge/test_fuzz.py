@@ -35,6 +35,7 @@ from edge.watch.messages import Refused, read
 from support.clock import Clock
 from support.examples import examples
 from support.patience import wait_for
+from support.videos import shades, write_video
 
 fuzzed = settings(
     max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -210,11 +211,7 @@ def picture_file(suffix: str) -> bytes:
 
 
 def video_file(folder: Path, name: str, code: str) -> bytes:
-    writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*code), 10, (64, 48))
-    for level in range(12):
-        writer.write(np.full((48, 64, 3), 20 * level, np.uint8))
-    writer.release()
-    return (folder / name).read_bytes()
+    return write_video(folder / name, shades(range(0, 240, 20)), code=code).read_bytes()
 
 
 def damaged(whole: bytes, rng: random.Random) -> bytes:

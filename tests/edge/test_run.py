@@ -25,6 +25,7 @@ from edge.sources.decoder import converts_interlaced
 from support.command import Done
 from support.paths import CLIP, PICTURES, ROOT
 from support.patience import PATIENCE
+from support.videos import write_video
 
 Command = Callable[..., Done]
 SOURCE = ["--broker", "-", "--window", 2, "--min-group", 1]
@@ -85,12 +86,8 @@ def test_help_and_version(command: Command) -> None:
 def test_what_was_counted_before_a_clip_breaks_off_is_published(
     command: Command, tmp_path: Path
 ) -> None:
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (640, 480))
     source = cv2.VideoCapture(str(CLIP))
-    for _ in range(240):
-        writer.write(source.read()[1])
-    writer.release()
+    path = write_video(tmp_path / "clip.avi", (source.read()[1] for _ in range(240)), 30)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     done = command("edge.run", "--camera", path, *SOURCE)
     assert done.code == 1

@@ -29,6 +29,7 @@ from edge.sources.decoder import (
 from edge.sources.live import Limits, Live
 from edge.sources.open import open_source
 from support.patience import PATIENCE
+from support.videos import shades, write_video
 
 SHAPE = (48, 64, 3)
 Write = Any
@@ -272,11 +273,7 @@ def test_an_interlaced_camera_at_an_address_is_given_as_it_is_or_named(hasty: No
 def test_names_that_are_a_protocol_to_ffmpeg_or_not_utf8_are_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
-    for level in range(0, 200, 20):
-        writer.write(np.full(SHAPE, level, np.uint8))
-    writer.release()
-    data = (tmp_path / "a.avi").read_bytes()
+    data = write_video(tmp_path / "a.avi", shades(range(0, 200, 20))).read_bytes()
     folder = tmp_path / "Kl\udce4sse"  # Latin-1
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -20,6 +20,7 @@ from edge.sources.container import cut_off
 from edge.sources.file_time import MAX_GAP_SECONDS
 from edge.sources.open import open_source
 from support.paths import CLIP, PICTURES, ROOT
+from support.videos import shades, write_video
 
 VIDEOS = ROOT / "tests" / "golden" / "video"
 SOUND = [VIDEOS / f"sound-longer.{kind}" for kind in ("mkv", "ts", "flv")]
@@ -181,12 +182,10 @@ def test_every_source_is_turned_clockwise_as_set(tmp_path: Path, kind: str, degr
         cv2.imwrite(str(tmp_path / "a.png"), picture)
         source = str(tmp_path)
     else:
-        path = tmp_path / "a.avi"
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+        pictures = [picture.copy() for _ in range(3)]
         for i in range(3):
-            picture[40:, 60:] = 80 * i  # a decoder that is not proven wants changes
-            writer.write(picture)
-        writer.release()
+            pictures[i][40:, 60:] = 80 * i  # a decoder that is not proven wants changes
+        path = write_video(tmp_path / "a.avi", pictures)
         source = f"loop:{path}" if kind == "loop" else str(path)
     found = open_source(Camera(source=source, rotate=degrees), max_seconds=0.3)
     frame = next(item for item in found if isinstance(item, Frame))
@@ -205,11 +204,7 @@ def test_pictures_that_are_damaged_at_the_end_are_told(
 ) -> None:
     """No byte is missing, so that only the length tells."""
     caplog.set_level(logging.INFO)
-    path = tmp_path / "zeroed.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
-    for i in range(60):
-        writer.write(np.full((48, 64, 3), 4 * i, np.uint8))
-    writer.release()
+    path = write_video(tmp_path / "zeroed.avi", shades(range(0, 240, 4)))
     data = path.read_bytes()
     third = len(data) // 3
     path.write_bytes(data[:third] + bytes(third) + data[2 * third :])
@@ -252,13 +247,9 @@ def test_a_video_is_turned_as_its_container_says(
     tmp_path: Path, matrix: tuple[int, int, int, int], corner: str
 ) -> None:
     """As a telephone's are: stored as the sensor lies, with a matrix that says how to show them."""
-    path = tmp_path / "telephone.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[:32, :48] = 255
-    for _ in range(5):
-        writer.write(picture)
-    writer.release()
+    path = write_video(tmp_path / "telephone.mp4", [picture] * 5, code="mp4v")
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 44
     a, b, c, d = (65536 * value for value in matrix)

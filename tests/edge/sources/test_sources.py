@@ -21,6 +21,7 @@ from edge.sources.live import Limits, Live
 from edge.sources.open import csi_pipeline, open_source
 from support.paths import CLIP, PICTURES
 from support.patience import PATIENCE, wait_for
+from support.videos import shades, write_video
 
 
 def frames_of(source: str, **settings: Any) -> list[Frame]:
@@ -97,12 +98,7 @@ def test_csi_without_gstreamer_says_where_to_get_it() -> None:
 def test_a_cut_off_clip_is_read_to_its_end_and_then_reported(tmp_path: Path) -> None:
     whole = CLIP.read_bytes()
     # AVI promises its number of pictures in the header.
-    writer_path = tmp_path / "whole.avi"
-    writer = cv2.VideoWriter(str(writer_path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
-    for i in range(100):
-        writer.write(np.full((48, 64, 3), i, np.uint8))
-    writer.release()
-    data = writer_path.read_bytes()
+    data = write_video(tmp_path / "whole.avi", shades(range(100)), 30).read_bytes()
     cut = tmp_path / "cut.avi"
     cut.write_bytes(data[: len(data) // 2])
     seen: list[Frame | Tick] = []
@@ -342,11 +338,7 @@ def test_a_first_opening_that_hangs_is_one_line_and_gives_the_device_back_later(
 
 
 def test_a_video_is_played_as_a_camera_again_and_again(tmp_path: Path) -> None:
-    path = tmp_path / "short.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
-    for i in range(10):
-        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
-    writer.release()
+    path = write_video(tmp_path / "short.avi", shades(range(0, 200, 20)), 50)
     began = time.monotonic()
     source = open_source(Camera(source=f"loop:{path}"), max_seconds=1.0)
     assert source.live

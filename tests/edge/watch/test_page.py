@@ -125,13 +125,19 @@ def test_two_hundred_rooms_leave_the_timeline_in_reach(
     assert seen.wrong == []
 
 
-def test_the_hour_that_comes_twice_is_shown_twice_with_its_zone(browser: Any, serve: Serve) -> None:
-    first, rooms = datetime(2026, 10, 25, 0, 15, tzinfo=timezone.utc), Rooms()
-    now = first + 90 * MINUTE
-    for i in range(90):
+def seen_in_berlin(browser: Any, serve: Serve, first: datetime, minutes: int) -> Any:
+    """Open the page on a reading a minute from `first` on, at their end."""
+    rooms, now = Rooms(), first + minutes * MINUTE
+    for i in range(minutes):
         rooms.hear(heard(counts(i + 1, start=first + i * MINUTE)), now)
     page = Watched(browser, serve(rooms, lambda: now), timezone_id="Europe/Berlin").page
     page.wait_for_selector("#chart .bars path")
+    return page
+
+
+def test_the_hour_that_comes_twice_is_shown_twice_with_its_zone(browser: Any, serve: Serve) -> None:
+    first = datetime(2026, 10, 25, 0, 15, tzinfo=timezone.utc)
+    page = seen_in_berlin(browser, serve, first, 90)
     ticks = page.locator("#chart .xtick text").all_text_contents()
     assert {"02:30 GMT+2", "02:30 GMT+1"} <= set(ticks)
     x = page.evaluate(
@@ -146,12 +152,8 @@ def test_the_hour_that_comes_twice_is_shown_twice_with_its_zone(browser: Any, se
 
 
 def test_the_table_writes_the_zone_beside_minutes_of_two(browser: Any, serve: Serve) -> None:
-    first, rooms = datetime(2026, 10, 25, 0, 50, tzinfo=timezone.utc), Rooms()
-    now = first + 20 * MINUTE
-    for i in range(20):
-        rooms.hear(heard(counts(i + 1, start=first + i * MINUTE)), now)
-    page = Watched(browser, serve(rooms, lambda: now), timezone_id="Europe/Berlin").page
-    page.wait_for_selector("#chart .bars path")
+    first = datetime(2026, 10, 25, 0, 50, tzinfo=timezone.utc)
+    page = seen_in_berlin(browser, serve, first, 20)
     page.get_by_text("The last minutes as a table").click()
     rows = page.locator("#figures th[scope=row]").all_inner_texts()
     assert (rows[0], rows[-1]) == ("02:09 GMT+1", "02:50 GMT+2")

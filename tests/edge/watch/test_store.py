@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -139,6 +139,15 @@ def test_what_stood_apart_stays_forgotten_too(store: Store) -> None:
     assert list(store.readings()) == []
 
 
+def as_two_recorders(record: Callable[[int], None]) -> None:
+    """Call record(1) and record(2) at the same time."""
+    threads = [threading.Thread(target=record, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_two_recorders_of_a_group_both_keep_numbers_given_twice(database: str) -> None:
     Store(database).migrate()
     ends: list[int] = []
@@ -150,11 +159,7 @@ def test_two_recorders_of_a_group_both_keep_numbers_given_twice(database: str) -
             ends.append(len(own.write([heard(counts(seq, start=moment))], NOON).apart))
         own.close()
 
-    threads = [threading.Thread(target=record, args=(hour,)) for hour in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    as_two_recorders(record)
     store = Store(database)
     assert len(list(store.readings())) == 100
     assert sum(ends) == 50
@@ -208,11 +213,7 @@ def test_two_recorders_of_one_group_agree(database: str) -> None:
             ends.append(own.write(seqs(seq), NOON).contiguous_seq[KEY])
         own.close()
 
-    threads = [threading.Thread(target=record, args=(first,)) for first in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    as_two_recorders(record)
     store = Store(database)
     assert [row["seq"] for row in store.readings()] == list(range(1, 201))
     assert max(ends) == 200
