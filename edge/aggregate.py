@@ -170,9 +170,7 @@ class Window:
             cell = len(self.cells) - 1 if p is None else int(p.argmax())
             unsure = p is not None and bool(p.max() < self.low_confidence)
             person = _Person((expression.track_id, expression.place), cell, unsure)
-            if expression.life is Life.ALIVE or (
-                self.min_group == 1 and expression.life is not Life.STILL
-            ):
+            if expression.life.counts(self.min_group):
                 people.append(person)
             elif expression.life is Life.UNPROVEN:
                 pending.append(person)

@@ -68,6 +68,11 @@ class Life(Enum):
     ALIVE = "alive"
     STILL = "still"  # has not moved for minutes, in a room that did
 
+    def counts(self, min_group: int) -> bool:
+        """Tell whether such a face is one of the people in view: with a minimum group only who has
+        moved, or pictures would fill it; without one whoever is not still."""
+        return self is Life.ALIVE or (min_group == 1 and self is not Life.STILL)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edge.records import Life, Track
+from edge.records import Track
 
 BEGIN_SECONDS, END_SECONDS = 60.0, 600.0
 LONGEST_STEP = 2.0  # a longer time without a picture tells nothing
@@ -25,11 +25,7 @@ class Unmoved:
     def look(self, tracks: Sequence[Track], min_group: int, time: float) -> None:
         """Take note of one picture's tracks, at `time` seconds."""
         step, self._before = min(max(time - self._before, 0.0), LONGEST_STEP), time
-        left_out = {
-            t.id
-            for t in tracks
-            if t.life is Life.STILL or (min_group > 1 and t.life is not Life.ALIVE)
-        }
+        left_out = {t.id for t in tracks if not t.life.counts(min_group)}
         self._since = {n: self._since.get(n, time) for n in left_out}
         if min_group > 1 and len(tracks) - len(left_out) < min_group:
             return

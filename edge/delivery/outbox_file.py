@@ -14,6 +14,7 @@ from edge.base.errors import OutboxError
 from edge.base.machine import identity
 from edge.delivery.life import Life
 from edge.delivery.mark import MarkFile, mark_path
+from edge.delivery.rows import write_life
 from edge.delivery.start import (
     Identify,
     Opened,
@@ -21,7 +22,6 @@ from edge.delivery.start import (
     mark_of,
     open_outbox_file,
     open_salvaged,
-    write_life,
 )
 
 log = logging.getLogger(__name__)

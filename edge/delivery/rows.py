@@ -48,6 +48,20 @@ def make_tables(db: sqlite3.Connection) -> None:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
 
+def insert_life(db: sqlite3.Connection, life: Life) -> None:
+    """Make the outbox's own row, in a new file."""
+    db.execute("INSERT INTO meta (log) VALUES (?)", (life.log.log_id,))
+    write_life(db, life)
+
+
+def write_life(db: sqlite3.Connection, life: Life) -> None:
+    """Write the outbox's own row, within a transaction; version 0.1.0 reads the other columns."""
+    db.execute(
+        "UPDATE meta SET log = ?, running = ?, dropped = ?, stored = ?, life = ?",
+        (life.log.log_id, life.running, life.dropped, life.log.stored, life.sealed()),
+    )
+
+
 def guard(seq: int, acknowledged: float, born: float, crc: int) -> int:
     """Return the checksum of a row's other columns."""
     return zlib.crc32(struct.pack(">qddq", seq, acknowledged, born, crc))
@@ -121,14 +135,17 @@ def mended(row: Row, log_id: str, now: float) -> Row | None:
         return None
     text = row.payload
     if older:
-        text = json.dumps(
-            {**message, "log": log_id, "seq": row.seq}, ensure_ascii=False, separators=(",", ":")
-        )
+        text = _text({**message, "log": log_id, "seq": row.seq})
     known = row.guarded or (older and row.guard is None)
     acknowledged, born = row.acknowledged, row.born
     if not (known and _time(acknowledged) and _time(born)):
         acknowledged, born = 0.0, now
     return make_row(row.seq, text, float(born), float(acknowledged))
+
+
+def _text(message: dict[str, Any]) -> str:
+    # Not by `dumps`: what an older version kept may hold what no message of today may.
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
 
 
 def _time(value: object) -> bool:
@@ -171,8 +188,7 @@ def relabel(db: sqlite3.Connection, log: Log, now: float) -> None:
     for row in list(select(db, "WHERE seq >= ?", log.first)):
         whole = mended(row, log.log_id, now)
         if whole is not None:
-            message = {**json.loads(whole.payload), "log": log.log_id}
-            text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+            text = _text({**json.loads(whole.payload), "log": log.log_id})
             db.execute(INSERT, make_row(whole.seq, text, whole.born).values())
 
 

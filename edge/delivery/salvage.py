@@ -17,7 +17,7 @@ from edge.base.files import sync_folder
 from edge.delivery.life import Life, Log, read_life
 from edge.delivery.mark import Mark
 from edge.delivery.pages import find_lives, find_rows, read_pages
-from edge.delivery.rows import INSERT, Row, make_tables, mended, select
+from edge.delivery.rows import INSERT, Row, insert_life, make_tables, mended, select
 
 KEPT = 3  # damaged files, the newest ones; each may be as large as an outbox
 UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -106,10 +106,7 @@ def _build(path: Path, new: Path, mark: Mark | None) -> None:
             db.execute(INSERT, row.values())
         newest = mark if mark and (life is None or life.last < mark.last) else life
         life = _count(db, known, mark, newest.waiting if newest else None)
-        db.execute(
-            "INSERT INTO meta (log, running, dropped, stored, life) VALUES (?, ?, ?, ?, ?)",
-            (life.log.log_id, life.running, life.dropped, life.log.stored, life.sealed()),
-        )
+        insert_life(db, life)
         db.execute("COMMIT")
     finally:
         db.close()

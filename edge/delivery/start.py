@@ -21,10 +21,12 @@ from edge.delivery.rows import (
     INSERT,
     Row,
     guard,
+    insert_life,
     make_tables,
     mended,
     select,
     set_row_aside,
+    write_life,
 )
 from edge.delivery.salvage import finish, salvage
 
@@ -140,7 +142,7 @@ def _read_own(db: sqlite3.Connection) -> tuple[Life, bool]:
     holds = db.execute("SELECT EXISTS (SELECT 1 FROM readings)").fetchone()[0]
     if not rows and not holds:
         life = Life()
-        db.execute("INSERT INTO meta (log) VALUES (?)", (life.log.log_id,))
+        insert_life(db, life)
         return life, True
     if len(rows) != 1:
         raise Damaged("its own row is missing")
@@ -165,14 +167,6 @@ def _sequence(db: sqlite3.Connection) -> int:
         return whole(row[0]) if row else 0
     except ValueError as error:
         raise Damaged(str(error)) from error
-
-
-def write_life(db: sqlite3.Connection, life: Life) -> None:
-    """Write the outbox's own row, within a transaction; version 0.1.0 reads the other columns."""
-    db.execute(
-        "UPDATE meta SET log = ?, running = ?, dropped = ?, stored = ?, life = ?",
-        (life.log.log_id, life.running, life.dropped, life.log.stored, life.sealed()),
-    )
 
 
 def _examine(db: sqlite3.Connection, path: Path, life: Life) -> tuple[Life, int]:
@@ -237,9 +231,10 @@ def prove(life: Life, mark: Mark | None, identify: Identify, markless: bool) -> 
     ahead = mark is not None and (mark.last > life.last or (not known and mark.last > 0))
     unproven = mark is None and life.last > 0
     life = replace(life, last=last, dropped=life.dropped + lost)
+    machine = identify(life.salt)
     if ahead or (unproven and not markless):
         life = life.begin("incomplete", last + 1)
-    elif is_another(life.machine, identify(life.salt)):
+    elif is_another(life.machine, machine):
         life = life.begin("other-machine", last + 1)
     since = life.last if life.agreed else life.since
-    return replace(life, machine=identify(life.salt), since=since, agreed=False)
+    return replace(life, machine=machine, since=since, agreed=False)
