@@ -135,7 +135,7 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
             if report:
                 next_report += REPORT_SECONDS
                 size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
-                turned = orientation.look(item.pixels)
+                turned = orientation.look(item.pixels, faces)
                 print(f"     {size} {advise(look(item.pixels, faces), turned)}", flush=True)
     finally:
         source.close()

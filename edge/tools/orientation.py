@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.detect import Detector
+from edge.records import Face
 from edge.sources.images import rotated
 
 # The detector finds some faces upside down too, and draws their landmarks as if they stood upright. Its
@@ -22,12 +25,12 @@ class Orientation:
         self._detector, self._rotate = detector, rotate
         self._scores = dict.fromkeys((0, 90, 180, 270), 0.0)
 
-    def look(self, pixels: NDArray[np.uint8]) -> str:
+    def look(self, pixels: NDArray[np.uint8], upright: Sequence[Face]) -> str:
         """Return what to set where the pictures so far are turned, else "".
 
-        pixels: (H, W, 3) uint8 BGR."""
+        pixels: (H, W, 3) uint8 BGR; upright: the faces that were found in them as they are."""
         for degrees in self._scores:
-            faces = self._detector.find(rotated(pixels, degrees))
+            faces = self._detector.find(rotated(pixels, degrees)) if degrees else upright
             self._scores[degrees] += sum(f.score for f in faces if f.score >= self._detector.score)
         best = max(self._scores, key=lambda degrees: self._scores[degrees])
         if not best or self._scores[best] <= CLEARLY * self._scores[0]:
