@@ -14,6 +14,7 @@ const MOST_TROUBLE = 8;
 
 const find = (selector) => document.querySelector(selector);
 let labels = [];
+let goneRooms = [];
 
 function make(tag, text, className) {
   const element = document.createElement(tag);
@@ -130,6 +131,13 @@ function choices(rooms) {
   select.value = wanted.includes(chosen) ? chosen : "";
 }
 
+// Thousands of rooms may be gone: they are written only where somebody looks.
+function listGone() {
+  if (!find("#gone").open) return;
+  const text = (room) => `${room.node} is ${room.state}, ${ago(room.heard_seconds)}`;
+  find("#gone ul").replaceChildren(...goneRooms.map((room) => make("li", text(room))));
+}
+
 function show(state) {
   const changed = state.labels.join() !== labels.join();
   labels = state.labels;
@@ -148,10 +156,8 @@ function show(state) {
   find("#rooms").replaceChildren(...here.map(card));
   find("#gone").hidden = gone.length === 0;
   find("#gone summary").textContent = `${gone.length} ${gone.length === 1 ? "room" : "rooms"} not heard for a day or more`;
-  if (find("#gone").open) {
-    const text = (room) => `${room.node} is ${room.state}, ${ago(room.heard_seconds)}`;
-    find("#gone ul").replaceChildren(...gone.map((room) => make("li", text(room))));
-  }
+  goneRooms = gone;
+  listGone();
   choices(state.rooms);
   const refused = Object.entries(state.refused).map(([reason, n]) => `${n} ${reason}`).join(", ");
   find("#foot").textContent = `broker ${state.broker}${refused ? `; refused messages: ${refused}` : ""}`;
@@ -271,6 +277,7 @@ function listen() {
 
 window.addEventListener("DOMContentLoaded", () => {
   find("#node").addEventListener("change", draw);
+  find("#gone").addEventListener("toggle", listGone);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   listen();
   draw();

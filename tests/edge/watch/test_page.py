@@ -118,7 +118,8 @@ def test_two_hundred_rooms_leave_the_timeline_in_reach(
     assert page.locator("#chart").bounding_box()["y"] < 1000
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.inner_text("#gone summary") == "10 rooms not heard for a day or more"
-    page.click("#gone summary")
+    # By the keyboard: each second the ages above may wrap, and a mouse would press beside it.
+    page.press("#gone summary", "Enter")
     page.wait_for_selector("#gone li:nth-of-type(10)")
     assert "180 of 200 rooms online" in page.inner_text("#summary")
     assert "and 12 more" in page.inner_text("#trouble")
