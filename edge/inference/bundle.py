@@ -6,7 +6,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,10 @@ from edge.inference.backends import Backend
 from edge.inference.onnx_file import refuse_external_data
 from edge.records import OTHER, UNCLASSIFIED
 
-SCHEMA = "edge.bundle/1"
+SCHEMA = "edge.bundle/2"
+# Version 1 had no `counting`: its graph's logits are as they were learned.
+READ = (SCHEMA, "edge.bundle/1")
+Counting = Literal["expected", "dominant"]  # how people are counted from probabilities
 SHIPPED = Path(__file__).parents[1] / "models"
 # The precisions of each runtime, best first, and the file's role in bundle.json.
 ROLES = {"int8": "int8-cpu", "fp32": "fp32"}
@@ -60,6 +63,15 @@ class AnswerEntry(_Part):
     logits: dict[str, list[list[float]]]
 
 
+class CountingEntry(_Part):
+    """Constants on the logits for each way of counting, one a label, and whose lie in the graph's bias
+    by now; fitted: by which method, on which data."""
+
+    folded: Counting | None
+    constants: dict[Counting, list[Annotated[float, Field(allow_inf_nan=False)]]]
+    fitted: dict[str, Any]
+
+
 class BundleFile(_Part):
     """bundle.json."""
 
@@ -71,6 +83,7 @@ class BundleFile(_Part):
     crop: CropEntry
     files: dict[str, FileEntry]
     known_answers: AnswerEntry
+    counting: CountingEntry | None = None
     scores: list[dict[str, Any]]
     provenance: dict[str, Any]
 
@@ -108,6 +121,17 @@ class Bundle:
         entry = self.description.crop
         points = tuple((float(x), float(y)) for x, y in entry.template)
         return CropSpec(size=entry.size, channels=entry.channels, template=points)
+
+    def offsets(self, counting: Counting) -> NDArray[np.float32]:
+        """Return what a way of counting adds to the graph's logits, (K,) float32: its constants less
+        those that the graph holds; zeros in a bundle without constants."""
+        entry = self.description.counting
+        if entry is None:
+            return np.zeros(len(self.labels), dtype=np.float32)
+        none = [0.0] * len(self.labels)
+        wanted = np.asarray(entry.constants.get(counting, none))
+        held = np.asarray(entry.constants[entry.folded] if entry.folded else none)
+        return np.asarray(wanted - held, dtype=np.float32)
 
     def model(self, precision: str = "int8") -> Path:
         """Return ONNX Runtime's file of a precision; raises BundleError where the bundle has none."""
@@ -184,7 +208,7 @@ def load_bundle(folder: Path | None = None) -> Bundle:
         ) from error
     try:
         data = json.loads(raw)
-        if isinstance(data, dict) and data.get("schema") != SCHEMA:
+        if isinstance(data, dict) and data.get("schema") not in READ:
             raise BundleError(
                 f"{path} has schema {data.get('schema')!r}, this version reads '{SCHEMA}'; "
                 f"export it again with this version"
@@ -205,6 +229,13 @@ def load_bundle(folder: Path | None = None) -> Bundle:
         raise BundleError(f"{path}: a label appears twice; export it again")
     if reserved := RESERVED & set(description.labels):
         raise BundleError(f"{path}: label {sorted(reserved)[0]!r} is reserved; rename the class")
+    if (c := description.counting) is not None:
+        if any(len(row) != len(description.labels) for row in c.constants.values()):
+            raise BundleError(f"{path}: 'counting' needs a constant a label; export it again")
+        if c.folded is not None and c.folded not in c.constants:
+            raise BundleError(
+                f"{path}: 'counting' lacks the constants of {c.folded}; export it again"
+            )
     if any(len(point) != 2 for point in crop.template):
         raise BundleError(f"{path}: 'crop.template' must hold five x y pairs; export it again")
     for entry in [*description.files.values(), description.known_answers.inputs]:

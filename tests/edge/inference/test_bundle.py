@@ -84,6 +84,31 @@ def test_another_schema_a_missing_part_and_impossible_values_are_refused(bundle_
     assert "'files.int8-cpu.name'" in refused(bundle_copy)
 
 
+def test_offsets_are_a_countings_constants_less_those_in_the_graph(bundle_copy: Path) -> None:
+    edit(bundle_copy, schema="edge.bundle/1", counting=None)
+    assert not load_bundle(bundle_copy).offsets("expected").any(), "as before there were constants"
+    n = len(load_bundle(bundle_copy).labels)
+    constants = {"dominant": [1.0] * n, "expected": [0.25] * n}
+    counting = {"folded": "dominant", "constants": constants, "fitted": {}}
+    edit(bundle_copy, schema="edge.bundle/2", counting=counting)
+    bundle = load_bundle(bundle_copy)
+    assert bundle.offsets("dominant").tolist() == [0.0] * n
+    assert bundle.offsets("expected").tolist() == [-0.75] * n
+    edit(bundle_copy, counting={**counting, "folded": None})
+    assert load_bundle(bundle_copy).offsets("dominant").tolist() == [1.0] * n
+
+
+def test_constants_that_are_not_one_a_label_or_not_finite_are_refused(bundle_copy: Path) -> None:
+    entry = {"folded": None, "constants": {"dominant": [1.0]}, "fitted": {}}
+    edit(bundle_copy, counting=entry)
+    assert "'counting' needs a constant a label" in refused(bundle_copy)
+    n = len(json.loads((bundle_copy / "bundle.json").read_text())["labels"])
+    edit(bundle_copy, counting={**entry, "constants": {"dominant": [float("nan")] * n}})
+    assert "finite number" in refused(bundle_copy)
+    edit(bundle_copy, counting={**entry, "constants": {}, "folded": "dominant"})
+    assert "lacks the constants of dominant" in refused(bundle_copy)
+
+
 def test_backends_refuse_what_they_cannot_run(tmp_path: Path) -> None:
     broken = tmp_path / "model.onnx"
     broken.write_bytes(b"no model")
