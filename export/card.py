@@ -30,9 +30,15 @@ def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
 
 
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def _scores(scores: list[dict[str, Any]]) -> str:
+    """ECE and NLL stand against the label / the votes; `-` where an older export did not keep one."""
     head = (
-        "| split | file | protocol | n | accuracy [95 %] | mean class | macro-F1 | ECE | NLL |\n"
+        "| split | file | protocol | n | accuracy [95 %] | mean class | macro-F1 "
+        "| ECE label / votes | NLL label / votes |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     rows = []
@@ -42,9 +48,24 @@ def _scores(scores: list[dict[str, Any]]) -> str:
             f"| {entry['split']} | {entry['precision']} | {entry['protocol']} | {entry['n']} "
             f"| {_percent(entry['accuracy'])} [{100 * low:.2f}, {100 * high:.2f}] "
             f"| {_percent(entry['mean_class_accuracy'])} | {entry['macro_f1']:.3f} "
-            f"| {entry['ece']:.3f} | {entry['nll']:.3f} |\n"
+            f"| {_or_dash(entry['ece'])} / {_or_dash(entry.get('ece_votes'))} "
+            f"| {_or_dash(entry.get('nll_label'))} / {_or_dash(entry['nll'])} |\n"
         )
     return head + "".join(rows)
+
+
+def _agreement(entry: dict[str, Any]) -> str:
+    bins = [b for b in entry.get("agreement", []) if b["n"]]
+    if not bins:
+        return ""
+    rows = [
+        f"| {100 * b['low']:.0f} to {100 * b['high']:.0f} % | {b['n']} | {_percent(b['accuracy'])} |\n"
+        for b in bins
+    ]
+    return (
+        "\nBy how many of the annotators chose the label (bins hold their lower bound):\n\n"
+        "| votes for the label | n | accuracy |\n|---|---|---|\n" + "".join(rows)
+    )
 
 
 def _classes(entry: dict[str, Any]) -> str:
@@ -118,6 +139,6 @@ def write(description: dict[str, Any]) -> str:
         f"pictures, 2,000 rounds. Logits are divided by {provenance['calibration_temperature']}, "
         f"fitted on the validation split.\n\n"
         f"{_scores(scores)}\n"
-        f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}\n"
+        f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}{_agreement(entry)}\n"
         f"## Where it fails\n\n{_failures(entry, provenance.get('robustness', []))}"
     )

@@ -21,7 +21,12 @@ from distill.data.crops import LAYOUTS, Crops
 from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
 from distill.evaluation.metrics import PROTOCOLS, fit_temperature, score, tempered
-from distill.evaluation.report import format_confusion, report, write_predictions
+from distill.evaluation.report import (
+    format_calibration,
+    format_confusion,
+    report,
+    write_predictions,
+)
 from distill.models.face_files import add_backbone_options
 from distill.models.predict import Predictor, ensemble, open_predictor
 from edge.base import cli
@@ -94,10 +99,11 @@ def _calibrate(
     temperature = fit_temperature(logits, valid.targets[voted])
     at = tempered(probabilities, temperature)
     scores = score(at, split.votes, split.labels, PROTOCOLS[0], rounds=0)
-    entry = {"temperature": round(temperature, 5), "ece": scores.ece, "nll": scores.nll}
+    entry = {"temperature": round(temperature, 5)}
+    entry |= {name: getattr(scores, name) for name in ("ece", "ece_votes", "nll", "nll_label")}
     line = (
-        f"calibrated: temperature {temperature:.3f}, fitted on {int(voted.sum())} images of valid: "
-        f"ECE(15) {scores.ece:.4f}, NLL {scores.nll:.4f}"
+        f"calibrated: temperature {temperature:.3f}, fitted on {int(voted.sum())} images of valid:\n"
+        + "\n".join(format_calibration(scores))
     )
     return line, {"calibrated": entry}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,27 @@ from edge.classify import softmax
 
 PROTOCOLS = ("majority-8", "argmax-8")
 ECE_BINS = 15
+# Share of all votes that the label got, as bins from one to below the next; the last holds 1.
+AGREEMENT = (0.0, 0.5, 0.7, 0.9, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """Accuracy on the n images whose label got from `low` to below `high` of all votes (the last bin
+    with `high`); None where n is 0."""
+
+    low: float
+    high: float
+    n: int
+    accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One protocol's scores of n images. Shares are 0..1; intervals are 95 % bootstrap percentiles."""
+    """One protocol's scores of n images. Shares are 0..1; intervals are 95 % bootstrap percentiles.
+
+    ece, nll_label: against the protocol's label. ece_votes, nll: against the shares of the votes;
+    ece_votes is None, and agreement empty, where the data has a label an image and no votes."""
 
     protocol: str
     n: int
@@ -27,7 +44,10 @@ class Scores:
     mean_class_accuracy_interval: tuple[float, float]
     macro_f1: float
     ece: float
+    ece_votes: float | None
     nll: float
+    nll_label: float
+    agreement: list[Agreed]
     recall: dict[str, float]
     confusion: list[list[int]]
 
@@ -47,9 +67,16 @@ def truth_of(votes: NDArray[np.int64], classes: int, protocol: str) -> NDArray[n
     return (majority if protocol == PROTOCOLS[0] else argmax)(votes, classes)
 
 
-def expected_calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> float:
+def has_votes(votes: NDArray[np.int64]) -> bool:
+    """Tell whether images (N, K + extra) were voted on, or carry one label each."""
+    return bool((votes.sum(axis=1) > 1).any())
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.float64], hit: NDArray[np.bool_] | NDArray[np.float64]
+) -> float:
     """Average |accuracy - confidence| over ECE_BINS equal bins, weighted by their share (Guo et al.
-    2017)."""
+    2017). hit: (N,), whether the answer is the label, or which share of the votes it got."""
     place = confidence_bin(confidence)
     parts = [
         abs(hit[place == b].mean() - confidence[place == b].mean()) * (place == b).mean()
@@ -57,6 +84,21 @@ def expected_calibration_error(confidence: NDArray[np.float64], hit: NDArray[np.
         if (place == b).any()
     ]
     return float(sum(parts))
+
+
+def accuracy_by_agreement(
+    votes: NDArray[np.int64], truth: NDArray[np.int64], hit: NDArray[np.bool_]
+) -> list[Agreed]:
+    """Sort images by the share of all their votes (N, K + extra) that their label truth (N,) got, and
+    count hits (N,) in each bin of AGREEMENT."""
+    share = votes[np.arange(len(truth)), truth] / votes.sum(axis=1)
+    place = np.digitize(share, AGREEMENT[1:-1])
+    bins = []
+    for b, (low, high) in enumerate(pairwise(AGREEMENT)):
+        inside = hit[place == b]
+        accuracy = round(float(inside.mean()), 5) if len(inside) else None
+        bins.append(Agreed(low, high, len(inside), accuracy))
+    return bins
 
 
 def score(
@@ -75,8 +117,9 @@ def score(
     truth, p = truth[kept], probabilities[kept].astype(np.float64)
     q = votes[kept][:, :classes].astype(np.float64)
     q /= q.sum(axis=1, keepdims=True)
-    answer = p.argmax(axis=1)
-    hit = answer == truth
+    answer, row = p.argmax(axis=1), np.arange(len(p))
+    hit, confidence, logs = answer == truth, p.max(axis=1), np.log(np.maximum(p, 1e-7))
+    voted = has_votes(votes[kept])
     confusion = np.zeros((classes, classes), dtype=int)
     np.add.at(confusion, (truth, answer), 1)
     present = confusion.sum(axis=1) > 0
@@ -96,8 +139,11 @@ def score(
         mean_class_accuracy=_class_mean(truth, hit, classes),
         mean_class_accuracy_interval=(float(low[1]), float(high[1])),
         macro_f1=float(f1[present].mean()),
-        ece=expected_calibration_error(p.max(axis=1), hit),
-        nll=float(-(q * np.log(np.maximum(p, 1e-7))).sum(axis=1).mean()),
+        ece=expected_calibration_error(confidence, hit),
+        ece_votes=expected_calibration_error(confidence, q[row, answer]) if voted else None,
+        nll=float(-(q * logs).sum(axis=1).mean()),
+        nll_label=float(-logs[row, truth].mean()),
+        agreement=accuracy_by_agreement(votes[kept], truth, hit) if voted else [],
         recall={
             labels[k]: float(right[k] / confusion[k].sum()) for k in range(classes) if present[k]
         },

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.splits import Split, majority
-from distill.evaluation.metrics import ECE_BINS, Scores, confidence_bin
+from distill.evaluation.metrics import (
+    ECE_BINS,
+    Scores,
+    confidence_bin,
+    expected_calibration_error,
+    has_votes,
+)
 from distill.evaluation.robustness import CHANGES
 from edge.base.errors import DataError
 
@@ -30,10 +36,13 @@ def write_all(
     distill-train, for the training curves."""
     truth = majority(split.votes, len(split.labels))
     kept = truth >= 0
-    hit = (probabilities.argmax(axis=1) == truth)[kept]
+    answer = probabilities.argmax(axis=1)
+    hit = (answer == truth)[kept]
+    voted = has_votes(split.votes[kept])
+    share = split.targets[np.arange(len(answer)), answer][kept] if voted else None
     folder.mkdir(parents=True, exist_ok=True)
     confusion(folder / "confusion.png", scores.confusion, split.labels, title)
-    reliability(folder / "reliability.png", probabilities.max(axis=1)[kept], hit, title)
+    reliability(folder / "reliability.png", probabilities.max(axis=1)[kept], hit, share, title)
     if rows:
         robustness(folder / "robustness.png", rows, title)
     if log and log.is_file():
@@ -68,19 +77,33 @@ def confusion(path: Path, matrix: list[list[int]], labels: tuple[str, ...], titl
 
 
 def reliability(
-    path: Path, confidence: NDArray[np.float64], hit: NDArray[np.bool_], title: str
+    path: Path,
+    confidence: NDArray[np.float64],
+    hit: NDArray[np.bool_],
+    share: NDArray[np.float64] | None,
+    title: str,
 ) -> None:
-    """Draw accuracy by confidence; a calibrated network lies on the diagonal (Guo et al. 2017)."""
+    """Draw, by confidence, how often the answer is the label (hit, (N,)) and which share of the votes
+    it got (share, (N,), None without votes); a calibrated network lies on the diagonal (Guo et al.
+    2017)."""
     figure, axes = _canvas()
     place = confidence_bin(confidence)
     bins = [b for b in range(ECE_BINS) if (place == b).any()]
     middle = [(b + 0.5) / ECE_BINS for b in bins]
-    share = [float((place == b).mean()) for b in bins]
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
     accuracy = [hit[place == b].mean() for b in bins]
-    axes.bar(middle, accuracy, width=1 / ECE_BINS, edgecolor="white", label="accuracy")
-    axes.plot(middle, share, color="tab:orange", marker=".", label="share of images")
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=title)
+    ece = expected_calibration_error(confidence, hit)
+    name = f"is the label (ECE {ece:.3f})"
+    axes.bar(middle, accuracy, width=1 / ECE_BINS, alpha=0.5, edgecolor="white", label=name)
+    if share is not None:
+        got = [share[place == b].mean() for b in bins]
+        ece = expected_calibration_error(confidence, share)
+        axes.plot(middle, got, color="tab:green", marker="o", label=f"votes for it (ECE {ece:.3f})")
+    images = [float((place == b).mean()) for b in bins]
+    axes.plot(middle, images, color="tab:orange", marker=".", label="share of images")
+    axes.set(
+        xlabel="confidence in the answer", ylabel="share", xlim=(0, 1), ylim=(0, 1), title=title
+    )
     axes.legend(loc="upper left")
     figure.savefig(path)
 

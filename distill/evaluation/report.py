@@ -34,6 +34,24 @@ def count_undetected(
     return float(1 - split.crops.found[kept].mean()), float(hit[kept].mean())
 
 
+def format_calibration(scores: Scores) -> list[str]:
+    """Format ECE and NLL, a line for what they are against."""
+    label = f"ECE(15) {scores.ece:.4f}   NLL {scores.nll_label:.4f}"
+    if scores.ece_votes is None:
+        return [f"  against the label    {label}   (the data has no votes)"]
+    votes = f"ECE(15) {scores.ece_votes:.4f}   NLL {scores.nll:.4f}"
+    return [f"  against the label    {label}", f"  against the votes    {votes}"]
+
+
+def _format_agreement(scores: Scores) -> list[str]:
+    cells = [
+        f"    {100 * b.low:3.0f} to {100 * b.high:3.0f} % of them  {100 * b.accuracy:6.2f} %  n={b.n}"
+        for b in scores.agreement
+        if b.accuracy is not None
+    ]
+    return ["  accuracy by the share of all votes that the label got", *cells] if cells else []
+
+
 def format_scores(scores: Scores, undetected: float, strict: float) -> str:
     """Format for a terminal of 80 columns."""
     low, high = scores.accuracy_interval
@@ -45,9 +63,10 @@ def format_scores(scores: Scores, undetected: float, strict: float) -> str:
         f"  undetected as errors {100 * strict:.2f} %",
         f"  mean class accuracy  {100 * scores.mean_class_accuracy:.2f} %  "
         f"[{100 * mlow:.2f}, {100 * mhigh:.2f}]",
-        f"  macro-F1 {scores.macro_f1:.4f}   ECE(15) {scores.ece:.4f}   "
-        f"NLL vs soft votes {scores.nll:.4f}",
+        f"  macro-F1 {scores.macro_f1:.4f}",
+        *format_calibration(scores),
     ]
+    lines += _format_agreement(scores)
     row = "  recall"
     for label, value in scores.recall.items():
         cell = f" {label} {value:.3f}"

@@ -246,6 +246,24 @@ def test_what_is_no_checkpoint_is_one_line(
     assert not (tmp_path / "b").exists()
 
 
+def test_a_card_says_what_scores_are_against_and_reads_entries_that_do_not() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    new = dict(description["scores"][0], ece=0.125, ece_votes=0.0625, nll=0.75, nll_label=0.5)
+    new["agreement"] = [
+        {"low": 0.0, "high": 0.9, "n": 0, "accuracy": None},
+        {"low": 0.9, "high": 1.0, "n": 7, "accuracy": 0.9842},
+    ]
+    text = card.write({**description, "scores": [new]})
+    assert "| 0.125 / 0.062 | 0.500 / 0.750 |" in text
+    assert "| 90 to 100 % | 7 | 98.42 % |" in text
+    assert "| 0 to 90 %" not in text, "no accuracy of no image"
+    for name in ("ece_votes", "nll_label", "agreement"):
+        del new[name]
+    text = card.write({**description, "scores": [new]})
+    assert "| 0.125 / - | - / 0.750 |" in text
+    assert "annotators chose" not in text
+
+
 def test_the_shipped_card_is_written_from_the_shipped_bundle() -> None:
     description = json.loads((SHIPPED / "bundle.json").read_text())
     assert (SHIPPED / "MODEL_CARD.md").read_text() == card.write(description)

@@ -95,7 +95,9 @@ def test_plots_are_images(tmp_path: Path) -> None:
     rows = robustness.measure(split, halves, lambda line: None)
     scores = score(p, split.votes, split.labels, "majority-8", rounds=0)
     plots.confusion(tmp_path / "c.png", scores.confusion, split.labels, "t")
-    plots.reliability(tmp_path / "r.png", p.max(axis=1), np.ones(60, dtype=bool), "t")
+    plots.reliability(
+        tmp_path / "r.png", p.max(axis=1), np.ones(60, dtype=bool), np.full(60, 0.8), "t"
+    )
     plots.robustness(tmp_path / "b.png", rows, "t")
     (tmp_path / "log.csv").write_text("epoch,loss,valid_accuracy\n0,1.5,0.5\n1,1.0,0.7\n")
     plots.training(tmp_path / "t.png", tmp_path / "log.csv")

@@ -51,6 +51,37 @@ def test_scores_of_a_case_worked_out_by_hand() -> None:
     assert s.accuracy_interval[0] <= 0.75 <= s.accuracy_interval[1]
 
 
+def test_each_score_says_what_it_is_against() -> None:
+    votes = np.zeros((4, 10), dtype=int)
+    votes[0, 0] = 10  # ten of ten
+    votes[1, :2] = 8, 2
+    votes[2, [0, 1, 8]] = 3, 6, 1  # one vote for unknown: of nine votes for classes, six
+    votes[3, [0, 1, 2]] = 4, 3, 3
+    p = np.zeros((4, 8))
+    p[0, 0] = 1.0
+    p[1, :2] = 0.8, 0.2
+    p[2, :2] = 0.35, 0.65
+    p[3, :2] = 0.45, 0.55  # wrong
+    s = score(p, votes, LABELS, "majority-8", rounds=0)
+    # Every answer has a bin of its own.
+    assert s.ece == pytest.approx(np.mean([0.0, 0.2, 0.35, 0.55]))
+    assert s.ece_votes == pytest.approx(np.mean([0.0, 0.0, 6 / 9 - 0.65, 0.55 - 0.3]))
+    assert s.nll_label == pytest.approx(-np.mean(np.log([1.0, 0.8, 0.65, 0.45])))
+    of_third = np.log(0.35) / 3 + 2 * np.log(0.65) / 3
+    of_last = 0.4 * np.log(0.45) + 0.3 * np.log(0.55) + 0.3 * np.log(1e-7)
+    of_second = 0.8 * np.log(0.8) + 0.2 * np.log(0.2)
+    assert s.nll == pytest.approx(-(of_second + of_third + of_last) / 4)
+    found = [(b.low, b.n, b.accuracy) for b in s.agreement]
+    assert found == [(0.0, 1, 0.0), (0.5, 1, 1.0), (0.7, 1, 1.0), (0.9, 1, 1.0)]
+
+
+def test_labels_alone_give_no_score_against_votes() -> None:
+    s = score(np.full((3, 2), 0.5), np.eye(2, dtype=int)[[0, 1, 1]], ("a", "b"), "majority-8", 0)
+    assert s.ece_votes is None
+    assert s.agreement == []
+    assert s.nll == s.nll_label == pytest.approx(np.log(2))
+
+
 def test_temperature_undoes_a_known_scaling() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (500, 8)).astype(np.float32)
