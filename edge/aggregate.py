@@ -15,7 +15,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edge.records import OTHER, UNCLASSIFIED, Expression, Frame, Life, Reading, Tick
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.records import OTHER, UNCLASSIFIED, Counting, Expression, Frame, Life, Reading, Tick
 
 
 def round_half_up(value: float) -> int:
@@ -55,11 +58,11 @@ def merge_small_cells(counts: dict[str, int], min_cell: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Person:
-    """One face of a picture: its track and place there, its cell, and whether it was read with low
-    confidence."""
+    """One face of a picture: its track and place there, its share of each cell (they add up to 1), and
+    whether it was read with low confidence."""
 
     track: tuple[int, int]
-    cell: int
+    cells: tuple[float, ...]
     unsure: bool
 
 
@@ -84,7 +87,8 @@ class _Tally:
 
     def credit(self, people: Iterable[_Person], span: float) -> None:
         for person in people:
-            self.cells[person.cell] += span
+            for i, share in enumerate(person.cells):
+                self.cells[i] += share * span
             self.unsure += span * person.unsure
 
     def take(self, other: _Tally) -> None:
@@ -150,14 +154,16 @@ class Window:
         low_confidence: float = 0.4,
         max_gap_seconds: float = 2.0,
         file_start: float | None = None,
+        counting: Counting = "dominant",
     ) -> None:
         """file_start: None for a camera, whose windows follow UTC; for a file the UTC at which its
-        time 0 is placed, and windows follow file time. Other arguments as in node.yaml."""
+        time 0 is placed, and windows follow file time. counting: "expected" adds up probabilities,
+        "dominant" counts each person for the most probable class. Other arguments as in node.yaml."""
         self.cells = [*labels, UNCLASSIFIED]
         self.seconds = seconds  # of the windows that open from now on
         self.min_group, self.min_cell = min_group, min_cell
         self.low_confidence, self.max_gap = low_confidence, max_gap_seconds
-        self.file_start = file_start
+        self.file_start, self.counting = file_start, counting
         self._open: _Open | None = None
         self._last_sample: _Sample | None = None
 
@@ -167,9 +173,8 @@ class Window:
         people, pending = [], []
         for expression in expressions:
             p = expression.probabilities
-            cell = len(self.cells) - 1 if p is None else int(p.argmax())
             unsure = p is not None and bool(p.max() < self.low_confidence)
-            person = _Person((expression.track_id, expression.place), cell, unsure)
+            person = _Person((expression.track_id, expression.place), self._shares(p), unsure)
             if expression.life.counts(self.min_group):
                 people.append(person)
             elif expression.life is Life.UNPROVEN:
@@ -210,6 +215,18 @@ class Window:
         """Count the faces in the last frame that are not still."""
         sample = self._last_sample
         return len(sample.people) + len(sample.pending) if sample is not None else 0
+
+    def _shares(self, p: NDArray[np.float32] | None) -> tuple[float, ...]:
+        """Return what a face adds to each cell; what was not read is `unclassified`."""
+        shares = [0.0] * len(self.cells)
+        if p is None:
+            shares[-1] = 1.0
+        elif self.counting == "dominant":
+            shares[int(p.argmax())] = 1.0
+        else:
+            total = float(p.sum(dtype=np.float64))  # in float32 they add up to nearly 1
+            shares[:-1] = [float(share) / total for share in p]
+        return tuple(shares)
 
     def _advance(self, item: Frame | Tick) -> list[Reading]:
         if self._open is None:

@@ -47,7 +47,7 @@ WARM_UP_PICTURES, WARM_UP_PEOPLE = 5, 16
 def open_classifier(settings: Settings, bundle: Bundle, student: Opened) -> Classifier:
     """Make the classify stage of a bundle and its student."""
     c = settings.classifier
-    return Classifier(student.backend, bundle, c.min_face_px, c.smooth_seconds)
+    return Classifier(student.backend, bundle, c.min_face_px, c.smooth_seconds, c.counting)
 
 
 def open_pipeline(
@@ -73,6 +73,7 @@ def open_pipeline(
             settings.classifier.low_confidence,
             w.max_gap_seconds,
             file_start,
+            settings.classifier.counting,
         ),
         masks=p.masks,
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge.crop import crop_faces
 from edge.inference.backends import Backend
 from edge.inference.bundle import Bundle
-from edge.records import Expression, Track
+from edge.records import Counting, Expression, Track
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -32,11 +32,14 @@ class Classifier:
         bundle: Bundle,
         min_face_px: float = 16.0,
         smooth_seconds: float = 0.5,
+        counting: Counting = "dominant",
     ) -> None:
         """min_face_px: side below which a face is not read; smooth_seconds: time constant of the
-        exponential average over a track's probabilities, 0 for none."""
+        exponential average over a track's probabilities, 0 for none; counting: whose constants are
+        added to the logits."""
         self.backend, self.crop = backend, bundle.crop
         self.min_face_px, self.smooth_seconds = min_face_px, smooth_seconds
+        self._offsets = bundle.offsets(counting)
         self._memory: dict[int, tuple[NDArray[np.float32], float]] = {}
 
     def read(
@@ -45,7 +48,7 @@ class Classifier:
         """One Expression a track, in the tracks' order. pixels: (H, W, 3) uint8 BGR."""
         readable = [t for t in tracks if t.seen and t.face.size >= self.min_face_px]
         crops = crop_faces(pixels, [t.face for t in readable], self.crop)
-        fresh = softmax(self.backend.run(crops.astype(np.float32))["logits"])
+        fresh = softmax(self.backend.run(crops.astype(np.float32))["logits"] + self._offsets)
         for track, probabilities in zip(readable, fresh, strict=True):
             self._remember(track.id, probabilities, time)
         alive = {t.id for t in tracks}

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Keys of Reading.counts that are not classes: faces too small to read, and classes of few merged.
 UNCLASSIFIED, OTHER = "unclassified", "other"
+# How people are counted: by the sum of their probabilities, or each for the most probable class.
+Counting = Literal["expected", "dominant"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,6 +18,7 @@ from edge.base import schedule
 from edge.base.addresses import HOST
 from edge.base.errors import SettingsError
 from edge.base.strict_yaml import Strict
+from edge.records import Counting
 
 LONGEST_PATH = 200
 # How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
@@ -166,6 +167,10 @@ class Tracking(Strict):
 
 
 class Classification(Strict):
+    counting: Counting = Field(
+        default="dominant",
+        description="expected: sums of probabilities; dominant: each person's most probable class",
+    )
     min_face_px: int = Field(default=16, ge=4, le=512, description="smaller faces: unclassified")
     smooth_seconds: float = Field(default=0.5, ge=0, le=30, description="time constant")
     low_confidence: float = Field(

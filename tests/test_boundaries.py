@@ -16,7 +16,8 @@ PACKAGES = ("edge", "distill", "export")
 LAYERS = {
     "edge": """
         base
-        records settings
+        records
+        settings
         sources inference delivery
         detect track liveness unmoved crop aggregate
         classify

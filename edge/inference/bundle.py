@@ -6,7 +6,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,11 @@ from edge.base.errors import BundleError
 from edge.base.files import sha256, sha256_of
 from edge.inference.backends import Backend
 from edge.inference.onnx_file import refuse_external_data
-from edge.records import OTHER, UNCLASSIFIED
+from edge.records import OTHER, UNCLASSIFIED, Counting
 
 SCHEMA = "edge.bundle/2"
 # Version 1 had no `counting`: its graph's logits are as they were learned.
 READ = (SCHEMA, "edge.bundle/1")
-Counting = Literal["expected", "dominant"]  # how people are counted from probabilities
 SHIPPED = Path(__file__).parents[1] / "models"
 # The precisions of each runtime, best first, and the file's role in bundle.json.
 ROLES = {"int8": "int8-cpu", "fp32": "fp32"}

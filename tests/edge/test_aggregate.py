@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.aggregate import Window, largest_remainder, merge_small_cells, round_half_up
-from edge.records import Expression, Frame, Life, Reading, Tick
+from edge.records import Counting, Expression, Frame, Life, Reading, Tick
 
 LABELS = ("calm", "glad", "sad")
 PIXELS = np.zeros((4, 4, 3), dtype=np.uint8)
@@ -63,6 +63,36 @@ def test_a_face_never_read_is_unclassified_and_a_low_answer_is_counted_as_unsure
     (reading,) = play(window, (0.0, [*people(0, None), *people(1, sure=0.4)]), end=1.0)
     assert reading.counts == {"calm": 1, "glad": 1, "sad": 0, "unclassified": 1}
     assert reading.low_confidence == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_expected_counts_are_sums_of_probabilities_and_dominant_ones_best_guesses() -> None:
+    moments = [(0.0, people(0, 0, 0, 0, 1, None, sure=0.5))]
+    (best,) = play(Window(LABELS, 1, 1, file_start=0.0, counting="dominant"), *moments, end=1.0)
+    assert best.counts == {"calm": 4, "glad": 1, "sad": 0, "unclassified": 1}
+    (mean,) = play(Window(LABELS, 1, 1, file_start=0.0, counting="expected"), *moments, end=1.0)
+    # 4 x 0.5 + 0.25 calm, 0.5 + 4 x 0.25 glad, 5 x 0.25 sad.
+    assert mean.counts == {"calm": 2, "glad": 2, "sad": 1, "unclassified": 1}
+    assert mean.person_seconds == mean.counts
+    assert (mean.faces_mean, mean.low_confidence) == (best.faces_mean, best.low_confidence)
+
+
+@given(st.lists(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3), min_size=1, max_size=30))
+def test_one_persons_change_moves_an_expected_count_by_at_most_one_and_a_rounding(
+    rows: list[list[float]],
+) -> None:
+    def counts(rows: list[list[float]]) -> dict[str, int]:
+        window = Window(LABELS, 1, 1, file_start=0.0, counting="expected")
+        faces = [
+            Expression(i, np.array(row, np.float32) / np.float32(sum(row)), Life.ALIVE)
+            for i, row in enumerate(rows)
+        ]
+        (reading,) = play(window, (0.0, faces), end=1.0)
+        assert reading.counts is not None
+        return reading.counts
+
+    before, after = counts(rows), counts([[0.01, 0.01, 1.0], *rows[1:]])
+    assert sum(before.values()) == sum(after.values()) == len(rows)
+    assert all(abs(before[label] - after[label]) <= 2 for label in LABELS)
 
 
 def test_one_moment_below_the_group_suppresses_the_window() -> None:
@@ -213,6 +243,7 @@ def test_a_window_that_did_not_end_is_not_published() -> None:
     assert play(window, (0.0, people(0)), (5.0, people(0)), end=9.99) == []
 
 
+COUNTINGS: tuple[Counting, ...] = ("expected", "dominant")
 moments = st.lists(
     st.tuples(
         st.floats(0.01, 1.5),
@@ -223,12 +254,22 @@ moments = st.lists(
 )
 
 
-@given(moments, st.integers(1, 6), st.integers(1, 4), st.sampled_from([1.0, 2.0, 2.5]))
+@given(
+    moments,
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.sampled_from([1.0, 2.0, 2.5]),
+    st.sampled_from(COUNTINGS),
+)
 def test_what_is_published_keeps_the_rules(
-    steps: list[tuple[float, list[int | None]]], group: int, cell: int, seconds: float
+    steps: list[tuple[float, list[int | None]]],
+    group: int,
+    cell: int,
+    seconds: float,
+    counting: Counting,
 ) -> None:
     cell = min(cell, group) if group > 1 else cell
-    window = Window(LABELS, seconds, group, cell, file_start=0.0)
+    window = Window(LABELS, seconds, group, cell, file_start=0.0, counting=counting)
     time, shown, readings = 0.0, [], []
     for span, labels in steps:
         shown.append((time, len(labels)))

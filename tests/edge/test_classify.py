@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from edge.classify import Classifier, softmax
 from edge.inference.backends import TensorSpec
-from edge.inference.bundle import load_bundle
+from edge.inference.bundle import Bundle, load_bundle
 from edge.records import Face, Track
 
 
@@ -71,6 +71,23 @@ def test_smoothing_follows_time_not_frames() -> None:
         results.append(float(answer.probabilities[3]))
     assert results[0] == pytest.approx(1 - np.exp(-1), abs=0.01)
     assert results == pytest.approx([results[0]] * 2, abs=1e-3)
+
+
+def test_a_countings_constants_are_added_to_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = load_bundle()
+    asked = []
+
+    def offsets(self: Bundle, counting: str) -> NDArray[np.float32]:
+        asked.append(counting)
+        return np.array([0, 0, 0, 9 + np.log(7), 0, 0, 0, -1e4], dtype=np.float32)
+
+    monkeypatch.setattr(Bundle, "offsets", offsets)
+    classifier = Classifier(Counting(), bundle, counting="expected")
+    (answer,) = classifier.read(PIXELS, [track(1)], 0.0)
+    assert asked == ["expected"]
+    assert answer.probabilities is not None
+    assert answer.probabilities[3] == pytest.approx(7 * answer.probabilities[0], rel=1e-3)
+    assert answer.probabilities[7] == 0
 
 
 def test_softmax_is_stable_and_takes_an_empty_batch() -> None:
