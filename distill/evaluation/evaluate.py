@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from distill.data.crops import LAYOUTS, Crops
 from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
-from distill.evaluation.metrics import PROTOCOLS, fit_temperature, score, tempered
+from distill.evaluation import counts
+from distill.evaluation.metrics import PROTOCOLS, fit_temperature, has_votes, score, tempered
 from distill.evaluation.report import (
     format_calibration,
     format_confusion,
@@ -32,6 +33,7 @@ from distill.models.predict import Predictor, ensemble, open_predictor
 from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
+from edge.inference.bundle import load_bundle
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,10 +61,28 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--predictions", type=Path, metavar="out.csv", help="write the probabilities")
     p.add_argument("--json", type=Path, metavar="out.json", help="write the scores")
     p.add_argument("--robustness", action="store_true", help="blur, noise, dark, JPEG, small ...")
+    p.add_argument(
+        "--counts",
+        action="store_true",
+        help="count made-up rooms as a node does, against the truth",
+    )
+    p.add_argument(
+        "--rooms", type=_positive, default=counts.ROOMS, metavar="N", help="of each kind"
+    )
+    p.add_argument(
+        "--room-sizes", type=_positive, nargs="+", default=counts.ROOM_SIZES, metavar="PEOPLE"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the rooms")
     p.add_argument("--plots", type=Path, metavar="DIR", help="write them as PNG")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     add_backbone_options(p)
     return p
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 def _open(args: argparse.Namespace) -> Predictor:
@@ -132,6 +152,21 @@ def _measure_robustness(model: Predictor, split: Split) -> list[dict[str, Any]]:
     return rows
 
 
+def _count_rooms(
+    args: argparse.Namespace, split: Split, probabilities: NDArray[np.float64]
+) -> list[counts.CountScores]:
+    """Count rooms by the constants of a bundle; a checkpoint has none."""
+    none = np.zeros(len(split.labels), dtype=np.float32)
+    bundle = load_bundle(args.bundle) if args.bundle else None
+    offsets = {c: bundle.offsets(c) if bundle else none for c in counts.COUNTINGS}
+    sizes = sorted(set(args.room_sizes))
+    scores = counts.measure(split, probabilities, offsets, sizes, args.rooms, args.seed)
+    print(counts.table(scores, args.rooms))
+    if not has_votes(split.votes):
+        print("the data has no votes: rooms are counted against the labels alone")
+    return scores
+
+
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     model = _open(args)
@@ -162,6 +197,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     rows = _measure_robustness(model, split) if args.robustness else []
     if rows:
         entries.append({"robustness": rows})
+    counted = _count_rooms(args, split, probabilities) if args.counts else []
+    if counted:
+        entries.append({"counts": counts.as_entry(counted, args.rooms, args.seed)})
     if args.json:
         write_atomically(args.json, (json.dumps(entries, indent=1) + "\n").encode())
     if args.plots:
@@ -170,6 +208,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         title = f"{model.precision} {args.layout} {args.split}"
         log = alone.parent / "log.csv" if alone else None
         plots.write_all(args.plots, title, split, probabilities, scores, rows, log)
+        if counted:
+            plots.counts(args.plots / "counts.png", counted, title)
         print(f"plots written to {args.plots}")
 
 

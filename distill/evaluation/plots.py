@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.splits import Split, majority
+from distill.evaluation.counts import COUNTINGS, MIXES, CountScores
 from distill.evaluation.metrics import (
     ECE_BINS,
     Scores,
@@ -120,6 +122,60 @@ def robustness(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     axes.set_xticks(range(1 + max(len(change.strengths) for change in CHANGES)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower left")
+    figure.savefig(path)
+
+
+def counts(path: Path, scores: Sequence[CountScores], title: str) -> None:
+    """Draw, of whole counts, the people in the wrong cell by room size and mix; below, the slopes a
+    class of the middle size; a column for each truth."""
+    scores = [row for row in scores if row.figure == "counts"]
+    figure, _ = _canvas(11, 8)
+    figure.clear()
+    sizes = sorted({row.room for row in scores})
+    middle = sizes[len(sizes) // 2]
+    truths = list(dict.fromkeys(row.truth for row in scores))
+    axes = figure.subplots(2, len(truths), squeeze=False, sharey="row")
+    colours = dict(zip(MIXES, ("tab:blue", "tab:green", "tab:red"), strict=True))
+    for truth, (above, below) in zip(truths, axes.T, strict=True):
+        for c, counting in enumerate(COUNTINGS):
+            own = [row for row in scores if (row.truth, row.counting) == (truth, counting)]
+            for mix in MIXES:
+                found = [row.wrong[mix] for row in own]
+                values = 100 * np.array([[e.value, e.low, e.high] for e in found]).T
+                above.errorbar(
+                    [row.room for row in own],
+                    values[0],
+                    (values[0] - values[1], values[2] - values[0]),
+                    color=colours[mix],
+                    linestyle=("-", "--")[c],
+                    marker=("o", "s")[c],
+                    label=f"{counting}, {mix} mix",
+                )
+            slopes = next(row.slope for row in own if row.room == middle)
+            place = np.arange(len(slopes)) + 0.4 * (c - 0.5)
+            at = np.array([[e.value, e.low, e.high] for e in slopes.values()]).reshape(-1, 3).T
+            spread = np.abs(at[1:] - at[0])
+            below.bar(
+                place,
+                at[0],
+                0.38,
+                yerr=spread,
+                color=("tab:purple", "tab:orange")[c],
+                label=counting,
+            )
+            below.set_xticks(range(len(slopes)), list(slopes), rotation=45, ha="right")
+        above.set_xscale("log")
+        above.set_xticks(sizes, [str(size) for size in sizes])
+        above.minorticks_off()
+        above.set(xlabel="people in the room", title=f"{title}, against {truth}")
+        below.axhline(1, color="grey", linestyle=":")
+        below.set(title=f"rooms of {middle}, all mixes")
+        for drawn in (above, below):
+            drawn.grid(alpha=0.3)
+    axes[0, 0].set(ylabel="people in the wrong cell, %", ylim=(0, None))
+    axes[1, 0].set(ylabel="slope of published against true")
+    axes[0, -1].legend(fontsize=8)
+    axes[1, -1].legend(fontsize=8)
     figure.savefig(path)
 
 
