@@ -169,6 +169,13 @@ class Training(Strict):
     balance: float = Field(
         default=0.0, ge=0, le=1, description="0 draws images evenly, 1 draws classes evenly"
     )
+    prior_tau: float = Field(
+        default=0.0,
+        ge=0,
+        le=2,
+        description="tau of the logit-adjusted loss on the votes (Menon et al. 2021): the network "
+        "learns the logits without tau times the log of the classes' shares; 0 is off",
+    )
     mixup: float = Field(default=0.0, ge=0, le=2, description="alpha of mixup; 0 is off")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = Field(default=0, ge=0)

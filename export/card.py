@@ -99,6 +99,38 @@ def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def _counting(counting: dict[str, Any] | None) -> str:
+    """What each way of counting adds to the logits, and what that does."""
+    if counting is None:
+        return (
+            "No constants are added to the logits: argmax counts rare classes far too seldom where the "
+            "training data had few.\n"
+        )
+    fitted = counting["fitted"]
+    head = (
+        f"Constants on the logits take the training set's mix out of what is counted "
+        f"(`{fitted['method']}`, on {fitted['images']} labelled images of {fitted['data']}). Those of "
+        f"`{counting['folded']}` lie in the files' last bias, so that whoever runs them has them; the "
+        f"node adds the difference for the other. Count error is the share of people in the wrong cell "
+        f"in simulated rooms of 25, against majority labels for `dominant`, against votes for `expected`; "
+        f"these figures are of the data that the constants were fitted on, in float.\n\n"
+        f"| counting | constants | accuracy | mean class | count error |\n|---|---|---|---|---|\n"
+    )
+    rows = [
+        f"| {name} | {which} | {_percent(row['accuracy'])} | {_percent(row['mean_class_accuracy'])} "
+        f"| {row['count_error_25']:.3f} |\n"
+        for name, effect in fitted["effect"].items()
+        for which, row in (("without", effect["without"]), ("with", effect["with"]))
+    ]
+    if (effect := fitted["effect"]["expected"]).get("not_kept"):
+        tried = effect["train_count_error_25"]
+        rows.append(
+            f"\n`expected` has none: those that fit {fitted['data']} raise the count error on training "
+            f"images from {tried['without']:.3f} to {tried['with']:.3f}.\n"
+        )
+    return head + "".join(rows)
+
+
 def _history(provenance: dict[str, Any]) -> str:
     """The runs that the weights come from, the first one first, each with what it learned from."""
     runs: list[str] = []
@@ -111,7 +143,8 @@ def _history(provenance: dict[str, Any]) -> str:
             f"recipe `{recipe['name']}` ({data}, {recipe['training']['epochs']} epochs, {by})"
         )
         run = run.get("start")
-    return "Learned by " + ", then by ".join(reversed(runs))
+    again = ", and exported again from its bundle" if "exported_again_from" in provenance else ""
+    return "Learned by " + ", then by ".join(reversed(runs)) + again
 
 
 def write(description: dict[str, Any]) -> str:
@@ -140,5 +173,6 @@ def write(description: dict[str, Any]) -> str:
         f"fitted on the validation split.\n\n"
         f"{_scores(scores)}\n"
         f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}{_agreement(entry)}\n"
+        f"## What is counted\n\n{_counting(description.get('counting'))}\n"
         f"## Where it fails\n\n{_failures(entry, provenance.get('robustness', []))}"
     )

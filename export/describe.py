@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.labels import DATA_NAMES
-from distill.models.checkpoint import Checkpoint
+from distill.evaluation.prior import Prior
 from distill.models.predict import logits_of
-from distill.models.student import multiply_adds
 from edge.base.errors import EdgeError
 from edge.base.files import sha256_of
 from edge.crop import crop_faces
 from edge.detect import Detector
 from edge.inference.bundle import SCHEMA, CropSpec
 from edge.sources.synthetic import portrait
-from export.to_onnx import INPUT, deployed
+from export.source import Source
+from export.to_onnx import INPUT
 
 FILES = {
     "fp32": "fp32.onnx",
@@ -93,14 +93,28 @@ def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:
     return "as the owners of its training pictures allow"
 
 
+def _counting(prior: Prior) -> dict[str, Any]:
+    return {
+        "folded": "dominant",
+        "constants": {name: row.tolist() for name, row in prior.constants.items()},
+        "fitted": prior.fitted,
+    }
+
+
 def describe(
-    folder: Path, checkpoint: Checkpoint, layout: str, temperature: float, facts: dict[str, Any]
+    folder: Path,
+    source: Source,
+    layout: str,
+    temperature: float,
+    prior: Prior | None,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return bundle.json's content without scores. folder: holds the files; facts: added to the
-    provenance."""
-    spec = checkpoint.recipe.crop.spec()
-    learned = checkpoint.metadata["layout"] or layout
-    names = {DATA_NAMES[layout], DATA_NAMES[learned]}
+    """Return bundle.json's content without scores. folder: holds the files; prior: the counting's
+    constants, those of `dominant` in the files; facts: added to the provenance."""
+    spec = source.recipe.crop.spec()
+    learned = source.data or DATA_NAMES[layout]
+    again = source.provenance.get("exported_again_from", {}).get("calibration_data")
+    names = {DATA_NAMES[layout], learned, *([again] if again else [])}
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
     answers = {
         role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()
@@ -108,7 +122,7 @@ def describe(
     }
     return {
         "schema": SCHEMA,
-        "labels": list(checkpoint.labels),
+        "labels": list(source.labels),
         "input": {
             "name": INPUT,
             "size": spec.size,
@@ -120,20 +134,18 @@ def describe(
         "crop": spec.as_dict(),
         "files": {role: _entry(folder / name) for role, name in FILES.items()},
         "known_answers": {"inputs": _entry(folder / KNOWN_INPUTS), "logits": answers},
+        **({"counting": _counting(prior)} if prior else {}),
         "scores": [],
         "provenance": {
-            "teacher": checkpoint.metadata["teacher"] or "none",
-            "recipe": checkpoint.recipe.model_dump(),
-            "start": checkpoint.metadata["start"],
-            "data": DATA_NAMES[learned],
-            "data_licence": LICENCES[learned],
+            "data": learned,
+            "data_licence": LICENCES[
+                next((key for key, name in DATA_NAMES.items() if name == learned), layout)
+            ],
             "calibration_data": DATA_NAMES[layout],
-            "weights_licence": weights_licence(names, checkpoint.metadata["start"]),
+            "weights_licence": weights_licence(names, source.provenance["start"]),
             "commit": _commit(),
-            "checkpoint_epoch": checkpoint.metadata["epoch"],
             "calibration_temperature": round(temperature, 5),
-            "parameters": sum(p.numel() for p in deployed(checkpoint.student, 1.0).parameters()),
-            "multiply_adds": multiply_adds(checkpoint.student),
+            **source.provenance,
             **facts,
         },
     }

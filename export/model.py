@@ -1,4 +1,4 @@
-"""`export-model`: checkpoint -> bundle, refused when INT8 strays from float."""
+"""`export-model`: checkpoint or bundle -> bundle, refused when INT8 strays from float."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from distill.data.duplicates import (
     names_of,
     without_near_duplicates,
 )
+from distill.data.labels import DATA_NAMES
 from distill.data.sampling import validation_labels
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
-from distill.evaluation.metrics import fit_temperature
+from distill.evaluation.prior import METHODS, choose_prior, read_prior, sample
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
-from distill.models.checkpoint import Checkpoint, load_checkpoint
 from distill.models.logits import predict_student
 from distill.models.predict import predict_bundle
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
-from edge.base.files import sha256
 from edge.health.reports import versions
 from edge.inference.bundle import load_bundle
 from edge.inference.weights import locked
@@ -41,20 +40,24 @@ from export.agree import torch_equals_onnx
 from export.calibrate import balanced
 from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
 from export.precisions import agree_all, refuse_out_of_tolerance, row, write_all
+from export.source import Source, read_source
 from export.to_int8 import Quantiser, attentions
-from export.to_onnx import deployed, export_onnx
+from export.to_onnx import export_onnx, fold
 
 CALIBRATION_CROPS = 1024
+LEARNED_CROPS = 4096  # training crops on which the constants of `expected` are tried too
 
 
 def export(args: argparse.Namespace) -> None:
     """Write everything into a draft folder next to the target and replace the target in one step."""
-    checkpoint = load_checkpoint(args.checkpoint)
-    spec = checkpoint.recipe.crop.spec()
+    source = read_source(args.source)
+    if args.prior not in METHODS:
+        read_prior(Path(args.prior), source.labels)  # refused before an hour of measuring
+    spec = source.recipe.crop.spec()
 
     crops = open_crops(args.data, args.layout, spec, args.weights, cli.say)
     train, valid = (
-        join(args.data, args.layout, name, crops).ordered(checkpoint.labels, "the checkpoint")
+        join(args.data, args.layout, name, crops).ordered(source.labels, "the model")
         for name in ("train", "valid")
     )
     refuse_other_folders(args.out)
@@ -65,7 +68,7 @@ def export(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"
         folder.mkdir()
-        _fill(folder, checkpoint, train, valid, duplicates, args, cli.say)
+        _fill(folder, source, train, valid, duplicates, args, cli.say)
         _report(folder, crops, args)
         put_in_place(folder, args.out)
     print(f"bundle written to {args.out}")
@@ -103,28 +106,39 @@ def put_in_place(folder: Path, out: Path) -> None:
 
 def _fill(
     folder: Path,
-    checkpoint: Checkpoint,
+    source: Source,
     train: Split,
     valid: Split,
     duplicates: dict[str, list[NearDuplicate]],
     args: argparse.Namespace,
     say: Callable[[str], None],
 ) -> None:
-    classes = len(checkpoint.labels)
+    classes = len(source.labels)
     # Nothing is fitted or judged on pictures that the test split has too.
     unchosen = names_of(duplicates["valid"])
-    voted = valid.targets.sum(axis=1) > 0
-    voted &= np.array([name not in unchosen for name in valid.crops.names])
-    temperature = fit_temperature(
-        predict_student(checkpoint.student, valid.crops.pixels)[voted], valid.targets[voted]
-    )
+    kept = np.array([name not in unchosen for name in valid.crops.names])
+    voted = kept & (valid.targets.sum(axis=1) > 0)
+    if not voted.any():
+        raise DataError(f"no image of {args.data}'s valid has a label; give data with labels")
+    student, temperature = source.deploy(valid.crops.pixels[voted], valid.targets[voted], cli.say)
     if abs(np.log(temperature)) > 1.99 and not args.force:
         raise EdgeError(
             f"the fitted temperature {temperature:.3g} is at the end of its range: this checkpoint "
             f"has learned nothing that can be calibrated; train it, or --force"
         )
-    say(f"temperature {temperature:.4f}, fitted on {voted.sum()} pictures of '{args.layout}' valid")
-    student = deployed(checkpoint.student, temperature)
+    prior = None
+    if args.prior != "none":
+        own = names_of(duplicates["train"])
+        rows = np.flatnonzero([name not in own for name in train.crops.names])
+        some = np.linspace(0, len(rows) - 1, min(LEARNED_CROPS, len(rows))).astype(int)
+        samples = [
+            sample(split, places, predict_student(student, split.crops.pixels[places]))
+            for split, places in ((valid, np.flatnonzero(kept)), (train, rows[some]))
+        ]
+        name = f"{DATA_NAMES[args.layout]} valid"
+        prior = choose_prior(args.prior, *samples, source.labels, name, say)
+    if prior:
+        fold(student, prior.constants["dominant"])
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
@@ -134,12 +148,12 @@ def _fill(
     quantiser = Quantiser(folder / FILES["fp32"], train.crops.pixels[places], folder.parent)
     sensitivity = write_all(quantiser, folder, train.crops.pixels[places[::2]], say)
     truth = validation_labels(valid, unchosen)
-    agreement = agree_all(folder, valid.crops.pixels, truth, checkpoint.labels)
+    agreement = agree_all(folder, valid.crops.pixels, truth, source.labels)
     for role, found in agreement.items():
         print(row(role, "valid", found))
     if not args.force:
         refuse_out_of_tolerance(agreement)
-    inputs = known_inputs(crop_detector(args.weights), checkpoint.recipe.crop.spec())
+    inputs = known_inputs(crop_detector(args.weights), source.recipe.crop.spec())
     np.save(folder / KNOWN_INPUTS, inputs)
     facts = {
         "calibration_crops": len(places),
@@ -149,11 +163,10 @@ def _fill(
         "attention": [list(a.nodes) for a in attentions(quantiser.model)],
         "agreement": {role: found.as_dict() for role, found in agreement.items()},
         "detector_sha256": locked()["yunet"]["sha256"],
-        "checkpoint_sha256": sha256(args.checkpoint.read_bytes()),
         "twins_left_out": {split: len(rows) for split, rows in duplicates.items()},
         "measured_with": {"processor": processor(), **versions()},
     }
-    description = describe(folder, checkpoint, args.layout, temperature, facts)
+    description = describe(folder, source, args.layout, temperature, prior, facts)
     (folder / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
@@ -193,14 +206,23 @@ def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "export-model",
-        "Turn a checkpoint into the bundle that the node runs: ONNX in float and INT8, known\n"
-        "answers, scores. INT8 is calibrated on the data set's training crops, balanced by class.",
-        "export-model runs/student/best.pt --data ferplus --layout ferplus --out edge/models --test",
+        "Turn a checkpoint, or a bundle again, into the bundle that the node runs: ONNX in float\n"
+        "and INT8, known answers, scores. INT8 is calibrated on the data set's training crops,\n"
+        "balanced by class.",
+        "export-model runs/student/best.pt --data ferplus --layout ferplus --out edge/models --test\n"
+        "  export-model edge/models --data ferplus --layout ferplus --out plain --prior none",
     )
-    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    p.add_argument("source", type=Path, metavar="CHECKPOINT|BUNDLE")
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
     p.add_argument("--layout", choices=LAYOUTS, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    p.add_argument(
+        "--prior",
+        default="fitted",
+        metavar="fitted|log-prior|none|FILE.json",
+        help="constants on the logits for each way of counting: fitted to the validation split's\n"
+        "totals (default), its log shares, none, or a file's",
+    )
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     p.add_argument(
         "--test", action="store_true", help="score the test split too: for the chosen model alone"

@@ -6,8 +6,10 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from distill.models.student import Student, reparameterise
@@ -26,6 +28,12 @@ def deployed(student: Student, temperature: float) -> Student:
     merged.head.weight.div_(temperature)
     merged.head.bias.div_(temperature)
     return merged
+
+
+@torch.no_grad()
+def fold(student: Student, constants: NDArray[np.float64]) -> None:
+    """Add constants (K,) to the logits of a deployed student, in its head's bias, in place."""
+    student.head.bias.add_(torch.from_numpy(constants).float())
 
 
 def export_onnx(student: Student, path: Path) -> None:

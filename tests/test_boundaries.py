@@ -36,6 +36,7 @@ LAYERS = {
     """,
     "export": """
         engine to_onnx
+        source
         agree baselines calibrate card describe
         to_int8
         sensitivity to_fp16

@@ -54,6 +54,13 @@ def validation_labels(valid: Split, leave_out: frozenset[str] | set[str]) -> NDA
     return truth
 
 
+def log_prior(examples: Examples) -> Tensor:
+    """Return the log of each class's share of the votes, (K,) float32; a class without a vote counts as
+    one image's."""
+    total = np.maximum(examples.targets[examples.rows].sum(axis=0, dtype=np.float64), 1.0)
+    return torch.from_numpy(np.log(total / total.sum())).float()
+
+
 def sampling_weights(examples: Examples, balance: float) -> NDArray[np.float64]:
     """Weigh how often each example is drawn, (N,) that sum to 1: evenly at balance 0, evenly by class
     at 1, else by (1 / images of its class) ** balance (Mahajan et al., ECCV 2018, the exponent)."""

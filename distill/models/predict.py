@@ -48,25 +48,39 @@ def logits_of(model: Path, pixels: NDArray[np.uint8], batch: int = 64) -> NDArra
 def predict_bundle(
     bundle: Bundle, precision: str, pixels: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """Return probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file."""
+    """Return probabilities (N, K) of uint8 crops (N, C, S, S), by the deployed file, with the constants
+    that it holds."""
     return probabilities(logits_of(bundle.model(precision), pixels))
 
 
+def learned_logits(
+    bundle: Bundle, precision: str, pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Return a bundle's logits (N, K) without the counting constants that its graph holds."""
+    held = bundle.folded.astype(np.float32)
+    return np.asarray(logits_of(bundle.model(precision), pixels) - held)
+
+
 def open_predictor(
-    path: Path, dinov2: str, faces: Sequence[Path], precision: str = "fp32"
+    path: Path,
+    dinov2: str,
+    faces: Sequence[Path],
+    precision: str = "fp32",
+    learned: bool = False,
 ) -> Predictor:
     """Open a bundle's folder, of which `precision` chooses the file, or a checkpoint.
 
-    dinov2, faces: a teacher's backbones, as in `build_teacher`. Raises DataError or BundleError in one
-    line."""
+    dinov2, faces: a teacher's backbones, as in `build_teacher`; learned: leave a bundle's counting
+    constants out, for a student that learns from it. Raises DataError or BundleError in one line."""
     if path.is_dir():
         bundle = load_bundle(path)
-        return Predictor(
-            bundle.labels,
-            bundle.crop,
-            lambda pixels: predict_bundle(bundle, precision, pixels),
-            precision,
-        )
+
+        def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+            if learned:
+                return probabilities(learned_logits(bundle, precision, pixels))
+            return predict_bundle(bundle, precision, pixels)
+
+        return Predictor(bundle.labels, bundle.crop, predict, precision)
     # Imported here: a bundle is scored without torch.
     from distill.models.checkpoint import load_checkpoint, load_teacher, read
     from distill.models.logits import predict_faces, predict_student

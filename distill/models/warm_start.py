@@ -82,6 +82,8 @@ def _from_bundle(folder: Path) -> Start:
     metadata: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
     kept = ("teacher", "start", "data", "calibration_data")
     metadata |= {key: provenance.get(key) for key in kept}
+    # What the counting added to the logits is not learned from: it would be trained away or kept twice.
+    weights["head.bias"] = weights["head.bias"] - torch.from_numpy(bundle.folded).float()
     config = student.config
     return Start(config, bundle.labels, recipe, {n: weights[n] for n in own}, metadata)
 

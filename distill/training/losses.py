@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def soft_cross_entropy(logits: Tensor, targets: Tensor, prior: Tensor | None = None) -> Tensor:
     """Compute the cross-entropy against a distribution, -sum_k q_k log p_k.
 
     logits, targets: (B, K); each row of targets is non-negative and sums to 1. The FER+ paper's "PLD"
-    (Barsoum et al., ICMI 2016): learn the distribution of votes, not the class with the most.
+    (Barsoum et al., ICMI 2016): learn the distribution of votes, not the class with the most. prior:
+    (K,), tau times the log of the classes' shares, added to the logits here alone, so that the bare
+    ones need not learn it (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021).
     """
+    if prior is not None:
+        logits = logits + prior
     return -(targets * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from distill.data.duplicates import find_near_duplicates, names_of
-from distill.data.sampling import Examples, training_examples, validation_labels
+from distill.data.sampling import Examples, log_prior, training_examples, validation_labels
 from distill.data.splits import Split, crops_folder, join, open_crops
 from distill.models.backbones import FrozenBackbones, FrozenStem
 from distill.models.build import build_student, build_teacher, settle_tails
@@ -163,6 +163,11 @@ class RunBuilder:
         some: NDArray[np.uint8] = self.pixels("train")[rows]
         return some
 
+    def prior(self) -> Tensor | None:
+        """Return what the loss on the votes adds to the logits, (K,), or None where it adds nothing."""
+        tau = self.recipe.training.prior_tau
+        return tau * log_prior(self.examples) if tau else None
+
     def on_device(self, task: Task) -> Task:
         task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return task
@@ -190,7 +195,9 @@ class RunBuilder:
             ],
             self.bf16,
         )
-        return Networks(self.on_device(TeacherTask(teacher)), batches, weights_digest(frozen))
+        return Networks(
+            self.on_device(TeacherTask(teacher, self.prior())), batches, weights_digest(frozen)
+        )
 
     def student(self) -> Networks:
         """Build a student's run, distilled where the recipe says so."""
@@ -200,7 +207,7 @@ class RunBuilder:
         if self.recipe.distillation:
             return self.distilled(student, self.recipe.distillation)
         batches = StudentBatches(self.recipe, self.examples, self.pixels("valid"), self.device)
-        return Networks(self.on_device(StudentTask(student)), batches)
+        return Networks(self.on_device(StudentTask(student, self.prior())), batches)
 
     def warm_start(self, student: Student, start: Start) -> None:
         """Give the student the start's weights, and say how many classes it knows."""
@@ -234,7 +241,9 @@ class RunBuilder:
             place = features_folder(self.crops, "train", frozen.face_stems()[0], self.bf16)
             cache = cache_targets(place, teacher, grids, self.bf16, self.say)
         if cache and others:
-            members = [open_predictor(path, args.dinov2, args.face) for path in others]
+            members = [
+                open_predictor(path, args.dinov2, args.face, learned=True) for path in others
+            ]
             self.say(
                 f"computing {len(members)} more networks' outputs for "
                 f"{len(self.train.crops.names)} images"
@@ -247,5 +256,5 @@ class RunBuilder:
         batches = StudentBatches(
             recipe, self.examples, self.pixels("valid"), self.device, cache, live, self.bf16
         )
-        task = self.on_device(DistillationTask(student, config, teacher))
+        task = self.on_device(DistillationTask(student, config, teacher, self.prior()))
         return Networks(task, batches, teacher=named)

@@ -31,27 +31,33 @@ Losses = dict[str, Tensor]
 
 
 class TeacherTask(nn.Module):
-    """Train a teacher on the annotators' votes."""
+    """Train a teacher on the annotators' votes. prior: (K,) as in `soft_cross_entropy`."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    prior: Tensor | None
+
+    def __init__(self, teacher: Teacher, prior: Tensor | None = None) -> None:
         super().__init__()
         self.network = teacher
+        self.register_buffer("prior", prior, persistent=False)
 
     def forward(self, targets: Tensor, *grids: Tensor) -> Losses:
         """Compute the losses; targets: (B, K), grids: the outputs of `FrozenBackbones`."""
-        return {"votes": soft_cross_entropy(self.network(*grids).float(), targets)}
+        return {"votes": soft_cross_entropy(self.network(*grids).float(), targets, self.prior)}
 
 
 class StudentTask(nn.Module):
-    """Train a student on the votes alone."""
+    """Train a student on the votes alone. prior: (K,) as in `soft_cross_entropy`."""
 
-    def __init__(self, student: Student) -> None:
+    prior: Tensor | None
+
+    def __init__(self, student: Student, prior: Tensor | None = None) -> None:
         super().__init__()
         self.network = student
+        self.register_buffer("prior", prior, persistent=False)
 
     def forward(self, faces: Tensor, targets: Tensor) -> Losses:
         """Compute the losses; faces: (B, C, S, S) of 0..255, targets: (B, K)."""
-        return {"votes": soft_cross_entropy(self.network(faces).float(), targets)}
+        return {"votes": soft_cross_entropy(self.network(faces).float(), targets, self.prior)}
 
 
 class DistillationTask(nn.Module):
@@ -61,9 +67,19 @@ class DistillationTask(nn.Module):
     teacher's, through linear projections that are dropped afterwards.
     """
 
-    def __init__(self, student: Student, config: Distillation, teacher: Teacher) -> None:
-        """Raises UsageError where the relation heads do not divide the teacher's width."""
+    prior: Tensor | None
+
+    def __init__(
+        self,
+        student: Student,
+        config: Distillation,
+        teacher: Teacher,
+        prior: Tensor | None = None,
+    ) -> None:
+        """prior: (K,) as in `soft_cross_entropy`, for the loss on the votes alone. Raises UsageError
+        where the relation heads do not divide the teacher's width."""
         super().__init__()
+        self.register_buffer("prior", prior, persistent=False)
         self.network, self.config = student, config
         width, sizes = student.config.width, teacher.config
         if config.relations and sizes.width % config.relation_heads:
@@ -91,7 +107,7 @@ class DistillationTask(nn.Module):
         logits = student.head(student.dropout(embedding)).float()
         losses: Losses = {}
         if config.votes:
-            losses["votes"] = config.votes * soft_cross_entropy(logits, targets)
+            losses["votes"] = config.votes * soft_cross_entropy(logits, targets, self.prior)
         if config.logits:
             losses["logits"] = config.logits * self._logits(logits, outputs.logits.float(), targets)
         if config.tokens:

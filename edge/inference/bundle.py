@@ -125,12 +125,17 @@ class Bundle:
         """Return what a way of counting adds to the graph's logits, (K,) float32: its constants less
         those that the graph holds; zeros in a bundle without constants."""
         entry = self.description.counting
-        if entry is None:
-            return np.zeros(len(self.labels), dtype=np.float32)
-        none = [0.0] * len(self.labels)
-        wanted = np.asarray(entry.constants.get(counting, none))
-        held = np.asarray(entry.constants[entry.folded] if entry.folded else none)
-        return np.asarray(wanted - held, dtype=np.float32)
+        row = entry.constants.get(counting) if entry else None
+        wanted = np.zeros(len(self.labels)) if row is None else np.asarray(row)
+        return np.asarray(wanted - self.folded, dtype=np.float32)
+
+    @property
+    def folded(self) -> NDArray[np.float64]:
+        """The constants that the graph's bias holds, (K,): the logits less these are as learned."""
+        entry = self.description.counting
+        if entry is None or entry.folded is None:
+            return np.zeros(len(self.labels))
+        return np.asarray(entry.constants[entry.folded], dtype=np.float64)
 
     def model(self, precision: str = "int8") -> Path:
         """Return ONNX Runtime's file of a precision; raises BundleError where the bundle has none."""

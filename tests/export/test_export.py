@@ -155,8 +155,16 @@ def test_checkpoint_to_bundle_to_scores(
     temperature = bundle.description.provenance["calibration_temperature"]
     with torch.no_grad():
         plain = student()(torch.from_numpy(bundle.known_inputs()).float()).numpy()
-    stored = np.array(bundle.description.known_answers.logits["fp32"])
+    stored = np.array(bundle.description.known_answers.logits["fp32"]) - bundle.folded
     assert np.abs(stored * temperature - plain).max() < 1e-3
+
+    # The constants of `dominant` lie in the graph of every file; without them it is the same network.
+    entry = bundle.description.counting
+    assert entry is not None
+    assert entry.folded == "dominant"
+    assert entry.fitted["method"] == "fitted"
+    assert set(entry.fitted["effect"]) == {"dominant", "expected"}
+    assert "## What is counted" in text
 
     # distill-eval says of the bundle what export wrote into it, and predicts without labels.
     predictions, scores = tmp_path / "p.csv", tmp_path / "s.json"
@@ -199,6 +207,49 @@ def test_checkpoint_to_bundle_to_scores(
     assert done.code == 1
     assert "no image of 'test' has a label" in done.last
     assert blank.read_bytes() == predictions.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_bundle_is_exported_again_with_other_constants(
+    detector_file: Path, tiny_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    options = ["--data", tiny_ferplus, "--layout", "ferplus", "--force"]
+    checkpoint = write_checkpoint(tmp_path / "c.pt", start=None)
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    prior = tmp_path / "prior.json"
+    row = {label: 0.1 * i for i, label in enumerate(LABELS)}
+    prior.write_text(json.dumps({"dominant": row}))
+    for args in (
+        [checkpoint, "--out", first, "--prior", "none"],
+        [first, "--out", second, "--prior", prior],
+        [second, "--out", third, "--prior", "none"],
+    ):
+        done = command("export.model", *args, *options)
+        assert done.code == 0, done.err
+    one, two, three = (load_bundle(path) for path in (first, second, third))
+    logits = [np.array(b.description.known_answers.logits["fp32"]) for b in (one, two, three)]
+    # The temperature is not applied again, and constants are taken out before others go in.
+    assert np.abs(logits[1] - logits[0] - np.array(list(row.values()))).max() < 1e-3
+    assert np.abs(logits[2] - logits[0]).max() < 1e-3
+    assert one.description.counting is None
+    assert three.description.counting is None
+    assert one.offsets("expected").tolist() == [0.0] * 8
+    assert two.offsets("expected") == pytest.approx(-np.array(list(row.values())), abs=1e-6)
+    assert (two.labels, two.crop) == (one.labels, one.crop)
+    old, new = one.description.provenance, two.description.provenance
+    for key in ("recipe", "teacher", "start", "checkpoint_sha256", "calibration_temperature"):
+        assert new[key] == old[key]
+    assert new["exported_again_from"]["bundle_sha256"] == one.sha256
+    card_text = (first / "MODEL_CARD.md").read_text()
+    assert "No constants are added" in card_text
+    assert "exported again" in (second / "MODEL_CARD.md").read_text()
+
+    prior.write_text(json.dumps({"dominant": {"calm": 0, "glad": 1}}))
+    done = command("export.model", first, "--out", tmp_path / "no", "--prior", prior, *options)
+    assert done.code == 1
+    assert "has the classes calm, glad, the model neutral, happiness" in done.last
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_swap_that_fails_brings_the_old_bundle_back(

@@ -16,12 +16,13 @@ import torch
 from distill.models import store
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint, state
+from distill.models.predict import open_predictor
 from distill.models.student import RepBlock, Student
 from distill.models.warm_start import read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import BundleError, DataError, UsageError
 from edge.base.files import sha256
-from edge.inference.bundle import SHIPPED, load_bundle
+from edge.inference.bundle import SCHEMA, SHIPPED, load_bundle
 from edge.inference.loader import open_backend
 from support.command import Done
 from support.trained import RECIPE, in_use
@@ -94,16 +95,44 @@ def test_from_a_checkpoint_as_deep_or_deeper_it_answers_as_that_one(
             assert all(p.requires_grad for p in block.parameters())
 
 
-def test_from_the_shipped_bundle_it_answers_as_the_deployed_file() -> None:
+def test_from_the_shipped_bundle_it_answers_as_the_deployed_file_without_its_constants() -> None:
     bundle, start = load_bundle(), read_start(SHIPPED)
     student = build_student(start.recipe, len(start.labels))
     warm_start(student, start, start.labels, bundle.known_inputs())
     backend = open_backend("ort", bundle.model("fp32"), 1)
     expected = backend.run(bundle.known_inputs().astype(np.float32))["logits"]
     backend.close()
+    expected = expected - bundle.folded
     assert np.abs(answers(student, bundle.known_inputs()).numpy() - expected).max() < 1e-3
     assert start.metadata["sha256"] == bundle.sha256
     assert start.metadata["recipe"]["name"] == start.recipe.name
+
+
+def test_what_the_counting_added_is_taken_out_of_a_start_and_of_a_teacher(tmp_path: Path) -> None:
+    """A bundle that says that its bias holds constants has learned logits that lie below by these."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(SHIPPED, folder)
+    description = json.loads((folder / "bundle.json").read_text())
+    description.pop("counting", None)
+    description["schema"] = SCHEMA
+    (folder / "bundle.json").write_text(json.dumps(description))
+    plain, plain_teacher = read_start(folder), open_predictor(folder, "", [], learned=True)
+    row = [0.0, -0.5, 0.25, 0.0, 1.0, 2.0, 0.0, -1.0]
+    counting = {"folded": "dominant", "constants": {"dominant": row}, "fitted": {}}
+    (folder / "bundle.json").write_text(json.dumps(description | {"counting": counting}))
+    start = read_start(folder)
+    difference = plain.weights["head.bias"] - start.weights["head.bias"]
+    assert difference.numpy() == pytest.approx(np.array(row), abs=1e-6)
+    for name, value in plain.weights.items():
+        assert name == "head.bias" or torch.equal(value, start.weights[name])
+    faces = load_bundle(folder).known_inputs()
+    learned = open_predictor(folder, "", [], learned=True).predict(faces)
+    odds = np.log(plain_teacher.predict(faces)) - np.log(learned)
+    assert odds - odds[:, :1] == pytest.approx(
+        np.tile(np.array(row) - row[0], (len(faces), 1)), abs=1e-5
+    )
+    counted = open_predictor(folder, "", []).predict(faces)
+    assert counted == pytest.approx(plain_teacher.predict(faces)), "the graph as it is"
 
 
 def test_classes_that_the_start_does_not_know_stay_fresh(trained: Path) -> None:

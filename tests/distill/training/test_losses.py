@@ -37,6 +37,18 @@ def test_soft_cross_entropy() -> None:
     assert float(soft_cross_entropy(t(STUDENT), t(q))) == pytest.approx(expected)
 
 
+def test_a_prior_is_added_to_the_logits_in_the_loss_alone() -> None:
+    q, shift = softmax(TEACHER), np.array([0.5, -1.0, 2.0, 0.0])
+    expected = np.mean([-(q[i] * np.log(softmax(STUDENT + shift)[i])).sum() for i in range(5)])
+    assert float(soft_cross_entropy(t(STUDENT), t(q), t(shift))) == pytest.approx(expected)
+    # Where only the classes' shares are to be known, the bare logits need not learn them.
+    shares = np.tile([0.7, 0.1, 0.15, 0.05], (5, 1))
+    flat = t(np.zeros((5, 4))).requires_grad_()
+    soft_cross_entropy(flat, t(shares), t(np.log(shares[0]))).backward()
+    assert flat.grad is not None
+    assert float(flat.grad.abs().max()) < 1e-12
+
+
 def test_standardised_logits_have_no_scale_and_no_shift() -> None:
     assert standardise(t(STUDENT)).numpy() == pytest.approx(zscore(STUDENT, axis=1), abs=1e-5)
     assert float(logit_distillation(t(STUDENT), t(3 * STUDENT + 5))) == pytest.approx(0, abs=1e-8)

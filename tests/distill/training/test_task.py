@@ -2,17 +2,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from distill.data.sampling import Examples, log_prior
 from distill.models.student import Student, StudentConfig
 from distill.models.teacher import Teacher, TeacherConfig, TeacherOutputs
 from distill.recipe import Distillation, Training
 from distill.training.batches import mixup
-from distill.training.losses import RunningStandard
+from distill.training.losses import RunningStandard, soft_cross_entropy
 from distill.training.optimizer import adamw, learning_rate, sam_gradients, update_ema
-from distill.training.task import DistillationTask, resize_grids
+from distill.training.task import DistillationTask, StudentTask, resize_grids
 
 STUDENT = StudentConfig(
     classes=3, size=32, widths=(4, 6, 8, 8), depths=(1, 1, 1), width=8, heads=2, dropout=0.0
@@ -51,6 +53,30 @@ def test_every_loss_has_its_name_and_its_weight() -> None:
     for kind in ("decoupled", "relation"):
         other = task(logits_loss=kind)(faces, targets, outputs)
         assert other["logits"].detach().item() != pytest.approx(named["logits"].detach().item())
+
+
+def test_the_prior_reaches_the_loss_on_the_votes_and_no_other() -> None:
+    faces, targets, outputs = batch(6)
+    prior = torch.tensor([0.0, -1.0, 1.0])
+    torch.manual_seed(0)
+    with_it = DistillationTask(Student(STUDENT), Distillation(), Teacher(TEACHER).eval(), prior)
+    plain, adjusted = task()(faces, targets, outputs), with_it(faces, targets, outputs)
+    assert float(adjusted["votes"].detach()) != pytest.approx(float(plain["votes"].detach()))
+    for name in ("logits", "tokens", "embedding"):
+        assert float(adjusted[name].detach()) == pytest.approx(float(plain[name].detach()))
+    assert set(with_it.state_dict()) == set(task().state_dict()), "older runs can be resumed"
+    alone = StudentTask(Student(STUDENT).eval(), prior)
+    logits = alone.network(faces)
+    assert float(alone(faces, targets)["votes"].detach()) == pytest.approx(
+        float(soft_cross_entropy(logits + prior, targets).detach())
+    )
+
+
+def test_the_prior_is_the_log_of_the_classes_shares() -> None:
+    targets = np.array([[1, 0, 0], [0.5, 0.5, 0], [1, 0, 0], [0, 0, 1]], np.float32)
+    examples = Examples(np.zeros((4, 1, 8, 8), np.uint8), targets, np.array([0, 1, 2]), "")
+    # Two and a half images' votes, a half's and none, which counts as one image's, as the half does.
+    assert log_prior(examples).exp().numpy() == pytest.approx(np.array([2.5, 1, 1]) / 4.5)
 
 
 @pytest.mark.slow
