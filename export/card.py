@@ -112,8 +112,8 @@ def _counting(counting: dict[str, Any] | None) -> str:
         f"(`{fitted['method']}`, on {fitted['images']} labelled images of {fitted['data']}). Those of "
         f"`{counting['folded']}` lie in the files' last bias, so that whoever runs them has them; the "
         f"node adds the difference for the other. Count error is the share of people in the wrong cell "
-        f"in simulated rooms of 25, against majority labels for `dominant`, against votes for `expected`; "
-        f"these figures are of the data that the constants were fitted on, in float.\n\n"
+        f"in simulated rooms of 25, against majority labels for `dominant`, against votes for "
+        f"`expected`; these figures are of the data that the constants were fitted on, in float.\n\n"
         f"| counting | constants | accuracy | mean class | count error |\n|---|---|---|---|---|\n"
     )
     rows = [

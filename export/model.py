@@ -131,12 +131,12 @@ def _fill(
         own = names_of(duplicates["train"])
         rows = np.flatnonzero([name not in own for name in train.crops.names])
         some = np.linspace(0, len(rows) - 1, min(LEARNED_CROPS, len(rows))).astype(int)
-        samples = [
+        unseen, learned = (
             sample(split, places, predict_student(student, split.crops.pixels[places]))
             for split, places in ((valid, np.flatnonzero(kept)), (train, rows[some]))
-        ]
+        )
         name = f"{DATA_NAMES[args.layout]} valid"
-        prior = choose_prior(args.prior, *samples, source.labels, name, say)
+        prior = choose_prior(args.prior, unseen, learned, source.labels, name, say)
     if prior:
         fold(student, prior.constants["dominant"])
     export_onnx(student, folder / FILES["fp32"])

@@ -231,8 +231,9 @@ def choose_prior(
     constants: dict[Counting, Array] = {}
     fitted["effect"] = {}
     for counting in COUNTINGS:
+        row, more = np.zeros(len(labels)), dict[str, Any]()
         if given:
-            row, more = given[counting], {}
+            row = given[counting]
         else:
             row, more = (_fit if which == "fitted" else _log_prior)(sample, counting)
         none = np.zeros(len(labels))
