@@ -47,7 +47,9 @@ WARM_UP_PICTURES, WARM_UP_PEOPLE = 5, 16
 def open_classifier(settings: Settings, bundle: Bundle, student: Opened) -> Classifier:
     """Make the classify stage of a bundle and its student."""
     c = settings.classifier
-    return Classifier(student.backend, bundle, c.min_face_px, c.smooth_seconds, c.counting)
+    return Classifier(
+        student.backend, bundle, c.min_face_px, c.smooth_seconds, c.counting, c.max_turn
+    )
 
 
 def open_pipeline(

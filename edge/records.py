@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# Keys of Reading.counts that are not classes: faces too small to read, and classes of few merged.
+# Keys of Reading.counts that are not classes: faces that cannot be read
+# (too small, turned too far), and classes of few merged.
 UNCLASSIFIED, OTHER = "unclassified", "other"
 # How people are counted: by the sum of their probabilities, or each for the most probable class.
 Counting = Literal["expected", "dominant"]
@@ -93,7 +94,7 @@ class Track:
 @dataclass(frozen=True, slots=True, eq=False)
 class Expression:
     """What one tracked face shows. probabilities: (K,) float32 in the bundle's label order, or
-    None while the face has never been large enough to read. life, place: as in Track."""
+    None while the face cannot be read (too small, turned away). life, place: as in Track."""
 
     track_id: int
     probabilities: NDArray[np.float32] | None

@@ -172,6 +172,12 @@ class Classification(Strict):
         description="expected: sums of probabilities; dominant: each person's most probable class",
     )
     min_face_px: int = Field(default=16, ge=4, le=512, description="smaller faces: unclassified")
+    max_turn: float = Field(
+        default=70.0,
+        ge=10,
+        le=90,
+        description="faces turned aside by more (estimated yaw, degrees): unclassified; 90 is off",
+    )
     smooth_seconds: float = Field(default=0.5, ge=0, le=30, description="time constant")
     low_confidence: float = Field(
         default=0.4, ge=0, le=1, description="best probability below which a face counts as unsure"

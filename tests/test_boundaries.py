@@ -19,7 +19,7 @@ LAYERS = {
         records
         settings
         sources inference delivery
-        detect track liveness unmoved crop aggregate
+        detect track liveness unmoved pose crop aggregate
         classify
         pipeline health
         node

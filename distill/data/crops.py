@@ -106,10 +106,10 @@ def crop_detector(weights: Path | None = None, threads: int = 1) -> Detector:
     return Detector(backend, DETECT_SIDE, DETECT_SIDE, DETECT_SCORE)
 
 
-def crop_single(
-    image: NDArray[np.uint8], detector: Detector, spec: CropSpec
-) -> tuple[NDArray[np.uint8], bool]:
-    """Crop an (H, W, 3) image of one face to (C, S, S) uint8; also, whether the face was found."""
+def find_single(image: NDArray[np.uint8], detector: Detector) -> Face | None:
+    """Find the largest face of an (H, W, 3) image of one face; None where there is none.
+
+    The landmarks are in pixels of the image, the box in those of the enlarged one."""
     height, width = image.shape[:2]
     scale = FACE_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -124,12 +124,21 @@ def crop_single(
     )
     faces = detector.find(np.asarray(room, dtype=np.uint8))
     if not faces:
-        return crop_whole(image, spec)[0], False
+        return None
     face = max(faces, key=lambda found: found.size)
     # Back to the original's pixels, whose centres resize keeps at (x + 0.5) * scale - 0.5.
     landmarks = ((face.landmarks - MARGIN + 0.5) / scale - 0.5).astype(np.float32)
-    original = Face(box=face.box, landmarks=landmarks, score=face.score)
-    return crop_faces(image, [original], spec)[0], True
+    return Face(box=face.box, landmarks=landmarks, score=face.score)
+
+
+def crop_single(
+    image: NDArray[np.uint8], detector: Detector, spec: CropSpec
+) -> tuple[NDArray[np.uint8], bool]:
+    """Crop an (H, W, 3) image of one face to (C, S, S) uint8; also, whether the face was found."""
+    face = find_single(image, detector)
+    if face is None:
+        return crop_whole(image, spec)[0], False
+    return crop_faces(image, [face], spec)[0], True
 
 
 def crops_key(spec: CropSpec, detector_sha256: str) -> str:

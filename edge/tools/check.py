@@ -23,6 +23,7 @@ from edge.detect import Detector, open_detector
 from edge.health.certificate import check_owner
 from edge.inference.loader import Opened, open_student
 from edge.pipeline import cover
+from edge.pose import yaw
 from edge.records import Face, Frame
 from edge.settings import Settings
 from edge.sources.open import open_source
@@ -48,10 +49,11 @@ class View:
     largest: float
     light: float
     sharpness: float
+    aside: int = 0  # faces turned too far to be read
 
 
-def look(pixels: NDArray[np.uint8], faces: Sequence[Face]) -> View:
-    """Measure one picture. pixels: (H, W, 3) uint8 BGR.
+def look(pixels: NDArray[np.uint8], faces: Sequence[Face], max_turn: float = 90.0) -> View:
+    """Measure one picture. pixels: (H, W, 3) uint8 BGR; max_turn: degrees of yaw.
 
     Light and sharpness are the faces', or the picture's if it has none."""
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
@@ -73,6 +75,7 @@ def look(pixels: NDArray[np.uint8], faces: Sequence[Face]) -> View:
         largest=max(sizes),
         light=float(np.median([r.mean() for r in regions])),
         sharpness=float(np.median(sharp)),
+        aside=sum(abs(yaw(face.landmarks)) > max_turn for face in faces),
     )
 
 
@@ -86,6 +89,8 @@ def advise(view: View, turned: str = "") -> str:
         hints.append(
             f"faces under {SMALL_PX} px: go nearer or raise camera.width and detector.width"
         )
+    if 2 * view.aside > view.faces:
+        hints.append(f"{view.aside} seen from the side: put the camera where the room looks")
     if view.light < DARK:
         hints.append("too dark: more light, or turn away from the window")
     if view.light > BRIGHT:
@@ -136,7 +141,8 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
                 next_report += REPORT_SECONDS
                 size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
                 turned = orientation.look(item.pixels, faces)
-                print(f"     {size} {advise(look(item.pixels, faces), turned)}", flush=True)
+                view = look(item.pixels, faces, settings.classifier.max_turn)
+                print(f"     {size} {advise(view, turned)}", flush=True)
     finally:
         source.close()
     for line in still.lines(settings.privacy.masks):

@@ -65,7 +65,9 @@ class StillFaces:
         ]
         if lines:
             every = [[float(side) for side in mask] for mask in [*masks, *new]]
-            lines.append(f"where that is a picture, mask it: privacy: {{masks: {every}}}")
+            lines.append(
+                f"where that is a picture, mask it, under `privacy:` in node.yaml: masks: {every}"
+            )
         return lines
 
 

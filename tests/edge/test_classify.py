@@ -58,6 +58,34 @@ def test_small_faces_are_not_read_and_hidden_ones_keep_their_last_answer() -> No
     assert hidden.probabilities == pytest.approx(large.probabilities)
 
 
+def turned(number: int) -> Track:
+    """A face from the side: the eyes near each other, the nose far to the left of them."""
+    points = np.array([[16, 12], [22, 12], [6, 22], [15, 32], [20, 32]], dtype=np.float32)
+    return Track(number, Face(np.array([0, 0, 40, 40], dtype=np.float32), points, 0.9))
+
+
+def test_a_face_from_the_side_is_not_read() -> None:
+    backend = Counting()
+    side, front = Classifier(backend, load_bundle()).read(PIXELS, [turned(1), track(2)], 0.0)
+    assert backend.batches == [1]
+    assert side.probabilities is None
+    assert front.probabilities is not None
+    (side,) = Classifier(backend, load_bundle(), max_turn=90).read(PIXELS, [turned(1)], 0.0)
+    assert side.probabilities is not None
+
+
+@pytest.mark.parametrize("unread", [turned(1), track(1, size=12)])
+def test_who_cannot_be_read_keeps_the_answer_for_two_seconds(unread: Track) -> None:
+    classifier = Classifier(Counting(), load_bundle())
+    (read,) = classifier.read(PIXELS, [track(1)], 0.0)
+    (soon,) = classifier.read(PIXELS, [unread], 2.0)
+    assert soon.probabilities == pytest.approx(read.probabilities)
+    (late,) = classifier.read(PIXELS, [unread], 2.1)
+    assert late.probabilities is None
+    (again,) = classifier.read(PIXELS, [track(1)], 2.2)
+    assert again.probabilities is not None
+
+
 def test_smoothing_follows_time_not_frames() -> None:
     results = []
     for step in (0.5, 0.05):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -41,9 +43,12 @@ def test_a_face_that_never_moves_is_named_with_the_mask_to_copy(
         "a face of 20 px never moved in 30 s, and counts for nobody until it does, "
         "at [0.72, 0.54, 0.88, 0.86]"
     )
-    text = last.removeprefix("where that is a picture, mask it: ")
-    masks = Settings.model_validate(yaml.safe_load(text.replace("privacy: {", "{privacy: {") + "}"))
-    assert [list(m) for m in masks.privacy.masks] == [[0, 0, 0.1, 0.2], [0.72, 0.54, 0.88, 0.86]]
+    line = last.removeprefix("where that is a picture, mask it, under `privacy:` in node.yaml: ")
+    shipped = Path("systemd/node.yaml").read_text()
+    (before,) = [text for text in shipped.splitlines() if text.startswith("  masks: ")]
+    pasted = yaml.safe_load(shipped.replace(before, f"  {line}"))
+    settings = Settings.model_validate(pasted)
+    assert [list(m) for m in settings.privacy.masks] == [[0, 0, 0.1, 0.2], [0.72, 0.54, 0.88, 0.86]]
 
 
 def test_a_short_look_says_that_it_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
