@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+# `classifier.max_turn` is 70 by distill/README.md, "Turned faces"; YuNet's own bias is some 5 degrees.
 # How far the nose's tip stands out, in distances between the pupils: 32 of 63 mm on a mean face.
 NOSE_DEPTH = 0.5
 
