@@ -64,7 +64,7 @@ def open_pipeline(
     return Pipeline(
         detector=detector,
         tracker=Tracker(
-            settings.detector.score, t.confirm_frames, t.hold_seconds, t.forget_seconds
+            settings.detector.score, t.confirm_seconds, t.hold_seconds, t.forget_seconds
         ),
         classifier=open_classifier(settings, bundle, student),
         window=Window(

@@ -21,6 +21,11 @@ from edge.base.strict_yaml import Strict
 from edge.records import Counting
 
 LONGEST_PATH = 200
+# A room of seated people counts the same from this many pictures a second as from thirty, and a face
+# that turns up is counted within 0.3 s; at 5 a second walkers begin to be lost (docs/operate.md).
+AUTO_PER_SECOND = 7.5
+# Before tracker.confirm_seconds there was confirm_frames, by default 3: read as the default of now.
+FRAMES_A_SECOND = 20.0
 # How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
 CREDENTIALS = "$CREDENTIALS_DIRECTORY"
 
@@ -87,6 +92,10 @@ class Node(Strict):
         return self
 
 
+def _auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
 class Camera(Strict):
     source: str = Field(
         default="0",
@@ -99,6 +108,13 @@ class Camera(Strict):
     fps: float = Field(default=30.0, ge=1, le=240, description="asked of the camera, frames/s")
     rotate: Literal[0, 90, 180, 270] = Field(
         default=0, description="turn the picture clockwise, degrees; masks are of the turned one"
+    )
+    analyse_per_second: Annotated[float | None, BeforeValidator(_auto)] = Field(
+        default=None,
+        ge=0.5,
+        le=240,
+        description="pictures of a camera or video that are looked at; 'auto' is "
+        f"{AUTO_PER_SECOND:g}; those of a folder all are",
     )
     pictures_per_second: float = Field(
         default=1.0, ge=1e-3, le=240, description="pace of a folder of pictures in its own time"
@@ -121,6 +137,11 @@ class Camera(Strict):
     give_up_after: int = Field(
         default=30, ge=0, le=10000, description="attempts without a frame, then exit; 0 is never"
     )
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second that are analysed."""
+        return self.analyse_per_second or AUTO_PER_SECOND
 
     @model_validator(mode="before")
     @classmethod
@@ -151,13 +172,26 @@ class Detection(Strict):
 
 
 class Tracking(Strict):
-    confirm_frames: int = Field(default=3, ge=1, le=60, description="frames before a face counts")
+    confirm_seconds: float = Field(
+        default=0.1, ge=0, le=10, description="a new face counts once it was seen for so long"
+    )
     hold_seconds: float = Field(
-        default=0.3, ge=0, le=5, description="a person unseen for so long still counts as in view"
+        default=0.5, ge=0, le=5, description="a person unseen for so long still counts as in view"
     )
     forget_seconds: float = Field(
         default=1.5, ge=0, le=30, description="a person hidden for so long gets a new id"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frames(cls, data: object) -> object:
+        if not isinstance(data, dict) or "confirm_frames" not in data:
+            return data
+        frames = data["confirm_frames"]
+        if type(frames) is not int or not 1 <= frames <= 60 or "confirm_seconds" in data:
+            raise ValueError("confirm_frames is confirm_seconds now: write confirm_seconds: 0.1")
+        rest = {key: value for key, value in data.items() if key != "confirm_frames"}
+        return {**rest, "confirm_seconds": (frames - 1) / FRAMES_A_SECOND}
 
     @model_validator(mode="after")
     def _order(self) -> Tracking:

@@ -2,7 +2,8 @@
 
 A constant-velocity alpha-beta filter forecasts each face's centre and size; the assignment is
 optimal (Hungarian) over distance and size. Weak detections may keep a person but never start one
-(ByteTrack, Zhang et al. 2022). All durations come from the frames' own times.
+(ByteTrack, Zhang et al. 2022). All durations come from the frames' own times, so that five pictures a
+second and thirty give the same people.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from edge.base.assignment import assign
 from edge.records import Face, Track
 
 # Alpha-beta gains: how far a new sight moves the position, and the velocity. Boxes of YuNet shake
-# by about 3 % of a face, people move smoothly: trust the sight, learn the speed slowly.
-ALPHA, BETA = 0.7, 0.15
+# by about 3 % of a face, people move smoothly: trust the sight, learn the speed slowly. BETA is that of
+# a thirtieth of a second, and as much again of what is left for each that passes, up to what is still
+# damped critically (ALPHA^2 / (2 - ALPHA), Kalata 1984).
+ALPHA, BETA, BETA_SECONDS, MOST_BETA = 0.7, 0.15, 1 / 30, 0.377
 # A match may lie this many face sizes from the forecast, more with every second unseen, up to REACH.
 GATE, GATE_A_SECOND, REACH = 0.7, 1.5, 1.6
 # Sizes may differ by this factor between two sights: a hand in front of half a face still passes.
@@ -28,14 +31,14 @@ IMPOSSIBLE = 1e6
 class _Person:
     """One tracked face: centre, velocity, size."""
 
-    __slots__ = ("centre", "confirmed", "face", "hits", "id", "size", "time", "velocity")
+    __slots__ = ("born", "centre", "confirmed", "face", "id", "size", "time", "velocity")
 
     def __init__(self, number: int, face: Face, time: float, confirmed: bool) -> None:
         self.id = number
         self.centre = _centre(face)
         self.velocity = np.zeros(2)
         self.size = face.size
-        self.face, self.time, self.hits, self.confirmed = face, time, 1, confirmed
+        self.face, self.time, self.born, self.confirmed = face, time, time, confirmed
 
     def forecast(self, time: float) -> NDArray[np.float64]:
         # A hidden person is not followed for ever: after half a second they are taken to stand still.
@@ -47,9 +50,10 @@ class _Person:
         residual = _centre(face) - forecast
         self.centre = forecast + ALPHA * residual
         if span > 0:
-            self.velocity = self.velocity + BETA * residual / max(span, 1 / 60)
+            beta = min(MOST_BETA, 1 - (1 - BETA) ** (span / BETA_SECONDS))
+            self.velocity = self.velocity + beta * residual / max(span, 1 / 60)
         self.size += ALPHA * (face.size - self.size)
-        self.face, self.time, self.hits = face, time, self.hits + 1
+        self.face, self.time = face, time
 
     def moved(self, time: float) -> Face:
         """Return the last face, moved to where it should be by now."""
@@ -68,15 +72,16 @@ class Tracker:
     def __init__(
         self,
         strong_score: float = 0.6,
-        confirm_frames: int = 3,
-        hold_seconds: float = 0.3,
+        confirm_seconds: float = 0.1,
+        hold_seconds: float = 0.5,
         forget_seconds: float = 1.5,
     ) -> None:
-        """strong_score: what starts a person; confirm_frames: sights before one counts (at once in
-        the first frame, and in frames farther apart than hold_seconds); hold_seconds: unseen
-        but still counted; forget_seconds: unseen and then forgotten."""
+        """strong_score: what starts a person; confirm_seconds: seen for so long, in every frame,
+        before one counts (at once in the first frame, and in frames farther apart than
+        hold_seconds); hold_seconds: unseen but still counted; forget_seconds: unseen and then
+        forgotten."""
         self.strong_score = strong_score
-        self.confirm_frames = confirm_frames
+        self.confirm = confirm_seconds
         self.hold, self.forget = hold_seconds, forget_seconds
         self._people: list[_Person] = []
         self._next = 1
@@ -99,7 +104,7 @@ class Tracker:
         new, strong = self._match(new, strong, time)
         self._match([p for p in known if time - p.time <= self.hold], weak, time)
         for face in strong:
-            confirmed = at_once or self.confirm_frames <= 1
+            confirmed = at_once or self.confirm <= 0
             self._people.append(_Person(self._next, face, time, confirmed))
             self._next += 1
         self._previous = time
@@ -139,7 +144,8 @@ class Tracker:
         for i, j in assign(cost):
             if cost[i, j] < IMPOSSIBLE:
                 people[i].see(faces[j], time)
-                people[i].confirmed |= people[i].hits >= self.confirm_frames
+                # A millisecond less, as sums of a file's time steps are.
+                people[i].confirmed |= time - people[i].born >= self.confirm - 1e-3
                 left_people.discard(i)
                 left_faces.discard(j)
         return [people[i] for i in sorted(left_people)], [faces[j] for j in sorted(left_faces)]

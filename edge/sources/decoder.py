@@ -49,7 +49,9 @@ class NotDecoded(SourceError):
 class VideoCapture(Protocol):
     """What is used of cv2.VideoCapture."""
 
-    def read(self, image: Any) -> tuple[bool, Any]: ...
+    def grab(self) -> bool: ...
+
+    def retrieve(self, image: Any) -> tuple[bool, Any]: ...
 
     def get(self, propId: int) -> float: ...
 
@@ -83,7 +85,9 @@ def whole(picture: NDArray[np.uint8], noise: NDArray[np.uint8]) -> bool:
 class Decoder:
     """A capture that gives the pictures of another one, each proven to have been written.
 
-    stamp: seconds in the video of the picture given last, as the container says it."""
+    `grab` steps to the next picture, and `retrieve` converts and proves it, which is what costs; a JPEG
+    is not even decoded before. stamp: seconds in the video of the picture that was stepped to last, as
+    the container says it."""
 
     def __init__(self, capture: VideoCapture, proven: bool = True, turn: int = 0) -> None:
         """proven: whether this decoder is known to write every picture that it says it gave; turn:
@@ -112,36 +116,56 @@ class Decoder:
 
     def read(self) -> tuple[bool, Any]:
         """Return whether a picture came, and the picture, as cv2.VideoCapture's. Raises NotDecoded."""
+        return self.retrieve() if self.grab() else (False, None)
+
+    def grab(self) -> bool:
+        """Step to the next picture; returns whether there is one. Raises NotDecoded."""
+        if self._capture.grab():
+            self.stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
+            return True
+        self._end()
+        return False
+
+    def retrieve(self) -> tuple[bool, Any]:
+        """Return the picture that was stepped to, or a later one where that cannot be told from the one
+        given before, as `read` does. Raises NotDecoded."""
         while True:
-            ok, picture = self._next()
-            if not ok and self._read and not self._given:
-                raise _unwritten()
-            if not ok or self._proven or self._changed(picture):
-                self._given |= ok
-                return ok, rotated(picture, self._turn) if ok else picture
+            ok, picture = self._convert()
+            if not ok:
+                self._end()
+                return False, None
+            if self._proven or self._changed(picture):
+                self._given = True
+                return True, rotated(picture, self._turn)
             self._repeats += 1
             if self._repeats > MOST_REPEATS:
                 raise _unwritten()
+            if not self.grab():
+                return False, None
 
     def release(self) -> None:
         self._capture.release()
 
-    def _next(self) -> tuple[bool, Any]:
+    def _end(self) -> None:
+        """Raise NotDecoded where a video ends without a picture that was written."""
+        if self._read and not self._given:
+            raise _unwritten()
+        if not self._read and self.codec in AV1:
+            raise NotDecoded("it is AV1 video, which this OpenCV cannot decode; use H.264")
+
+    def _convert(self) -> tuple[bool, Any]:
         buffer = noise = None
         if min(self._shape) > 0 and len(self._shape) == 3:
             noise = _noise(self._shape)
             buffer = noise.copy()
-        ok, picture = self._capture.read(buffer)
+        ok, picture = self._capture.retrieve(buffer)
         if not ok or picture is None:
-            if not self._read and self.codec in AV1:
-                raise NotDecoded("it is AV1 video, which this OpenCV cannot decode; use H.264")
             return False, None
         self._read = True
         # OpenCV takes another buffer where the picture has another size.
         if noise is not None and picture.shape == noise.shape and not whole(picture, noise):
             raise _unwritten()
         self._shape = picture.shape
-        self.stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0
         return True, picture
 
     def _changed(self, picture: Any) -> bool:

@@ -1,8 +1,8 @@
 """Read a camera, which runs whether or not we look: it may disconnect, stall, freeze, send nothing.
 
-A thread reads into a one-slot mailbox: the newest frame wins, skipped ones are counted. A driver may
-block the thread for ever, so it is watched from outside and abandoned; where no frame comes in time, a
-Tick says so and why.
+A thread takes every frame from the device, and puts those that are due (`pace.py`) into a one-slot
+mailbox: the newest one wins, skipped ones are counted. A driver may block the thread for ever, so it is
+watched from outside and abandoned; where no frame comes in time, a Tick says so and why.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from edge.base.errors import SourceError
 from edge.records import Frame, Tick
 from edge.sources.decoder import NotDecoded
 from edge.sources.images import as_bgr
+from edge.sources.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,15 @@ class Capture(Protocol):
     def read(self) -> tuple[bool, Any]: ...
 
     def release(self) -> None: ...
+
+
+@runtime_checkable
+class Grabbing(Protocol):
+    """A Capture that can step to its next picture without decoding it, as OpenCV's can."""
+
+    def grab(self) -> bool: ...
+
+    def retrieve(self) -> tuple[bool, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +93,13 @@ class _Reader:
         capture: Capture | None,
         limits: Limits,
         backoff: Backoff,
+        pace: Pace,
     ) -> None:
-        """backoff: of the attempts; without an open capture the first attempt waits too."""
+        """backoff: of the attempts; without an open capture the first attempt waits too; pace: which
+        pictures are due."""
         self._opener, self._capture, self._limits = opener, capture, limits
-        self._backoff = backoff
+        self._backoff, self._pace = backoff, pace
+        pace.restart()
         self.arrived = threading.Condition()
         self.stop = threading.Event()
         self.slot: _Shot | None = None
@@ -94,6 +107,7 @@ class _Reader:
         self.fault = ""  # why no frame comes: "", DISCONNECTED, FROZEN, DARK or UNDECODED
         self.why = ""  # of UNDECODED
         self.failures = 0  # attempts since the device gave the last frame
+        self.passed = 0.0  # when the last frame came that was not due, from a device without a fault
         self.called = 0.0  # when the driver was called, 0 once it has returned
         self._seen, self._same_since = 0, 0.0
         self._still = False
@@ -105,9 +119,13 @@ class _Reader:
         if self._capture is None:
             self.stop.wait(self._backoff.next())
         while not self.stop.is_set():
-            pixels = self._read()
+            due, pixels = self._read()
             if self.stop.is_set():
                 break  # another thread counts the attempts by now
+            if not due:
+                if not self.fault:
+                    self.passed = time.monotonic()
+                continue
             if pixels is None:
                 if self.fault in EXPLAINED:
                     self.failures = 0  # the device does deliver
@@ -136,13 +154,19 @@ class _Reader:
                 self._skipped = 0
             return shot
 
-    def _read(self) -> NDArray[np.uint8] | None:
-        """Read one frame, opening the device where needed; None, and the device closed, without one."""
+    def _read(self) -> tuple[bool, NDArray[np.uint8] | None]:
+        """Take one frame, opening the device where needed; returns whether it was due, and it. None,
+        and mostly the device closed, without one."""
+        due = True
         self.called = time.monotonic()
         try:
             if self._capture is None:
                 self._capture = self._opener()
-            ok, frame = self._capture.read()
+            grabs = self._capture if isinstance(self._capture, Grabbing) else None
+            ok, frame = (grabs.grab(), None) if grabs else self._capture.read()
+            due = not ok or self._pace.due(time.monotonic())
+            if grabs and ok and due:
+                ok, frame = grabs.retrieve()
             fault = DISCONNECTED
         except NotDecoded as error:
             ok, frame = False, None
@@ -151,16 +175,18 @@ class _Reader:
             ok, frame = False, None
             fault = DISCONNECTED
         self.called = 0.0
+        if not due:
+            return False, None
         pixels = as_bgr(frame) if ok else None
         if pixels is not None:
             fault = self._unchanged(pixels)
         if not fault:
-            return pixels
+            return True, pixels
         self.fault = fault
         # A driver that froze may wake when it is opened again; noise in the dark is a driver awake.
         if fault != DARK or self._still:
             self._release()
-        return None
+        return True, None
 
     def _unchanged(self, pixels: NDArray[np.uint8]) -> str:
         """Return FROZEN or DARK where pictures were the same, or black, for too long, else ""."""
@@ -183,6 +209,7 @@ class _Reader:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
+            self._pace.restart()
 
 
 def open_in_time(opener: Callable[[], Capture], seconds: float) -> Capture:
@@ -227,14 +254,16 @@ class Live:
         limits: Limits = Limits(),
         max_seconds: float | None = None,
         stop: threading.Event | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """Open the device. opener: opens it or raises SourceError; called again after a loss.
+        """Open the device. opener: opens it or raises SourceError; called again after a loss; pace:
+        which frames are given, default: every one.
 
         Raises SourceError at once where the first opening fails or stalls: a name that was never
         right is the operator's to mend, a camera that disconnects later is ours to wait for.
         """
         self.kind, self._opener, self._limits = kind, opener, limits
-        self._max = max_seconds
+        self._max, self._pace = max_seconds, pace or Pace()
         self._stop = stop or threading.Event()
         self._first: Capture | None = open_in_time(opener, limits.hang)
         self._reader: _Reader | None = None
@@ -242,7 +271,7 @@ class Live:
         self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     def __iter__(self) -> Iterator[Frame | Tick]:
-        reader = self._reader = _Reader(self._opener, self._first, self._limits, self._backoff)
+        reader = self._reader = self._reading(self._first)
         began = last = time.monotonic()
         logged = LIVE
         while not self._stop.is_set():
@@ -251,7 +280,8 @@ class Live:
             state = LIVE
             if shot is not None:
                 last, self._abandoned = now, 0
-            elif now - last > self._limits.timeout:
+            last = max(last, reader.passed)
+            if shot is None and now - last > self._limits.timeout:
                 hung = reader.called and now - reader.called > self._limits.timeout
                 state = STALLED if hung or self._abandoned else reader.fault or DISCONNECTED
             if state != logged:
@@ -272,12 +302,15 @@ class Live:
             if self._max is not None and now - began >= self._max:
                 return
 
+    def _reading(self, capture: Capture | None) -> _Reader:
+        return _Reader(self._opener, capture, self._limits, self._backoff, self._pace)
+
     def _abandon(self, reader: _Reader) -> _Reader:
         """Start another thread: one that is stuck in a driver cannot be ended. It stays, as a daemon
         that releases the device if the driver ever answers."""
         self._abandoned += reader.failures + 1
         reader.stop.set()
-        self._reader = _Reader(self._opener, None, self._limits, self._backoff)
+        self._reader = self._reading(None)
         log.warning("camera thread abandoned in its driver source=%s", self.kind)
         return self._reader
 

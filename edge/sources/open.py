@@ -1,7 +1,7 @@
 """Open the source that a name means: camera, address, CSI sensor, file, folder, loop or test pattern.
 
-A live source (`live.py`) runs whether or not we look; a file or folder (`recorded.py`) is read frame by
-frame in its own time.
+A live source (`live.py`) runs whether or not we look; a file or folder (`recorded.py`) is read in order,
+in its own time. Of a camera and a file the due pictures are given, of a folder all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edge.sources.decoder import Decoder, converts_interlaced
 from edge.sources.faulty import FAULTS, Faulty
 from edge.sources.images import rotated
 from edge.sources.live import Capture, Limits, Live
+from edge.sources.pace import Pace
 from edge.sources.recorded import Folder, VideoFile
 from edge.sources.synthetic import Loop, Pattern
 
@@ -126,7 +127,7 @@ def open_source(
     stop: threading.Event | None = None,
 ) -> Source:
     """Open the source that `settings.source` names, and turn its frames by `settings.rotate`;
-    max_seconds is source time.
+    it gives `settings.rate` of them a second. max_seconds is source time.
 
     Raises SourceError, in one line that says what to do, where it gives no frame.
     """
@@ -140,6 +141,9 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
     set_log_level(0)
     name = settings.source
 
+    def pace(kind: str) -> Pace:
+        return Pace(settings.rate, kind, warn=settings.analyse_per_second is not None)
+
     def live(kind: str, opener: Callable[[], Capture]) -> Live:
         limits = Limits(
             settings.timeout_seconds,
@@ -147,7 +151,7 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
             settings.freeze_seconds,
             settings.give_up_after,
         )
-        return Live(kind, opener, limits, max_seconds, stop)
+        return Live(kind, opener, limits, max_seconds, stop, pace(kind))
 
     if name == "test":
         return live("test", lambda: Pattern(fps=settings.fps))
@@ -172,7 +176,7 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
         if path.is_dir():
             return Folder(path, settings.pictures_per_second, max_seconds)
         if path.is_file():
-            return VideoFile(path, max_seconds)
+            return VideoFile(path, max_seconds, pace("file"))
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     raise SourceError(

@@ -1,4 +1,4 @@
-"""Read videos and folders of pictures: every frame, in the file's own time, in the caller's thread."""
+"""Read videos and folders of pictures, in the file's own time, in the caller's thread."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from edge.sources.container import cut_off
 from edge.sources.decoder import NotDecoded, open_file
 from edge.sources.file_time import MAX_GAP_SECONDS, FileTime
 from edge.sources.images import as_bgr, read_picture
+from edge.sources.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,17 @@ NAMED = 5
 
 
 class VideoFile:
-    """Give every frame of a video file, in the file's own time."""
+    """Give the due frames of a video file, in the file's own time; the others are stepped over."""
 
     live = False
     kind = "file"
 
-    def __init__(self, path: Path, max_seconds: float | None = None) -> None:
-        """Open it. Raises SourceError where it is no video, OSError where it cannot be read."""
-        self._path, self._max = path, max_seconds
+    def __init__(
+        self, path: Path, max_seconds: float | None = None, pace: Pace | None = None
+    ) -> None:
+        """Open it. pace: which frames are due; default: every one. Raises SourceError where it is no video, OSError where it cannot be read."""
+        self._path, self._max, self._pace = path, max_seconds, pace or Pace()
+        self._count = 0  # frames stepped to
         if not path.stat().st_size:
             raise SourceError(f"{path} is empty; give a video file")
         self._cut_off = cut_off(path)
@@ -51,31 +55,35 @@ class VideoFile:
         self._promised = count / fps if fps > 0 else 0.0  # seconds
 
     def __iter__(self) -> Iterator[Frame | Tick]:
-        began, clock, count = time.time(), self._time, 0
-        for pixels in self._pictures():
-            cuts = clock.cuts
-            moment = clock.take(self._capture.stamp)
-            count += 1
-            if clock.cuts and not cuts:
-                log.warning(
-                    "%s: the time stamps jump after %.1f s, by more than %.0f s or back; that is "
-                    "taken for a cut, time goes on evenly there",
-                    self._path,
-                    moment,
-                    MAX_GAP_SECONDS,
-                )
-            if self._max is not None and moment >= self._max:
-                yield Tick(time=self._max, utc=began + self._max, camera="file")
-                return
+        began, clock = time.time(), self._time
+        while self._step():
+            # The first picture's own stamp is moment 0; some decoders only prove a later one.
+            moment = None if clock.moment is None else self._take()
+            if self._over(moment):
+                break
+            if moment is not None and not self._pace.due(moment):
+                continue
+            stamp, pixels = self._capture.stamp, self._picture()
+            if pixels is None:
+                break
+            if moment is None or self._capture.stamp != stamp:
+                moment = self._take()
+                if self._over(moment):
+                    break
+            if clock.moment == 0.0:
+                self._pace.due(0.0)
             yield Frame(pixels=pixels, time=moment, utc=began + moment)
+        if self._max is not None and self._over(clock.moment):
+            yield Tick(time=self._max, utc=began + self._max, camera="file")
+            return
         if clock.cuts > 1:
             log.warning("%s: the time stamps jumped %d times", self._path, clock.cuts)
         if self._cut_off:
             raise SourceError(
-                f"{self._path} ends after {count} pictures and lacks its end: it is cut off; "
+                f"{self._path} ends after {self._count} pictures and lacks its end: it is cut off; "
                 f"what came before was counted, copy the file again for the rest"
             )
-        if count == 0:
+        if clock.moment is None:
             codec = self._capture.codec
             kind = f" of its {codec} video that this OpenCV can decode" if codec else ""
             raise SourceError(f"{self._path} holds no picture{kind}; give an H.264 video")
@@ -91,19 +99,46 @@ class VideoFile:
             )
         yield Tick(time=end, utc=began + end, camera="file")
 
-    def _pictures(self) -> Iterator[NDArray[np.uint8]]:
-        while True:
-            try:
-                ok, picture = self._capture.read()
-            except NotDecoded as error:
-                cut = "; it is cut off too" if self._cut_off else ""
-                raise SourceError(f"{self._path}: {error}{cut}") from error
-            if not ok:
-                return
-            pixels = as_bgr(picture)
-            if pixels is None:
-                raise SourceError(f"{self._path} holds a picture that cannot be read; convert it")
-            yield pixels
+    def _over(self, moment: float | None) -> bool:
+        return moment is not None and self._max is not None and moment >= self._max
+
+    def _step(self) -> bool:
+        """Step to the next frame; returns whether there is one."""
+        try:
+            found = self._capture.grab()
+        except NotDecoded as error:
+            raise self._refused(error) from error
+        self._count += found
+        return found
+
+    def _take(self) -> float:
+        """Return the moment of the frame that was stepped to, seconds."""
+        cuts = self._time.cuts
+        moment = self._time.take(self._capture.stamp)
+        if self._time.cuts and not cuts:
+            log.warning(
+                "%s: the time stamps jump after %.1f s, by more than %.0f s or back; that is taken for "
+                "a cut, time goes on evenly there",
+                self._path,
+                moment,
+                MAX_GAP_SECONDS,
+            )
+        return moment
+
+    def _picture(self) -> NDArray[np.uint8] | None:
+        """Return the frame that was stepped to, or None at the end."""
+        try:
+            ok, picture = self._capture.retrieve()
+        except NotDecoded as error:
+            raise self._refused(error) from error
+        pixels = as_bgr(picture) if ok else None
+        if ok and pixels is None:
+            raise SourceError(f"{self._path} holds a picture that cannot be read; convert it")
+        return pixels
+
+    def _refused(self, error: NotDecoded) -> SourceError:
+        cut = "; it is cut off too" if self._cut_off else ""
+        return SourceError(f"{self._path}: {error}{cut}")
 
     def close(self) -> None:
         self._capture.release()

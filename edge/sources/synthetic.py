@@ -68,9 +68,17 @@ class Pattern:
 
     def __init__(self, faces: int = 6, fps: float = 30.0) -> None:
         self._faces, self._pace = faces, _Paced(fps)
+        self._moment = 0.0
 
     def read(self) -> tuple[bool, Any]:
-        return True, scene(self._pace.wait(), self._faces)
+        return self.retrieve() if self.grab() else (False, None)
+
+    def grab(self) -> bool:
+        self._moment = self._pace.wait()
+        return True
+
+    def retrieve(self) -> tuple[bool, Any]:
+        return True, scene(self._moment, self._faces)
 
     def release(self) -> None:
         pass
@@ -87,14 +95,22 @@ class Loop:
         self._pace = _Paced(fps if 0 < fps < 1000 else 30.0)
 
     def read(self) -> tuple[bool, Any]:
-        ok, frame = self._capture.read()
+        return self.retrieve() if self.grab() else (False, None)
+
+    def grab(self) -> bool:
+        ok = self._capture.grab()
         if not ok:
             # Opened again: seeking to the start is not exact in every container.
             self._capture.release()
             self._capture = self._open()
-            ok, frame = self._capture.read()
+            ok = self._capture.grab()
         self._pace.wait()
-        return ok, frame
+        return ok
+
+    def retrieve(self) -> tuple[bool, Any]:
+        ok, frame = self._capture.retrieve()
+        # The last frame may be one that its decoder only proves by the next.
+        return (ok, frame) if ok or not self.grab() else self._capture.retrieve()
 
     def _open(self) -> Decoder:
         try:

@@ -19,7 +19,7 @@ def ids(tracks: list[Track]) -> list[int]:
 
 
 def test_everybody_in_the_first_picture_counts_at_once_and_later_ones_after_three() -> None:
-    tracker = Tracker(confirm_frames=3)
+    tracker = Tracker(confirm_seconds=2 * STEP)
     assert len(tracker.update([face(100, 100), face(300, 100)], 0.0, SHAPE)) == 2
     counts = []
     for i in range(1, 5):
@@ -29,7 +29,7 @@ def test_everybody_in_the_first_picture_counts_at_once_and_later_ones_after_thre
 
 
 def test_a_single_false_alarm_never_counts() -> None:
-    tracker = Tracker(confirm_frames=3)
+    tracker = Tracker(confirm_seconds=2 * STEP)
     tracker.update([face(100, 100)], 0.0, SHAPE)
     tracker.update([face(100, 100), face(400, 200)], STEP, SHAPE)
     for i in range(2, 8):
@@ -67,7 +67,7 @@ def test_who_walked_out_of_the_picture_is_not_held() -> None:
 
 
 def test_a_person_back_after_the_forget_time_is_a_new_one() -> None:
-    tracker = Tracker(confirm_frames=1, forget_seconds=1.5)
+    tracker = Tracker(confirm_seconds=0.0, forget_seconds=1.5)
     assert ids(tracker.update([face(300, 200)], 0.0, SHAPE)) == [1]
     assert ids(tracker.update([face(300, 200)], 2.0, SHAPE)) == [2]
 
@@ -91,7 +91,7 @@ def test_crossing_people_keep_their_ids() -> None:
 
 
 def test_weak_detections_keep_a_person_but_never_start_one() -> None:
-    tracker = Tracker(strong_score=0.6, confirm_frames=1)
+    tracker = Tracker(strong_score=0.6, confirm_seconds=0.0)
     assert tracker.update([face(100, 100, score=0.4)], 0.0, SHAPE) == []
     tracker.update([face(300, 200)], STEP, SHAPE)
     for i in range(2, 60):
@@ -120,6 +120,6 @@ def test_thirty_shaking_people_stay_thirty() -> None:
 
 def test_in_pictures_far_apart_everybody_counts_at_once() -> None:
     """A folder of pictures: no next picture will confirm anybody."""
-    tracker = Tracker(confirm_frames=3, hold_seconds=0.3)
+    tracker = Tracker(confirm_seconds=2 * STEP, hold_seconds=0.3)
     for i, x in enumerate((100, 300, 500, 200)):
         assert len(tracker.update([face(x, 200)], float(i), SHAPE)) == 1

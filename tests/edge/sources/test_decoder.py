@@ -40,17 +40,19 @@ class FakeCapture:
 
     def __init__(self, *steps: Write, shape: tuple[int, int, int] = SHAPE) -> None:
         self.steps, self.shape = iter(steps), shape
+        self.step: Write = None
         self.count = 0
         self.released = False
 
-    def read(self, image: Any = None) -> tuple[bool, Any]:
-        step = next(self.steps, None)
-        if step is None:
-            return False, None
-        self.count += 1
+    def grab(self) -> bool:
+        self.step = next(self.steps, None)
+        self.count += self.step is not None
+        return self.step is not None
+
+    def retrieve(self, image: Any = None) -> tuple[bool, Any]:
         if image is None or image.shape != self.shape:
             image = np.empty(self.shape, np.uint8)
-        step(image)
+        self.step(image)
         return True, image
 
     def get(self, propId: int) -> float:
@@ -140,12 +142,8 @@ class Stale(FakeCapture):
         super().__init__(*steps)
         self.own = np.random.default_rng(3).integers(0, 256, SHAPE, dtype=np.uint8)
 
-    def read(self, image: Any = None) -> tuple[bool, Any]:
-        step = next(self.steps, None)
-        if step is None:
-            return False, None
-        self.count += 1
-        step(self.own)
+    def retrieve(self, image: Any = None) -> tuple[bool, Any]:
+        self.step(self.own)
         return True, self.own.copy()
 
 
@@ -183,7 +181,7 @@ def quarters(frame: Frame) -> np.ndarray:
 
 def test_interlaced_video_is_given_as_it_is_or_refused_in_one_line() -> None:
     """The known file, through this installation's own OpenCV."""
-    source = open_source(Camera(source=str(INTERLACED)))
+    source = open_source(Camera(source=str(INTERLACED), analyse_per_second=240.0))
     if converts_interlaced():
         frames = [item for item in source if isinstance(item, Frame)]
         assert len(frames) == 2
@@ -279,7 +277,8 @@ def test_names_that_are_a_protocol_to_ffmpeg_or_not_utf8_are_files(
     monkeypatch.chdir(folder)
     for name in ("10:15:00.avi", "http:x.avi", "a b%d.avi", "-x.avi", "ä|&.avi"):
         Path(name).write_bytes(data)
-        frames = [i for i in open_source(Camera(source=name)) if isinstance(i, Frame)]
+        source = open_source(Camera(source=name, analyse_per_second=240.0))
+        frames = [i for i in source if isinstance(i, Frame)]
         assert len(frames) == (10 if converts_interlaced() else 9), name
         loop = open_source(Camera(source=f"loop:{name}"), max_seconds=0.3)
         assert any(isinstance(item, Frame) for item in loop), name

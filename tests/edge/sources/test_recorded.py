@@ -27,7 +27,7 @@ SOUND = [VIDEOS / f"sound-longer.{kind}" for kind in ("mkv", "ts", "flv")]
 
 
 def read(path: Path, **settings: Any) -> tuple[list[Frame], Tick]:
-    *frames, last = open_source(Camera(source=str(path), **settings))
+    *frames, last = open_source(Camera(source=str(path), **{"analyse_per_second": 30.0, **settings}))
     assert isinstance(last, Tick)
     assert all(isinstance(frame, Frame) for frame in frames)
     return frames, last  # type: ignore[return-value]
@@ -255,7 +255,8 @@ def test_a_video_is_turned_as_its_container_says(
     a, b, c, d = (65536 * value for value in matrix)
     data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
-    frames = [item for item in open_source(Camera(source=str(path))) if isinstance(item, Frame)]
+    found = open_source(Camera(source=str(path), analyse_per_second=30.0))
+    frames = [item for item in found if isinstance(item, Frame)]
     assert len(frames) == 5
     for frame in frames:
         height, width = frame.pixels.shape[:2]

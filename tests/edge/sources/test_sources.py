@@ -25,7 +25,7 @@ from support.videos import shades, write_video
 
 
 def frames_of(source: str, **settings: Any) -> list[Frame]:
-    found = open_source(Camera(source=source, **settings))
+    found = open_source(Camera(source=source, **{"analyse_per_second": 240.0, **settings}))
     return [item for item in found if isinstance(item, Frame)]
 
 
@@ -46,7 +46,7 @@ def test_a_file_gives_every_picture_in_its_own_time() -> None:
 
 
 def test_max_seconds_is_source_time() -> None:
-    source = open_source(Camera(source=str(CLIP)), max_seconds=2.0)
+    source = open_source(Camera(source=str(CLIP), analyse_per_second=240.0), max_seconds=2.0)
     assert sum(isinstance(item, Frame) for item in source) == 60
 
 
@@ -103,7 +103,7 @@ def test_a_cut_off_clip_is_read_to_its_end_and_then_reported(tmp_path: Path) -> 
     cut.write_bytes(data[: len(data) // 2])
     seen: list[Frame | Tick] = []
     with pytest.raises(SourceError, match="it is cut off"):
-        seen.extend(open_source(Camera(source=str(cut))))
+        seen.extend(open_source(Camera(source=str(cut), analyse_per_second=240.0)))
     assert 20 < len(seen) < 80
     broken = tmp_path / "cut.mp4"
     broken.write_bytes(whole[: len(whole) // 2])
