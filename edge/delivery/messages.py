@@ -46,8 +46,8 @@ class Quality(_Message):
     """How much of the window the counts rest on."""
 
     seen: float = Field(ge=0, le=1, description="share of the window covered by pictures")
-    frames: Number | None = Field(description="null when suppressed")
-    dropped: Number | None = Field(description="pictures skipped to keep up; null when suppressed")
+    frames: Number | None = Field(description="pictures analysed; null when suppressed")
+    dropped: Number | None = Field(description="due, but skipped to keep up; null when suppressed")
     low_confidence: float | None = Field(description="share of person-time; null when suppressed")
     camera: str
 
@@ -133,7 +133,7 @@ class Latency(_Message):
 
 class Health(_Message):
     """How the node does. Holds no figure that moves with one person: stages whose time grows with
-    the number of faces are left out, and so are the pictures skipped; frames/s are the camera's."""
+    the number of faces are left out, and so are the pictures skipped; frames/s hold those too."""
 
     schema_: Literal["edge.health/3"] = Field(default="edge.health/3", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
@@ -146,7 +146,9 @@ class Health(_Message):
     unmoved_faces: bool = Field(
         default=False, description="faces in view do not move, for minutes, and are not counted"
     )
-    frames_per_second: int | None = Field(description="delivered by the camera; null for a file")
+    frames_per_second: int | None = Field(
+        description="due by camera.analyse_per_second, those dropped too; null for a file"
+    )
     stages: dict[str, Latency]
     backend: str
     fallback: str | None = Field(

@@ -27,7 +27,7 @@ LARGEST_REQUEST = 8192  # bytes
 # Of the message, by its own names; what is null there is left out here.
 GAUGES = {
     "uptime_seconds": "since the node started",
-    "frames_per_second": "delivered by the camera",
+    "frames_per_second": "due for analysis, those dropped too",
     "temperature_celsius": "hottest thermal zone",
     "throttled": "1 while the kernel slows the board down",
     "pace": "work taken on: 0 every picture ... 3 every third, at half size",

@@ -117,9 +117,9 @@ def _broker(words: str) -> ConnectionStatus:
 class Conditions:
     """What the node's loop sees, from which follows how the node stands.
 
-    frames: delivered by the source; unwritten: readings that no disk took; disk_full: the last one was
-    such a reading; camera: "live", "file" or why no picture comes; paused: by command; closed: outside
-    of privacy.hours; unmoved: faces in view are not counted, since they do not move."""
+    frames: due for analysis, those dropped too; unwritten: readings that no disk took; disk_full: the
+    last one was such a reading; camera: "live", "file" or why no picture comes; paused: by command;
+    closed: outside of privacy.hours; unmoved: faces in view are not counted, since they do not move."""
 
     camera: str
     frames: int = 0

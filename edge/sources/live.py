@@ -107,7 +107,9 @@ class _Reader:
         self.fault = ""  # why no frame comes: "", DISCONNECTED, FROZEN, DARK or UNDECODED
         self.why = ""  # of UNDECODED
         self.failures = 0  # attempts since the device gave the last frame
-        self.passed = 0.0  # when the last frame came that was not due, from a device without a fault
+        self.passed = (
+            0.0  # when the last frame came that was not due, from a device without a fault
+        )
         self.called = 0.0  # when the driver was called, 0 once it has returned
         self._seen, self._same_since = 0, 0.0
         self._still = False

@@ -1,7 +1,7 @@
 """Open the source that a name means: camera, address, CSI sensor, file, folder, loop or test pattern.
 
-A live source (`live.py`) runs whether or not we look; a file or folder (`recorded.py`) is read in order,
-in its own time. Of a camera and a file the due pictures are given, of a folder all.
+A live source (`live.py`) runs whether or not we look; a file or folder (`recorded.py`) is read in
+order, in its own time. Of a camera and a file the due pictures are given, of a folder all.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ class VideoFile:
     def __init__(
         self, path: Path, max_seconds: float | None = None, pace: Pace | None = None
     ) -> None:
-        """Open it. pace: which frames are due; default: every one. Raises SourceError where it is no video, OSError where it cannot be read."""
+        """Open it. pace: which frames are due; default: every one. Raises SourceError where it is no
+        video, OSError where it cannot be read."""
         self._path, self._max, self._pace = path, max_seconds, pace or Pace()
         self._count = 0  # frames stepped to
         if not path.stat().st_size:

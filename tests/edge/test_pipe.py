@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -11,9 +12,15 @@ from typing import Any
 import jsonschema
 import pytest
 
+from edge.detect import open_detector
+from edge.records import Frame
+from edge.settings import AUTO_PER_SECOND, Camera, Settings
+from edge.sources.open import open_source
+from edge.sources.pace import Pace
+from edge.track import Tracker
 from support.command import Done
 from support.golden import GOLDEN, OPTIONS, lines
-from support.paths import ROOT
+from support.paths import CLIP, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +123,27 @@ def test_labels_are_the_bundles_with_unclassified_last(messages: list[dict[str, 
     labels = messages[1]["payload"]["model"]["labels"]
     for reading in counts(messages):
         assert list(reading["counts"]) == [*labels, "unclassified"]
+
+
+def test_the_demo_clip_counts_the_same_at_every_rate() -> None:
+    """Within 0.2 people in the mean, from the same detections."""
+    settings = Settings()
+    detector, opened = open_detector(settings)
+    every = open_source(Camera(source=str(CLIP), analyse_per_second=30.0))
+    found = [
+        (f.time, detector.find(f.pixels), f.pixels.shape) for f in every if isinstance(f, Frame)
+    ]
+    opened.backend.close()
+
+    def people(rate: float) -> float:
+        pace, t = Pace(rate), settings.tracker
+        tracker = Tracker(
+            settings.detector.score, t.confirm_seconds, t.hold_seconds, t.forget_seconds
+        )
+        due = [one for one in found if pace.due(one[0])]
+        counts = [len(tracker.update(faces, time, shape)) for time, faces, shape in due]
+        apart = [b[0] - a[0] for a, b in itertools.pairwise(due)]
+        return sum(n * s for n, s in zip(counts, apart, strict=False)) / sum(apart)
+
+    for rate in (5.0, AUTO_PER_SECOND, 10.0):
+        assert people(rate) == pytest.approx(people(30.0), abs=0.2)

@@ -191,3 +191,33 @@ def test_an_honest_alias_works(tmp_path: Path) -> None:
     path = tmp_path / "node.yaml"
     path.write_text("node: {site: &name school, room: *name}\n")
     assert validate(Settings, read_yaml(path), "x").node.room == "school"
+
+
+def test_frames_to_confirm_of_an_older_file_are_read_as_seconds() -> None:
+    for frames, seconds in ((1, 0.0), (3, 0.1), (60, 2.95)):
+        data = {"tracker": {"confirm_frames": frames, "hold_seconds": 0.3}}
+        tracker = validate(Settings, data, "node.yaml").tracker
+        assert (tracker.confirm_seconds, tracker.hold_seconds) == (seconds, 0.3)
+    assert Settings().tracker.confirm_seconds == 0.1
+    for wrong in (0, 61, 2.5, "3", None, True):
+        with pytest.raises(SettingsError, match=r"write confirm_seconds: 0\.1") as caught:
+            validate(Settings, {"tracker": {"confirm_frames": wrong}}, "node.yaml")
+        assert "\n" not in str(caught.value)
+    both = {"tracker": {"confirm_frames": 3, "confirm_seconds": 0.1}}
+    with pytest.raises(SettingsError, match="confirm_frames is confirm_seconds now"):
+        validate(Settings, both, "node.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"), [("auto", 7.5), (None, 7.5), (0.5, 0.5), (30.0, 30.0), (240.0, 240.0)]
+)
+def test_the_analysis_rate_is_a_number_or_auto(given: object, rate: float) -> None:
+    data = {"camera": {"analyse_per_second": given}}
+    assert validate(Settings, data, "node.yaml").camera.rate == rate
+
+
+@pytest.mark.parametrize("wrong", [0, 0.4, 241, -5, "fast", "7", True, [5]])
+def test_an_impossible_analysis_rate_is_one_line(wrong: object) -> None:
+    with pytest.raises(SettingsError, match=r"camera\.analyse_per_second") as caught:
+        validate(Settings, {"camera": {"analyse_per_second": wrong}}, "node.yaml")
+    assert "\n" not in str(caught.value)

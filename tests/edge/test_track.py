@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import pytest
 
 from edge.records import Face, Track
+from edge.settings import AUTO_PER_SECOND
 from edge.track import Tracker
 
 SHAPE = (480, 640, 3)
@@ -123,3 +127,55 @@ def test_in_pictures_far_apart_everybody_counts_at_once() -> None:
     tracker = Tracker(confirm_seconds=2 * STEP, hold_seconds=0.3)
     for i, x in enumerate((100, 300, 500, 200)):
         assert len(tracker.update([face(x, 200)], float(i), SHAPE)) == 1
+
+
+def seated(rate: float, miss: float, seconds: float = 40.0) -> float:
+    """Mean of the people that are counted of thirty, who shake, and whom the detector loses for a
+    moment: for a sixth of a second in the mean, `miss` of the time."""
+    rng, count = np.random.default_rng(3), round(30 * seconds)
+    off = 6 / 30
+    on = off * miss / (1 - miss)
+    seen = np.ones((count, 30), dtype=bool)
+    luck, shaken = rng.random(seen.shape), rng.normal(0, 1.5, (*seen.shape, 2))
+    for k, i in itertools.product(range(1, count), range(30)):
+        seen[k, i] = luck[k, i] > on if seen[k - 1, i] else luck[k, i] < off
+    tracker, people = Tracker(), []
+    for k in np.arange(0, count, 30 / rate).astype(int):
+        places = [(60 + 100 * (i % 6), 50 + 90 * (i // 6)) for i in range(30) if seen[k, i]]
+        noise = shaken[k, seen[k]]
+        faces = [face(x + dx, y + dy, 40) for (x, y), (dx, dy) in zip(places, noise, strict=True)]
+        people.append(len(tracker.update(faces, float(k) / 30, SHAPE)))
+    return float(np.mean(people))
+
+
+@pytest.mark.parametrize("miss", [0.0, 0.05, 0.1])
+@pytest.mark.parametrize("rate", [5.0, AUTO_PER_SECOND, 10.0])
+def test_thirty_seated_people_count_the_same_from_few_pictures_as_from_thirty_a_second(
+    rate: float, miss: float
+) -> None:
+    assert seated(rate, miss) == pytest.approx(seated(30.0, miss), abs=0.2)
+
+
+@pytest.mark.parametrize("rate", [5.0, AUTO_PER_SECOND, 10.0, 30.0])
+@pytest.mark.parametrize("speed", [40.0, 105.0, 180.0, 260.0])
+def test_crossing_people_keep_their_ids_at_every_rate(rate: float, speed: float) -> None:
+    """speed: pixels a second, towards each other; faces of 60 and 48 pixels."""
+    tracker, seen = Tracker(), []
+    for k in range(int(400 / speed * rate) + 1):
+        moment = k / rate
+        left, right = 100 + speed * moment, 500 - speed * moment
+        faces = [face(left, 200, 60)]
+        if abs(left - right) > 45:
+            faces.append(face(right, 205, 48))
+        tracks = tracker.update(faces, moment, SHAPE)
+        now = {("big" if t.face.size > 54 else "small"): t.id for t in tracks if t.seen}
+        seen += [now] if len(now) == 2 else []
+    assert seen[0] == seen[-1]
+
+
+@pytest.mark.parametrize("rate", [5.0, AUTO_PER_SECOND, 10.0])
+def test_at_the_usual_rates_one_sight_is_no_person_and_two_are(rate: float) -> None:
+    tracker = Tracker()
+    tracker.update([], 0.0, SHAPE)
+    assert tracker.update([face(100, 100)], 1 / rate, SHAPE) == []
+    assert len(tracker.update([face(100, 100)], 2 / rate, SHAPE)) == 1

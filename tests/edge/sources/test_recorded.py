@@ -27,7 +27,9 @@ SOUND = [VIDEOS / f"sound-longer.{kind}" for kind in ("mkv", "ts", "flv")]
 
 
 def read(path: Path, **settings: Any) -> tuple[list[Frame], Tick]:
-    *frames, last = open_source(Camera(source=str(path), **{"analyse_per_second": 30.0, **settings}))
+    *frames, last = open_source(
+        Camera(source=str(path), **{"analyse_per_second": 30.0, **settings})
+    )
     assert isinstance(last, Tick)
     assert all(isinstance(frame, Frame) for frame in frames)
     return frames, last  # type: ignore[return-value]
