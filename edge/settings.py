@@ -5,18 +5,16 @@ The annotated example is `systemd/node.yaml`.
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from edge.base import schedule
 from edge.base.addresses import HOST
-from edge.base.errors import SettingsError
+from edge.base.setting_types import AUTO, FilePath, Segment, default_state, own_hostname
 from edge.base.strict_yaml import Strict
 from edge.records import Counting
 
@@ -26,50 +24,6 @@ LONGEST_PATH = 200
 AUTO_PER_SECOND = 7.5
 # Before tracker.confirm_seconds there was confirm_frames, by default 3: read as the default of now.
 FRAMES_A_SECOND = 20.0
-# How a path opens that lies in what systemd hands to this service alone (LoadCredential=).
-CREDENTIALS = "$CREDENTIALS_DIRECTORY"
-
-
-def _segment(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9-]+", value):
-        raise ValueError("may hold only a-z, 0-9 and '-', since it is part of a topic")
-    return value
-
-
-def _path(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    first, *rest = Path(value).parts or [""]
-    if first == CREDENTIALS and (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
-        return Path(folder, *rest)
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"'{value}': no such user") from error
-
-
-def own_hostname() -> str:
-    """Return this machine's name as a topic segment."""
-    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
-    return name or "node"
-
-
-def default_state() -> Path:
-    """Return systemd's state folder, or `$XDG_STATE_HOME/edge-node`, or `~/.local/state/edge-node`.
-
-    Raises SettingsError for a user without a home."""
-    if given := os.environ.get("STATE_DIRECTORY"):
-        return Path(given)
-    try:
-        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-node"
-    except RuntimeError as error:
-        raise SettingsError(
-            "this user has no home folder; set HOME, or runtime.state in node.yaml"
-        ) from error
-
-
-Segment = Annotated[str, AfterValidator(_segment)]
-FilePath = Annotated[Path, BeforeValidator(_path)]
 
 
 class Node(Strict):
@@ -92,10 +46,6 @@ class Node(Strict):
         return self
 
 
-def _auto(value: object) -> object:
-    return None if value == "auto" else value
-
-
 class Camera(Strict):
     source: str = Field(
         default="0",
@@ -109,7 +59,7 @@ class Camera(Strict):
     rotate: Literal[0, 90, 180, 270] = Field(
         default=0, description="turn the picture clockwise, degrees; masks are of the turned one"
     )
-    analyse_per_second: Annotated[float | None, BeforeValidator(_auto)] = Field(
+    analyse_per_second: Annotated[float | None, AUTO] = Field(
         default=None,
         ge=0.5,
         le=240,

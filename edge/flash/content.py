@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from edge.base.errors import EdgeError, SettingsError, UsageError
+from edge.base.setting_types import CREDENTIALS
 from edge.base.strict_yaml import read_yaml, validate
 from edge.flash import ssh
 from edge.flash.accounts import add_user, public_keys
@@ -27,7 +28,7 @@ from edge.flash.package import BOOTSTRAP, PROVISION, Package
 from edge.flash.tree import Absent, Entry, File, Folder, Link, Tree
 from edge.flash.zone import entries as zone_entries
 from edge.flash.zone import own_zone
-from edge.settings import CREDENTIALS, Settings
+from edge.settings import Settings
 
 SECRETS = "/etc/edge-node"
 UPDATES = "/var/lib/edge-update"

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 from edge.base import cli
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
+from edge.base.setting_types import default_state
 from edge.delivery.credentials import read_password
 from edge.delivery.protocol import MEMORY_FILE
-from edge.settings import Broker, default_state
+from edge.settings import Broker
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.minutes import AHEAD, KEEP_MINUTES
