@@ -63,9 +63,9 @@ class Pace:
             if found < FEWER * self._rate:
                 self._warn = False
                 log.warning(
-                    "the %s gives %.3g pictures a second, camera.analyse_per_second asks for %g: every "
+                    "the %s gives %s pictures a second, camera.analyse_per_second asks for %s: every "
                     "one is analysed",
                     self._kind,
-                    found,
-                    self._rate,
+                    f"{found:.3g}",
+                    f"{self._rate:g}",
                 )
