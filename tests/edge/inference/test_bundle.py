@@ -148,6 +148,9 @@ def test_batching_changes_no_answer() -> None:
 def test_labels_that_do_not_fit_the_graph_are_refused(bundle_copy: Path) -> None:
     labels = json.loads((bundle_copy / "bundle.json").read_text())["labels"]
     edit(bundle_copy, labels=labels[1:])
+    with pytest.raises(BundleError, match="'counting' needs a constant a label"):
+        load_bundle(bundle_copy)
+    edit(bundle_copy, labels=labels[1:], counting=None)
     bundle = load_bundle(bundle_copy)
     with pytest.raises(BundleError, match="7 labels, 8 logits"):
         bundle.self_test(open_backend("ort", bundle.model(), 1))
