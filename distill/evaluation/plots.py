@@ -174,8 +174,10 @@ def counts(path: Path, scores: Sequence[CountScores], title: str) -> None:
             drawn.grid(alpha=0.3)
     axes[0, 0].set(ylabel="people in the wrong cell, %", ylim=(0, None))
     axes[1, 0].set(ylabel="slope of published against true")
-    axes[0, -1].legend(fontsize=8)
     axes[1, -1].legend(fontsize=8)
+    # Outside: where the curves lie depends on the network.
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path)
 
 
