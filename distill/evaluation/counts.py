@@ -24,8 +24,7 @@ from distill.evaluation.metrics import has_votes
 from edge.aggregate import Window
 from edge.base.errors import DataError
 from edge.classify import softmax
-from edge.inference.bundle import Counting
-from edge.records import Expression, Frame, Life, Reading, Tick
+from edge.records import Counting, Expression, Frame, Life, Reading, Tick
 
 Truth = Literal["votes", "labels"]
 Mix = Literal["own", "near", "far"]
@@ -144,7 +143,8 @@ def _slopes(true: Array, published: Array, weights: Array) -> list[Estimate | No
         ))  # fmt: skip
         spread = xx - x * x
         # A resampled set of rooms may hold one room alone, which has no slope.
-        return np.divide(xy - x * y, spread, out=np.full_like(xy, np.nan), where=spread > 1e-9)
+        empty = np.full_like(xy, np.nan)
+        return np.asarray(np.divide(xy - x * y, spread, out=empty, where=spread > 1e-9))
 
     value = slope(np.ones((1, len(true))))[0]
     drawn = slope(weights)
@@ -168,13 +168,13 @@ def _compare(
         rooms = len(error)
         w = rng.multinomial(rooms, np.full(rooms, 1 / rooms), ROUNDS).astype(np.float64)
         weights.append(w)
-        people = true[mix].sum(axis=1, keepdims=True)
-        wrong = np.abs(error).sum(axis=1, keepdims=True) / 2 / people
+        size = true[mix].sum(axis=1, keepdims=True)
+        wrong = np.abs(error).sum(axis=1, keepdims=True) / 2 / size
         found["wrong"][mix] = _estimates(wrong, w)[0]
         found["absolute"][mix] = dict(zip(labels, _estimates(np.abs(error), w), strict=True))
         found["bias"][mix] = dict(zip(labels, _estimates(error, w), strict=True))
-    pooled = [np.concatenate([rows[mix] for mix in MIXES]) for rows in (true, published)]
-    slopes = zip(labels, _slopes(*pooled, np.hstack(weights)), strict=True)
+    people, counted = (np.concatenate([rows[mix] for mix in MIXES]) for rows in (true, published))
+    slopes = zip(labels, _slopes(people, counted, np.hstack(weights)), strict=True)
     found["slope"] = {label: slope for label, slope in slopes if slope is not None}
     return found
 
