@@ -157,6 +157,7 @@ def test_each_library_of_the_node_has_its_files() -> None:
         "edge/tools/bench.py",
         "edge/sources/open.py",
         "edge/tools/check.py",
+        "edge/tools/crowd.py",
         "edge/crop.py",
         "edge/liveness.py",
         "edge/detect.py",

@@ -1,1 +1,1 @@
-"""Scores: of a split, of an image that gets worse, of whole scenes, of a table of runs."""
+"""Scores: of a split, of an image that gets worse, of a table of runs."""

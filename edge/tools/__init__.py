@@ -1,1 +1,1 @@
-"""What a person runs by hand: the self-test and the bench."""
+"""What a person runs by hand: the self-test, the bench, the score of the counts."""

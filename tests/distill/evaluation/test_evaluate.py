@@ -271,23 +271,3 @@ def test_probabilities_do_not_depend_on_the_batch() -> None:
     assert np.allclose(
         predict_student(student, faces, 2), predict_student(student, faces, 5), atol=1e-4
     )
-
-
-@pytest.mark.process
-def test_thirty_faces_go_through_the_whole_node(
-    detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from distill.evaluation.scenes import compose, measure
-    from edge.sources.synthetic import portrait
-
-    face = portrait()
-    height, width = face.shape[:2]
-    side = min(height, width)
-    square = face[(height - side) // 2 :, (width - side) // 2 :][:side, :side]
-    scene = compose([square] * 30, 60)
-    assert scene.shape == (480, 640, 3)
-    rows = measure([square] * 30, ["neutral"] * 30, SHIPPED, None, 1, (640, 480), (8, 90))
-    assert rows[0].found == 0.0, "eight pixels are no face to the detector"
-    assert rows[1].found > 0.9
-    assert 0.0 <= rows[1].counted <= rows[1].found
-    assert "90 px" in capsys.readouterr().out
