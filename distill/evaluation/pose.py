@@ -55,7 +55,7 @@ def turns(
         faces = {name: find_single(read_picture(path), detector) for name, path in images}
     finally:
         detector.backend.close()
-    return {name: face and yaw(face.landmarks) for name, face in faces.items()}
+    return {name: yaw(face.landmarks) if face else None for name, face in faces.items()}
 
 
 def table(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from distill.data.splits import Split, majority
 from edge.base.errors import DataError
 from edge.classify import softmax
-from edge.inference.bundle import Counting
+from edge.records import Counting
 
 Method = Literal["fitted", "log-prior", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
