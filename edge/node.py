@@ -111,7 +111,9 @@ class Node:
         base: Literal["utc", "file"] = "utc" if self.source.live else "file"
         path, window = self.settings.node.path, self.pipeline.window
         for reading in self.pipeline.step(item):
-            message = counts_message(reading, path, window.min_group, window.min_cell, base)
+            message = counts_message(
+                reading, path, window.min_group, window.min_cell, base, window.counting
+            )
             try:
                 self.outbox.append(message)
             except OutboxError as error:

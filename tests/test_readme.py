@@ -147,5 +147,5 @@ def test_the_demo_shows_counts_and_ends_by_itself(detector_file: Path) -> None:
     counts = [line for line in done.stdout.splitlines() if " counts " in line]
     assert len(counts) == 5
     assert "too few to count" in counts[-1]
-    assert '"schema":"edge.counts/1"' in done.stdout.splitlines()[-1]
+    assert '"schema":"edge.counts/2"' in done.stdout.splitlines()[-1]
     assert all(len(line) <= 80 for line in counts)

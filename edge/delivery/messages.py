@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge.base.clock import clock_synced, parse_rfc3339, rfc3339, utc_now
-from edge.records import Reading
+from edge.records import Counting, Reading
 
 PREFIX = "edge/v1"
 NODE_PATTERN = r"^[a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+$"
@@ -55,7 +55,7 @@ class Quality(_Message):
 class Counts(_Message):
     """One window of one room. Receivers deduplicate on (node, log, seq)."""
 
-    schema_: Literal["edge.counts/1"] = Field(default="edge.counts/1", alias="schema")
+    schema_: Literal["edge.counts/2"] = Field(default="edge.counts/2", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
     log: str = Field(max_length=64, description="UUID of the node's outbox")
     seq: int = Field(ge=1, le=LARGEST, description="counts up by one within a log")
@@ -69,6 +69,11 @@ class Counts(_Message):
     historical: bool = Field(description="sent more than one window after it closed")
     min_group: int = Field(ge=1, le=1000)
     min_cell: int = Field(ge=1, le=1000)
+    counting: Counting | None = Field(
+        default=None,
+        description="expected: sums of probabilities; dominant: each person for the most probable "
+        "class; null from a node that knew the latter alone",
+    )
     faces: Union[Faces, str, None] = Field(
         description='"<K" when fewer than min_group were in view at some moment; null when not seen'
     )
@@ -112,7 +117,7 @@ class PrivacyPolicy(_Message):
 class Info(_Message):
     """Retained: what this node is and how it is set."""
 
-    schema_: Literal["edge.info/1"] = Field(default="edge.info/1", alias="schema")
+    schema_: Literal["edge.info/2"] = Field(default="edge.info/2", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
     session: str = Field(max_length=64)
     n: Number
@@ -123,6 +128,10 @@ class Info(_Message):
     detector: dict[str, str]
     camera: str = Field(description="kind of source; never an address")
     window_seconds: float
+    counting: Counting | None = Field(default=None, description="as in counts")
+    analyse_per_second: float | None = Field(
+        default=None, description="pictures looked at a second; null for every one"
+    )
     privacy: PrivacyPolicy
 
 
@@ -228,7 +237,12 @@ def as_dict(message: _Message) -> dict[str, Any]:
 
 
 def counts_message(
-    reading: Reading, node: str, min_group: int, min_cell: int, time_base: Literal["utc", "file"]
+    reading: Reading,
+    node: str,
+    min_group: int,
+    min_cell: int,
+    time_base: Literal["utc", "file"],
+    counting: Counting,
 ) -> dict[str, Any]:
     """A Reading as the content of `counts`, still without log and seq, which the outbox gives."""
     if reading.faces_mean is None:
@@ -249,6 +263,7 @@ def counts_message(
         historical=False,
         min_group=min_group,
         min_cell=min_cell,
+        counting=counting,
         faces=Faces(**faces) if isinstance(faces, dict) else faces,
         counts=reading.counts,
         person_seconds=reading.person_seconds,

@@ -144,6 +144,7 @@ class Reports:
             },
             camera=camera,
             window_seconds=window.seconds,
+            counting=window.counting,
             privacy=PrivacyPolicy(
                 min_group=window.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
             ),

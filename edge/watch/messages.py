@@ -26,7 +26,11 @@ KINDS: dict[str, type[Counts] | type[Status] | type[Info] | type[Health]] = {
 }
 TOPIC = re.compile(rf"{PREFIX}/([a-z0-9-]+/[a-z0-9-]+/[a-z0-9-]+)/([a-z/-]+)")
 # What a newer version added has a default, so a message of an older one reads as it.
-RENEWED = {"health": (b'"edge.health/2"', b'"edge.health/3"')}
+RENEWED = {
+    "counts": (b'"edge.counts/1"', b'"edge.counts/2"'),
+    "info": (b'"edge.info/1"', b'"edge.info/2"'),
+    "health": (b'"edge.health/2"', b'"edge.health/3"'),
+}
 # Written by recorders and schools, not by nodes: passed over without a word.
 NOT_OURS = re.compile(r"ack|cmd/[a-z-]+(/result)?")
 

@@ -25,6 +25,7 @@ TYPES = {
     "time_base": "string", "clock_synced": "bool", "historical": "bool", "min_group": "int64",
     "suppressed": "bool", "faces_mean": "double", "faces_max": "int64", "seen": "double",
     "frames": "int64", "dropped": "int64", "low_confidence": "double", "camera": "string",
+    "counting": "string",
 }  # fmt: skip
 KINDS = ("counts", "person_seconds")  # an int64 column a label: counts.LABEL, person_seconds.LABEL
 MODE = 0o600

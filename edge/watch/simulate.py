@@ -134,7 +134,9 @@ class SimNode:
             self._keep(reading)
 
     def _keep(self, reading: Reading) -> None:
-        self.outbox.append(counts_message(reading, self.path, MIN_GROUP, MIN_CELL, "utc"))
+        counting = self._window.counting
+        message = counts_message(reading, self.path, MIN_GROUP, MIN_CELL, "utc", counting)
+        self.outbox.append(message)
         self.made, self.fresh = self.made + 1, True
 
     def status(self, state: str) -> Outgoing:

@@ -254,4 +254,5 @@ def _row(m: Counts, received: datetime) -> dict[str, Any]:
         "dropped": m.quality.dropped,
         "low_confidence": m.quality.low_confidence,
         "camera": m.quality.camera,
+        "counting": m.counting,
     }

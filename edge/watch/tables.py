@@ -45,7 +45,7 @@ LOGS = sa.Table(
 APART = "log LIKE '%~%'"
 
 # A row a window. counts and person_seconds: people and time by label; null for a suppressed small count
-# (fewer than min_group people) and where nothing was seen.
+# (fewer than min_group people) and where nothing was seen. counting: null of a node that did not say.
 COUNTS = sa.Table(
     "counts",
     METADATA,
@@ -69,6 +69,7 @@ COUNTS = sa.Table(
     sa.Column("dropped", sa.BigInteger),
     sa.Column("low_confidence", sa.Float),
     sa.Column("camera", sa.Text),
+    sa.Column("counting", sa.Text),
 )
 
 HEALTH = sa.Table(

@@ -24,11 +24,12 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 # Every field of every message. Who adds one says here that it tells nothing of one person.
 FIELDS = {
     "counts": "schema node log seq start end window_seconds time_base clock_synced historical "
-    "min_group min_cell faces counts person_seconds quality mean max seen frames dropped "
+    "min_group min_cell counting faces counts person_seconds quality mean max seen frames dropped "
     "low_confidence camera",
     "status": "schema node session state reason n time clock_synced",
     "info": "schema node session n time clock_synced versions model detector camera window_seconds "
-    "privacy bundle_sha256 labels backend precision engine fallback min_group min_cell legal_basis",
+    "counting analyse_per_second privacy bundle_sha256 labels backend precision engine fallback "
+    "min_group min_cell legal_basis",
     "health": "schema node session n time clock_synced uptime_seconds camera frames_per_second stages "
     "log backend fallback temperature_celsius throttled pace power_mode memory_mib outbox_pending "
     "outbox_dropped outbox_unreadable outbox_first outbox_damaged log_begun certificate_expires update "
@@ -71,7 +72,10 @@ def reading(
             shown.append(Expression(number, p, Life.STILL if number % 2 else Life.UNPROVEN))
         window.add(Frame(PIXELS, float(second), float(second), dropped=len(labels)), shown)
     (closed,) = window.tick(Tick(10.0, 10.0))
-    return {**counts_message(closed, "a/b/c", group, cell, "file"), "clock_synced": None}
+    return {
+        **counts_message(closed, "a/b/c", group, cell, "file", window.counting),
+        "clock_synced": None,
+    }
 
 
 label = st.sampled_from([0, 1, 2, None])

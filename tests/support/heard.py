@@ -31,6 +31,7 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
         },
         "info": {
             **stamp, "versions": {"edge": "0"}, "camera": "file", "window_seconds": 10.0,
+            "counting": "expected", "analyse_per_second": None,
             "model": {"bundle_sha256": "0", "labels": ["calm"], "backend": "onnxruntime",
                       "precision": "int8", "engine": None, "fallback": None},
             "detector": {"name": "yunet"},
@@ -38,7 +39,7 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
         },
         "counts": {},
     }  # fmt: skip
-    version = 3 if kind == "health" else 1
+    version = {"status": 1, "health": 3}.get(kind, 2)
     whole = {"schema": f"edge.{kind}/{version}", "node": node, **bodies[kind], **content}
     return f"edge/v1/{node}/{kind}", json.dumps(whole).encode()
 
@@ -52,7 +53,7 @@ def counts(
         "log": LOG, "seq": seq, "start": rfc3339(began.timestamp()),
         "end": rfc3339(began.timestamp() + 10), "window_seconds": 10.0, "time_base": "utc",
         "clock_synced": True, "historical": False, "min_group": 5, "min_cell": 2,
-        "faces": {"mean": 6.0, "max": 7}, "counts": COUNTS,
+        "counting": "expected", "faces": {"mean": 6.0, "max": 7}, "counts": COUNTS,
         "person_seconds": {k: 10 * n for k, n in COUNTS.items()},
         "quality": {"seen": 1.0, "frames": 300, "dropped": 0, "low_confidence": 0.1, "camera": "live"},
     }  # fmt: skip

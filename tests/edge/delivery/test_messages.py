@@ -47,13 +47,14 @@ def validator(kind: str) -> jsonschema.Draft202012Validator:
 
 
 def test_published_suppressed_and_unseen_readings_are_valid_and_say_what_they_mean() -> None:
-    shown = counts_message(reading(), "a/b/c", 5, 2, "utc")
+    shown = counts_message(reading(), "a/b/c", 5, 2, "utc", "dominant")
     hidden = counts_message(
         reading(suppressed=True, counts=None, person_seconds=None, low_confidence=None),
         "a/b/c",
         5,
         2,
         "utc",
+        "expected",
     )
     unseen = counts_message(
         reading(faces_mean=None, faces_max=None, counts=None, person_seconds=None, seen=0.0),
@@ -61,6 +62,7 @@ def test_published_suppressed_and_unseen_readings_are_valid_and_say_what_they_me
         5,
         2,
         "utc",
+        "expected",
     )
     for message in (shown, hidden, unseen):
         validator("counts").validate({**message, "log": "x", "seq": 3})
@@ -72,7 +74,7 @@ def test_published_suppressed_and_unseen_readings_are_valid_and_say_what_they_me
 
 
 def test_schemas_refuse_what_is_not_in_the_contract() -> None:
-    message = {**counts_message(reading(), "a/b/c", 5, 2, "utc"), "log": "x", "seq": 1}
+    message = {**counts_message(reading(), "a/b/c", 5, 2, "utc", "dominant"), "log": "x", "seq": 1}
     for wrong in ({"face_id": 3}, {"node": "../x"}, {"start": "yesterday"}, {"seq": 0}):
         assert not validator("counts").is_valid({**message, **wrong})
 
@@ -98,7 +100,7 @@ def test_what_goes_out_a_window_late_is_historical_and_what_a_file_showed_is_not
     base: Literal["utc", "file"], late: float, historical: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However slow the machine: a file's time is its own, and no clock's."""
-    counted = counts_message(reading(), "a/b/c", 5, 2, base)
+    counted = counts_message(reading(), "a/b/c", 5, 2, base, "expected")
     now = datetime.fromtimestamp(reading().end, timezone.utc) + timedelta(seconds=late)
     monkeypatch.setattr("edge.delivery.messages.utc_now", lambda: now)
     assert as_sent(counted).payload["historical"] is historical

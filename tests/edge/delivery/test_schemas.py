@@ -43,9 +43,9 @@ def test_a_message_that_changed_needs_another_number(tmp_path: Path) -> None:
         assert versions[identity(schema)] == fingerprint(schema), (
             f"{identity(schema)} is not what it was: give the message another number"
         )
-    versions["edge.counts/1"] = "what it was before"
+    versions["edge.counts/2"] = "what it was before"
     (tmp_path / "versions.json").write_text(json.dumps(versions))
-    with pytest.raises(UsageError, match=r"'edge\.counts/1' is not what it was"):
+    with pytest.raises(UsageError, match=r"'edge\.counts/2' is not what it was"):
         write(tmp_path)
 
 

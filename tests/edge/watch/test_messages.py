@@ -40,6 +40,22 @@ def test_a_line_of_json_is_the_message_as_the_node_wrote_it() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["counts", "info"])
+def test_what_a_node_wrote_before_it_said_how_it_counts_is_read(kind: str) -> None:
+    topic, content = counts(1) if kind == "counts" else raw("info")
+    said = json.loads(content)
+    assert said["schema"] == f"edge.{kind}/2"
+    for later in ("counting", "analyse_per_second"):
+        said.pop(later, None)
+    older = read(topic, json.dumps({**said, "schema": f"edge.{kind}/1"}).encode())
+    newer = read(topic, content)
+    assert older is not None
+    assert newer is not None
+    assert (older.payload.counting, newer.payload.counting) == (None, "expected")
+    with pytest.raises(Refused, match="malformed"):
+        read(topic, json.dumps({**said, "counting": "guessed"}).encode())
+
+
 def test_health_of_version_0_1_0_is_read_with_what_it_did_not_say_at_its_default() -> None:
     topic, content = raw("health", schema="edge.health/2")
     said = json.loads(content)

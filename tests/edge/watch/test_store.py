@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -273,16 +274,35 @@ def test_a_database_of_a_newer_version_is_one_line(store: Store) -> None:
         store.migrate()
 
 
+def old_seqs(*seqs: int) -> list[Message]:
+    """Readings of a node that did not say how it counts."""
+    found = []
+    for seq in seqs:
+        topic, content = counts(seq, schema="edge.counts/1")
+        said = json.loads(content)
+        del said["counting"]
+        found.append(heard((topic, json.dumps(said).encode())))
+    return found
+
+
+def test_old_and_new_readings_are_kept_side_by_side(store: Store) -> None:
+    assert store.write([*old_seqs(1), *seqs(2)], NOON).new == 2
+    assert store.write([*old_seqs(1), *seqs(2)], NOON).known == 2
+    assert [row["counting"] for row in store.readings()] == [None, "expected"]
+
+
 def test_rows_of_the_first_release_are_compared_too(database: str) -> None:
     old = Store(database)
     old.migrate("0001")
     with old.transaction() as db:
         row = {"node": NODE, "log": LOG, "first": 1, "whole": 2, "highest": 2}
         db.execute(sa.insert(LOGS), [row])
-        db.execute(sa.insert(COUNTS), [_row(m.payload, NOON) for m in seqs(1)])
+        (first,) = old_seqs(1)
+        stored = {k: v for k, v in _row(first.payload, NOON).items() if k != "counting"}
+        db.execute(sa.insert(COUNTS), [stored])
     old.migrate()
     later = heard(counts(1, start=NOON + timedelta(hours=1)))
-    found = old.write([*seqs(1, 2, 3), later], NOON)
+    found = old.write([*old_seqs(1, 2, 3), later], NOON)
     assert (found.new, found.known, found.contiguous_seq) == (2, 2, {KEY: 3})
     assert found.apart == [(NODE, LOG, 1)], "2 was deleted by that release, or passed over"
     old.close()
