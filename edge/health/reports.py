@@ -145,6 +145,8 @@ class Reports:
             camera=camera,
             window_seconds=window.seconds,
             counting=window.counting,
+            # Of a folder every picture is analysed, whatever is asked of cameras and files.
+            analyse_per_second=None if camera == "folder" else self._settings.camera.rate,
             privacy=PrivacyPolicy(
                 min_group=window.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
             ),
