@@ -139,8 +139,6 @@ def assemble(
         log_runtimes(student=student, detector=detector_runtime)
         source = open_source(settings.camera, max_seconds, stop)
         opened.callback(source.close)
-        if source.kind != "folder":
-            log.info("at most %g pictures a second are analysed", settings.camera.rate)
         file_start = None if source.live else float(int(time.time()))
         pipeline = open_pipeline(settings, bundle, student, detector, file_start)
         reports.warmed_up(warm_up(pipeline, student, bundle))

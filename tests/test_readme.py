@@ -24,7 +24,7 @@ SCRIPTS = {
 }
 # Hardware, another machine or data that a clone does not have.
 NEEDS_MORE = (
-    *("--camera 0", "192.0.2.", "export-engine", "ferplus", "runs/"),
+    *("--camera 0", "192.0.2.", "export-engine", "ferplus", "runs/", "boxes.txt"),
     *("edge-watch ", "edge-flash ", "edge-provision", "edge-update"),
 )
 
