@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from distill.data.splits import Split, majority
 from distill.evaluation.metrics import has_votes
+from distill.models.predict import logits_behind
 from edge.aggregate import Window
 from edge.base.errors import DataError
 from edge.classify import softmax
@@ -71,7 +72,7 @@ class CountScores:
 def shifted(probabilities: Array, offsets: NDArray[np.float32]) -> NDArray[np.float32]:
     """Add a counting's offsets (K,) to the logits behind probabilities (N, K) float64; gives (N, K)
     float32, as the node reads them."""
-    return softmax(np.log(np.maximum(probabilities, 1e-12)) + offsets).astype(np.float32)
+    return softmax(logits_behind(probabilities) + offsets).astype(np.float32)
 
 
 def draw_rooms(

@@ -29,7 +29,7 @@ from distill.evaluation.report import (
     write_predictions,
 )
 from distill.models.face_files import add_backbone_options
-from distill.models.predict import Predictor, ensemble, open_predictor
+from distill.models.predict import Predictor, ensemble, logits_behind, open_predictor
 from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
@@ -115,7 +115,7 @@ def _calibrate(
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
         return "calibrated: not, since no image of valid has a label", {"calibrated": None}
-    logits = np.log(np.maximum(known[voted], 1e-12)).astype(np.float32)
+    logits = logits_behind(known[voted]).astype(np.float32)
     temperature = fit_temperature(logits, valid.targets[voted])
     at = tempered(probabilities, temperature)
     scores = score(at, split.votes, split.labels, PROTOCOLS[0], rounds=0)

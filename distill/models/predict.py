@@ -32,6 +32,11 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return softmax(logits.astype(np.float64))
 
 
+def logits_behind(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return logits (N, K) whose softmax the probabilities (N, K) are."""
+    return np.asarray(np.log(np.maximum(probabilities, 1e-12)))
+
+
 def logits_of(model: Path, pixels: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
     """Return logits (N, K) of uint8 crops (N, C, S, S), by ONNX Runtime."""
     backend = open_backend("ort", model)
@@ -104,8 +109,7 @@ def open_predictor(
 
 def average_logits(members: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Combine several networks' probabilities (N, K) into those of their mean logits."""
-    logs = [np.log(np.maximum(p, 1e-12)) for p in members]
-    return softmax(np.mean(logs, axis=0))
+    return softmax(np.mean([logits_behind(p) for p in members], axis=0))
 
 
 def ensemble(members: Sequence[Predictor]) -> Predictor:
