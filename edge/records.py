@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 UNCLASSIFIED, OTHER = "unclassified", "other"
 # How people are counted: by the sum of their probabilities, or each for the most probable class.
 Counting = Literal["expected", "dominant"]
+COUNTINGS: tuple[Counting, ...] = get_args(Counting)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,12 +25,11 @@ from distill.models.predict import logits_behind
 from edge.aggregate import Window
 from edge.base.errors import DataError
 from edge.classify import softmax
-from edge.records import Counting, Expression, Frame, Life, Reading, Tick
+from edge.records import COUNTINGS, Counting, Expression, Frame, Life, Reading, Tick
 
 Truth = Literal["votes", "labels"]
 Mix = Literal["own", "near", "far"]
 Figure = Literal["counts", "person_seconds"]
-COUNTINGS: tuple[Counting, ...] = get_args(Counting)
 MIXES: tuple[Mix, ...] = get_args(Mix)
 ROOM_SIZES, ROOMS = (10, 25, 100), 2000
 FIGURES: tuple[Figure, ...] = get_args(Figure)

@@ -34,6 +34,7 @@ from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
 from edge.inference.bundle import load_bundle
+from edge.records import COUNTINGS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -158,7 +159,7 @@ def _count_rooms(
     """Count rooms by the constants of a bundle; a checkpoint has none."""
     none = np.zeros(len(split.labels), dtype=np.float32)
     bundle = load_bundle(args.bundle) if args.bundle else None
-    offsets = {c: bundle.offsets(c) if bundle else none for c in counts.COUNTINGS}
+    offsets = {c: bundle.offsets(c) if bundle else none for c in COUNTINGS}
     sizes = sorted(set(args.room_sizes))
     scores = counts.measure(split, probabilities, offsets, sizes, args.rooms, args.seed)
     print(counts.table(scores, args.rooms))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.splits import Split, majority
-from distill.evaluation.counts import COUNTINGS, MIXES, CountScores
+from distill.evaluation.counts import MIXES, CountScores
 from distill.evaluation.metrics import (
     ECE_BINS,
     Scores,
@@ -21,6 +21,7 @@ from distill.evaluation.metrics import (
 )
 from distill.evaluation.robustness import CHANGES
 from edge.base.errors import DataError
+from edge.records import COUNTINGS
 
 SIZE, DPI = (6.4, 5.4), 110
 

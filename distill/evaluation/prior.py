@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from distill.data.splits import Split, majority
 from edge.base.errors import DataError
 from edge.classify import softmax
-from edge.records import Counting
+from edge.records import COUNTINGS, Counting
 
 Method = Literal["fitted", "log-prior", "none"]
 METHODS: tuple[Method, ...] = get_args(Method)
-COUNTINGS: tuple[Counting, ...] = get_args(Counting)
 # Argmax as the limit of softmax(SHARPNESS * logits), which makes the fit convex and smooth.
 SHARPNESS = 30.0
 # Keeps the constants of a class with a handful of images finite; costs other classes nothing.

@@ -13,9 +13,10 @@ import pytest
 from distill.data.crops import Crops
 from distill.data.splits import Split
 from distill.evaluation import counts, plots
-from distill.evaluation.counts import COUNTINGS, FIGURES, MIXES
+from distill.evaluation.counts import FIGURES, MIXES
 from edge.base.errors import DataError
 from edge.inference.bundle import SHIPPED
+from edge.records import COUNTINGS
 from support.command import Done
 
 LABELS = ("a", "b", "c")

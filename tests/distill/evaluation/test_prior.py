@@ -12,7 +12,6 @@ from distill.data.crops import Crops
 from distill.data.splits import Split
 from distill.evaluation.prior import (
     ACCURACY_LOSS,
-    COUNTINGS,
     Sample,
     choose_prior,
     count_error,
@@ -22,6 +21,7 @@ from distill.evaluation.prior import (
 )
 from edge.base.errors import DataError
 from edge.classify import softmax
+from edge.records import COUNTINGS
 
 LABELS = ("calm", "glad", "rare")
 
