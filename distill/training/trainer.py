@@ -20,6 +20,7 @@ from distill.models.precision import autocast, use_bf16
 from distill.models.predict import probabilities
 from distill.recipe import Recipe
 from distill.training.distributed import Process, unwrap
+from distill.training.fingerprint import require_same
 from distill.training.optimizer import (
     adamw,
     learning_rate,
@@ -84,11 +85,8 @@ class Trainer:
         """Load the file; return the next epoch and the best accuracy so far. Call it before `wrap`.
 
         Raises DataError where the file is another run's."""
-        state, own = store.load(path), self.fingerprint
-        if different := [key for key in own if state["identity"].get(key) != own[key]]:
-            raise DataError(
-                f"{path} is another run (other {', '.join(different)}); choose another --out"
-            )
+        state = store.load(path)
+        require_same(path, state["identity"], self.fingerprint)
         self.task.load_state_dict(store.current_names(state["task"]))
         self.ema.load_state_dict(store.current_names(state["average"]))
         self._optimiser.load_state_dict(state["optimiser"])

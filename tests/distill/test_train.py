@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -127,6 +128,23 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
     (broken / "last.pt").write_bytes(b"half a file")
     done = command("distill.train", *arguments(recipe, tiny_ferplus, broken), "--resume")
     assert "or is damaged" in done.last
+
+
+def test_a_run_from_before_a_recipe_field_existed_resumes(
+    uninterrupted: tuple[Path, str], recipe: Path, tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(uninterrupted[0], old)
+    state = torch.load(old / "last.pt", weights_only=True)
+    del state["identity"]["recipe"]["training"]["prior_tau"]
+    torch.save(state, old / "last.pt")
+    done = call("distill.train", *arguments(recipe, tiny_ferplus, old), "--resume", env={})
+    assert done.code == 0, done.err
+    state["identity"]["recipe"]["training"]["prior_tau"] = 1.0
+    torch.save(state, old / "last.pt")
+    done = call("distill.train", *arguments(recipe, tiny_ferplus, old), "--resume", env={})
+    assert done.code == 1
+    assert "is another run (other recipe)" in done.last
 
 
 TEACHER = """
