@@ -6,6 +6,7 @@ EdgeError                exit 1, the message is one line that says what to do
 +-- WeightsError         a weight file that is missing or has another hash
 +-- BundleError          a model bundle that cannot be trusted
 +-- BackendError         a runtime that is missing or refuses the model
++-- DeviceError          an accelerator that is lost to this process: only a new process gets it back
 +-- SourceError          a camera, file, folder or address that gives no frames
 +-- BrokerError          readings that the broker did not take in time
 +-- OutboxError          the file that keeps the readings
@@ -49,6 +50,10 @@ class BundleError(EdgeError):
 
 
 class BackendError(EdgeError):
+    pass
+
+
+class DeviceError(EdgeError):
     pass
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.base.errors import BackendError, BundleError, EdgeError, UsageError
+from edge.base.errors import BackendError, BundleError, DeviceError, EdgeError, UsageError
 from edge.inference.backends import Backend
 from edge.inference.bundle import TENSORRT_ROLES, Bundle, load_bundle
 from edge.inference.engine_cache import FACES, Profile, choose, facts_of, find, quarantine
@@ -72,7 +72,8 @@ def open_engine(
     """Open the best verified engine among those of `models` (ONNX files by precision).
 
     self_test: raises EdgeError where a backend of that precision answers wrongly; such an engine, or
-    one that does not load, is quarantined. Raises BackendError where none is left.
+    one that does not load, is quarantined. Raises BackendError where none is left, DeviceError where
+    the device was lost to this process; the next one finds other engines, or none.
     """
     from edge.inference.backends.trt import TensorRT, device
 
@@ -92,6 +93,8 @@ def open_engine(
             raise
     except EdgeError as error:
         quarantine(chosen.path, str(error))
+        if isinstance(error, DeviceError):
+            raise
         raise BackendError(f"{error}; the engine was set aside, run export-engine") from error
     return Opened(backend, chosen.precision, chosen.path.name)
 

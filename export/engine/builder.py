@@ -86,6 +86,19 @@ def strongly_typed(trt: Any) -> bool:
     return not hasattr(trt.BuilderFlag, "FP16")
 
 
+def _use_timings(config: Any, timings: bytes, say: Callable[[str], None]) -> Any:
+    """Give the builder the timings of earlier builds, or a fresh cache where it refuses them (a cut
+    file, another device's). The answer must live until the engine is built."""
+    cache = config.create_timing_cache(timings)
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache
+    say("  TensorRT refuses the timings of earlier builds; the build goes on without them")
+    cache = config.create_timing_cache(b"")
+    if cache is not None:
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
+
+
 def build(
     model: Path,
     precision: str,
@@ -125,8 +138,7 @@ def build(
     shapes = builder.create_optimization_profile()
     shapes.set_shape(source.name, *profile)
     config.add_optimization_profile(shapes)
-    cache = config.create_timing_cache(timings)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    cache = _use_timings(config, timings, say)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _monitor(trt, say)
     started = time.monotonic()
@@ -137,8 +149,5 @@ def build(
             f"{_line(logger.errors[-1:])}; free "
             f"memory (close the desktop) and start again"
         )
-    return Plan(
-        bytes(plan),
-        bytes(config.get_timing_cache().serialize()),
-        time.monotonic() - started,
-    )
+    made = b"" if cache is None else bytes(cache.serialize())
+    return Plan(bytes(plan), made, time.monotonic() - started)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base import cli
-from edge.base.errors import BackendError, EdgeError
+from edge.base.errors import BackendError, DeviceError, EdgeError
 from edge.base.files import sha256, write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.detect import Detector
@@ -93,7 +93,8 @@ def make(
     """Return the verified engine, from the cache or built, and whether it was built now.
 
     An engine that fails its self-test, or does not load, is quarantined and built once more without
-    the timing cache. Raises BackendError when that one fails too.
+    the timing cache. Raises BackendError when that one fails too, DeviceError at once where the
+    device is lost to this process: a second engine would only be blamed for it.
     """
     facts = facts_of(network.model, precision, network.profile, api.device)
     if cached := find(folder, facts):
@@ -118,6 +119,8 @@ def make(
         except EdgeError as fault:
             away = quarantine(path, str(fault))
             say(f"{network.name} {precision}: set aside as {away.name}: {fault}")
+            if isinstance(fault, DeviceError):
+                raise
             timings, last = b"", fault
             continue
         write_atomically(timing_file, plan.timings)

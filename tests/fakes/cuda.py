@@ -13,21 +13,28 @@ from typing import Any
 
 import numpy as np
 
+from edge.base.errors import BackendError
 from edge.inference.backends.cuda import Buffer, DeviceFacts
 from edge.inference.loader import open_backend
 
 
 class FakeCuda:
-    """shared: as a Jetson, the device reads the host's memory. Every call is noted with its thread."""
+    """shared: as a Jetson, the device reads the host's memory. Every call is noted with its thread.
+
+    fail: a call that does not succeed, as long as it is named here. With "lost", an illegal address of
+    the next kernel: from then on every call that can answer repeats it, as a CUDA context does."""
 
     def __init__(self, shared: bool = False, fail: str = "") -> None:
-        self.shared, self.fail = shared, fail
+        self.shared, self.fail, self.lost = shared, fail, False
         self.calls: list[tuple[str, int]] = []
         self.memory: dict[int, np.ndarray] = {}
         self.stream = 7
 
     def _note(self, name: str) -> None:
         self.calls.append((name, threading.get_ident()))
+        self.lost |= (name, self.fail) == ("execute", "lost")
+        if self.fail == name or (self.lost and name not in ("execute", "leave")):
+            raise BackendError("the NVIDIA driver answers CUDA_ERROR_ILLEGAL_ADDRESS")
 
     def facts(self) -> DeviceFacts:
         return DeviceFacts("Orin", "8.7", 7600, self.shared)
@@ -101,7 +108,7 @@ def fake_tensorrt(cuda: FakeCuda) -> ModuleType:
             return [(n, *self.shapes[name][1:]) for n in (1, 2, self.facts["largest"])]
 
         def create_execution_context(self) -> Any:
-            return None if cuda.fail == "context" else Context(self)
+            return None if cuda.fail == "context" or cuda.lost else Context(self)
 
         def create_engine_inspector(self) -> Any:
             return Inspector()
@@ -127,10 +134,10 @@ def fake_tensorrt(cuda: FakeCuda) -> ModuleType:
             return True
 
         def execute_async_v3(self, stream: int) -> bool:
-            cuda._note("execute")
-            assert stream == cuda.stream
             if cuda.fail == "execute":
                 return False
+            cuda._note("execute")
+            assert stream == cuda.stream
             faces = cuda.memory[self.addresses["faces"]][: self.shape[0]]
             logits = self.engine.backend.run(np.array(faces))["logits"] + self.engine.facts["bent"]
             cuda.memory[self.addresses["logits"]][: self.shape[0]] = logits

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.base.errors import BackendError
+from edge.base.errors import BackendError, DeviceError
 from edge.inference.backends import TensorSpec
 from edge.inference.engine_cache import Device
 from edge.inference.loader import open_backend
@@ -21,22 +21,25 @@ JETSON = Device("Orin", "8.7", "10.3.0", "R36.4.3", 7600, True)
 
 
 class FakeRuntime:
-    """Runs the engine's ONNX file by ONNX Runtime; `bent` adds an error to every output."""
+    """Runs the engine's ONNX file by ONNX Runtime; `bent` adds an error to every output, `lost` loses
+    the device."""
 
     name = "tensorrt"
 
     def __init__(self, engine: Path) -> None:
         word, _, rest = engine.read_bytes().partition(b"\n")
-        if word not in (b"good", b"bent"):
+        if word not in (b"good", b"bent", b"lost"):
             raise BackendError(f"{engine} is not an engine for TensorRT 10.3.0 on this device")
         copy = engine.with_name(f"{engine.stem}.onnx")
         copy.write_bytes(rest)
         self._backend = open_backend("ort", copy, 1)
         copy.unlink()
-        self._error = 1.0 if word == b"bent" else 0.0
+        self._error, self._lost = 1.0 if word == b"bent" else 0.0, word == b"lost"
         self.input: TensorSpec = self._backend.input
 
     def run(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        if self._lost:
+            raise DeviceError("the NVIDIA device is lost to this process")
         return {k: v + self._error for k, v in self._backend.run(batch).items()}
 
     def inspect(self) -> str:

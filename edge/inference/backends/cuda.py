@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,7 +59,9 @@ class Cuda(Protocol):
     def wait(self) -> None:
         """Wait until everything that was queued is done."""
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        """Give back all that `enter` and `buffer` took, also after half of it; never raises, since a
+        context that has failed answers every call with its first fault."""
 
 
 class PyCuda:
@@ -66,6 +70,8 @@ class PyCuda:
         import pycuda.driver as driver
 
         self._driver = driver
+        self._context: Any = None
+        self._stream: Any = None
         try:
             driver.init()
             if not driver.Device.count():
@@ -73,6 +79,13 @@ class PyCuda:
             self._device = driver.Device(0)
         except driver.Error as error:
             raise BackendError(f"the NVIDIA driver does not start: {error}") from error
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except self._driver.Error as error:
+            raise BackendError(f"the device failed: {error}") from error
 
     def facts(self) -> DeviceFacts:
         at = self._driver.device_attribute
@@ -86,43 +99,48 @@ class PyCuda:
         )
 
     def enter(self) -> None:
-        self._shared = self.facts().shared
-        self._context = self._device.retain_primary_context()
-        self._context.push()
-        self._stream = self._driver.Stream()
+        with self._faults():
+            self._shared = self.facts().shared
+            self._context = self._device.retain_primary_context()
+            self._context.push()
+            self._stream = self._driver.Stream()
 
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
         flags = self._driver.host_alloc_flags.DEVICEMAP if self._shared else 0
-        host = self._driver.pagelocked_empty(shape, dtype, mem_flags=flags)
-        if self._shared:
-            return Buffer(host, int(host.base.get_device_pointer()), True)
-        memory = self._driver.mem_alloc(max(1, host.nbytes))
+        with self._faults():
+            host = self._driver.pagelocked_empty(shape, dtype, mem_flags=flags)
+            if self._shared:
+                return Buffer(host, int(host.base.get_device_pointer()), True)
+            memory = self._driver.mem_alloc(max(1, host.nbytes))
         return Buffer(host, int(memory), False, memory)
 
     def upload(self, buffer: Buffer, count: int) -> None:
         if not buffer.mapped:
             part = buffer.host.reshape(-1).view(np.uint8)[:count]
-            self._driver.memcpy_htod_async(buffer.address, part, self._stream)
+            with self._faults():
+                self._driver.memcpy_htod_async(buffer.address, part, self._stream)
 
     def download(self, buffer: Buffer, count: int) -> None:
         if not buffer.mapped:
             part = buffer.host.reshape(-1).view(np.uint8)[:count]
-            self._driver.memcpy_dtoh_async(part, buffer.address, self._stream)
+            with self._faults():
+                self._driver.memcpy_dtoh_async(part, buffer.address, self._stream)
 
     @property
     def stream(self) -> int:
         return int(self._stream.handle)
 
     def wait(self) -> None:
-        try:
+        with self._faults():
             self._stream.synchronize()
-        except self._driver.Error as error:
-            raise BackendError(f"the device failed: {error}") from error
 
     def leave(self) -> None:
-        del self._stream
-        self._context.pop()
-        self._context.detach()
+        self._stream = None
+        if self._context is not None:
+            context, self._context = self._context, None
+            for step in (context.pop, context.detach):
+                with suppress(self._driver.Error):
+                    step()
 
 
 class CudaBindings:
@@ -134,6 +152,9 @@ class CudaBindings:
             from cuda import cuda as driver  # its name before 12.8
 
         self._driver = driver
+        self._context: Any = None
+        self._stream: Any = None
+        self._held: list[tuple[int, int | None]] = []
         try:
             self._call(driver.cuInit(0))
             if not self._call(driver.cuDeviceGetCount()):
@@ -165,21 +186,20 @@ class CudaBindings:
         self._context = self._call(self._driver.cuDevicePrimaryCtxRetain(self._device))
         self._call(self._driver.cuCtxPushCurrent(self._context))
         self._stream = self._call(self._driver.cuStreamCreate(0))
-        self._held: list[tuple[int, int | None]] = []
 
     def buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
         count = max(1, math.prod(shape) * dtype.itemsize)
         flags = self._driver.CU_MEMHOSTALLOC_DEVICEMAP if self._shared else 0
         place = int(self._call(self._driver.cuMemHostAlloc(count, flags)))
+        self._held.append((place, None))
         memory = memoryview((ctypes.c_uint8 * count).from_address(place))
         host = np.frombuffer(memory, dtype, count=math.prod(shape)).reshape(shape)
         if self._shared:
-            self._held.append((place, None))
             return Buffer(
                 host, int(self._call(self._driver.cuMemHostGetDevicePointer(place, 0))), True
             )
         address = int(self._call(self._driver.cuMemAlloc(count)))
-        self._held.append((place, address))
+        self._held[-1] = (place, address)
         return Buffer(host, address, False)
 
     def upload(self, buffer: Buffer, count: int) -> None:
@@ -206,13 +226,18 @@ class CudaBindings:
         self._call(self._driver.cuStreamSynchronize(self._stream))
 
     def leave(self) -> None:
-        for place, address in self._held:
+        driver, held = self._driver, self._held
+        self._held = []
+        for place, address in held:
             if address is not None:
-                self._call(self._driver.cuMemFree(address))
-            self._call(self._driver.cuMemFreeHost(place))
-        self._call(self._driver.cuStreamDestroy(self._stream))
-        self._call(self._driver.cuCtxPopCurrent())
-        self._call(self._driver.cuDevicePrimaryCtxRelease(self._device))
+                driver.cuMemFree(address)
+            driver.cuMemFreeHost(place)
+        if self._stream is not None:
+            driver.cuStreamDestroy(self._stream)
+        if self._context is not None:
+            driver.cuCtxPopCurrent()
+            driver.cuDevicePrimaryCtxRelease(self._device)
+        self._stream = self._context = None
 
 
 def open_cuda() -> Cuda:

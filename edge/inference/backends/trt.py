@@ -2,19 +2,23 @@
 
 Everything that touches the device happens in one thread, which holds the context; `run` hands a batch
 over and waits. Works with TensorRT 8.6 to 11: only calls that all of them have.
+
+Some faults of a device are final (an illegal address, a failed launch): every later call of the process
+fails too, whatever engine it is for. That is DeviceError, and the way out is a new process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.base.errors import BackendError
+from edge.base.errors import BackendError, DeviceError
 from edge.base.jetson import l4t_release
 from edge.inference.backends import TensorSpec
 from edge.inference.backends.cuda import Buffer, Cuda, open_cuda
@@ -54,42 +58,58 @@ class TensorRT:
     name = "tensorrt"
 
     def __init__(self, plan: Path, cuda: Cuda | None = None) -> None:
-        """Load the engine; raises BackendError where it is cut, or of another TensorRT."""
+        """Load the engine; raises BackendError where it is cut, or of another TensorRT, DeviceError
+        where the device is lost to this process."""
         self.plan = plan
         self._cuda = cuda or open_cuda()
         self._trt = import_tensorrt()
         self._owner = ThreadPoolExecutor(1, thread_name_prefix=f"trt-{plan.stem[:8]}")
+        self._kept: list[Any] = []
+        self._closed = False
         try:
+            self._owner.submit(self._cuda.enter).result()
             self._in_owner(self._open)
         except BaseException:
-            self._owner.shutdown()
+            self.close()
             raise
 
     def _in_owner(self, call: Callable[..., T], *arguments: Any) -> T:
-        return self._owner.submit(call, *arguments).result()
+        return self._owner.submit(self._judged, call, *arguments).result()
+
+    def _judged(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Ask the device once more where a call failed: only a lost one fails at that too."""
+        try:
+            return call(*arguments)
+        except BackendError as error:
+            try:
+                self._cuda.wait()
+            except BackendError as last:
+                raise DeviceError(
+                    f"the NVIDIA device is lost to this process while {self.plan.name} was in use "
+                    f"({last}); start it again, a service does so by itself",
+                    public="the NVIDIA device is lost to the process, which starts again",
+                ) from error
+            raise
 
     def _open(self) -> None:
         trt = self._trt
-        self._cuda.enter()
-        try:
-            logger = trt.Logger(trt.Logger.ERROR)
-            runtime = trt.Runtime(logger)
-            engine = runtime.deserialize_cuda_engine(self.plan.read_bytes())
-            if engine is None:
-                raise BackendError(
-                    f"{self.plan} is not an engine for TensorRT {trt.__version__} on this device; run "
-                    f"export-engine again"
-                )
-            context = engine.create_execution_context()
-            if context is None:
-                raise BackendError(f"{self.plan}: no memory for its execution context")
-            # Kept in the order in which they must not be freed before each other.
-            self._kept: list[Any] = [logger, runtime, engine, context]
-            self._engine, self._context = engine, context
-            self._prepare()
-        except BaseException:
-            self._cuda.leave()
-            raise
+        logger = trt.Logger(trt.Logger.ERROR)
+        runtime = trt.Runtime(logger)
+        # Kept in the order in which they must not be freed before each other.
+        self._kept += [logger, runtime]
+        engine = runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        if engine is None:
+            raise BackendError(
+                f"{self.plan} is not an engine for TensorRT {trt.__version__} on this device; run "
+                f"export-engine again"
+            )
+        self._kept.append(engine)
+        context = engine.create_execution_context()
+        if context is None:
+            raise BackendError(f"{self.plan}: no memory for its execution context")
+        self._kept.append(context)
+        self._engine, self._context = engine, context
+        self._prepare()
 
     def _prepare(self) -> None:
         trt, engine = self._trt, self._engine
@@ -159,15 +179,20 @@ class TensorRT:
         return self._in_owner(ask)
 
     def close(self) -> None:
-        def free() -> None:
-            self._cuda.wait()
-            self._source = None  # type: ignore[assignment]
-            self._outputs = {}
-            self._context = self._engine = None
-            while self._kept:
-                self._kept.pop()
-            self._cuda.leave()
+        """Give everything back, of a lost device too; never raises, does nothing the second time."""
+        if self._closed:
+            return
+        self._closed = True
+        self._owner.submit(self._free).result()
+        self._owner.shutdown()
 
+    def _free(self) -> None:
         if self._kept:
-            self._in_owner(free)
-            self._owner.shutdown()
+            with suppress(BackendError):  # of the batch that runs, which nobody waits for any more
+                self._cuda.wait()
+        self._source = None  # type: ignore[assignment]
+        self._outputs = {}
+        self._context = self._engine = None
+        while self._kept:
+            self._kept.pop()
+        self._cuda.leave()

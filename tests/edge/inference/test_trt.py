@@ -7,11 +7,13 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edge.base.errors import BackendError, BundleError
+from edge import assemble as assembly
+from edge.base.errors import BackendError, BundleError, DeviceError
 from edge.base.files import sha256
 from edge.base.jetson import l4t_release
 from edge.detect import open_detector
@@ -117,6 +119,40 @@ def test_what_cannot_be_served_is_one_line_and_leaves_the_context(
     runtime.close()
 
 
+def test_a_lost_device_is_its_own_error_and_everything_is_given_back(
+    cuda: FakeCuda, engine: Path
+) -> None:
+    """An illegal address stays: no later call of the process succeeds, and closing has to all the
+    same."""
+    before, other = threading.active_count(), TensorRT(engine, cuda)
+    runtime = TensorRT(engine, cuda)
+    cuda.fail = "lost"
+    with pytest.raises(
+        DeviceError, match=r"lost to this process .*ILLEGAL_ADDRESS.*start it again"
+    ):
+        runtime.run(faces(1))
+    cuda.fail = ""
+    with pytest.raises(DeviceError):
+        other.run(faces(1))
+    for opened in (runtime, other, runtime):
+        opened.close()
+    assert [name for name, _ in cuda.calls].count("leave") == 2
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("call", ["enter", "buffer"])
+def test_an_engine_that_opens_by_half_gives_everything_back(
+    cuda: FakeCuda, engine: Path, call: str
+) -> None:
+    before, cuda.fail = threading.active_count(), call
+    with pytest.raises(BackendError):
+        TensorRT(engine, cuda)
+    assert cuda.calls[-1][0] == "leave"
+    assert threading.active_count() == before
+    cuda.fail = ""
+    TensorRT(engine, cuda).close()
+
+
 @pytest.fixture
 def node(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A node with a fake device and verified engines of its bundle."""
@@ -177,6 +213,67 @@ def test_an_engine_that_answers_wrongly_is_set_aside_before_it_serves(
     _, opened = open_student(node)
     assert (opened.backend.name, opened.precision) == ("tensorrt", "fp16")
     opened.backend.close()
+
+
+def test_an_engine_that_loses_the_device_at_the_start_ends_the_process(
+    node: Settings, cuda: FakeCuda, tmp_path: Path
+) -> None:
+    """No falling back in a process whose device is lost: the next one is clean, and finds the engine
+    set aside."""
+    cuda.fail = "lost"
+    with pytest.raises(DeviceError, match="start it again"):
+        open_student(node)
+    assert len(list((tmp_path / "set-aside").glob("*.engine"))) == 1
+    cuda.fail, cuda.lost = "", False
+    _, opened = open_student(node)
+    assert (opened.backend.name, opened.precision) == ("tensorrt", "fp16")
+    opened.backend.close()
+
+
+def test_a_node_whose_device_fails_ends_with_one_line_and_closes_everything(
+    node: Settings, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    for name in ("open_outbox", "open_detector", "open_source"):
+        monkeypatch.setattr(f"edge.assemble.{name}", noted(closed, name, getattr(assembly, name)))
+    whole = {
+        **node.model_dump(exclude_unset=True),
+        "camera": {"source": "test"},
+        "broker": {"url": "-"},
+    }
+    whole["runtime"] = {**whole["runtime"], "state": tmp_path / "state"}
+    stop = threading.Event()
+    running = assembly.assemble(Settings.model_validate(whole), 30.0, stop, stop)
+    assert running.student.backend.name == "tensorrt"
+    cuda.fail = "lost"
+    with pytest.raises(DeviceError, match="lost to this process") as seen:
+        running.run()
+    assert "\n" not in str(seen.value)
+    assert str(tmp_path) not in seen.value.public
+    assert sorted(set(closed)) == ["open_detector", "open_outbox", "open_source"]
+    assert cuda.calls[-1][0] == "leave"
+    assert not [t for t in threading.enumerate() if t.name.startswith("trt-")]
+
+
+def noted(closed: list[str], name: str, opener: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what is opened note in `closed` that it was closed."""
+
+    def ending(inner: Callable[[], None]) -> Callable[[], None]:
+        def close() -> None:
+            closed.append(name)
+            inner()
+
+        return close
+
+    def opened(*arguments: Any) -> Any:
+        made = opener(*arguments)
+        part = made[0].backend if isinstance(made, tuple) else made
+        for method in ("close", "remove"):
+            if hasattr(part, method):
+                setattr(part, method, ending(getattr(part, method)))
+        return made
+
+    return opened
 
 
 def test_trt_asked_for_by_name_does_not_fall_back(

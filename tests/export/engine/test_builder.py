@@ -65,7 +65,8 @@ class Notes(SimpleNamespace):
     """What the fake builder was told."""
 
 
-def fake_tensorrt(strong: bool, plan: bytes | None) -> tuple[ModuleType, Notes]:
+def fake_tensorrt(strong: bool, plan: bytes | None, refused: str = "") -> tuple[ModuleType, Notes]:
+    """refused: "made" or "set", where timings of earlier builds are not taken."""
     notes = Notes(network=None, flags=[], timings=None, workspace=None)
     trt = ModuleType("tensorrt")
 
@@ -85,15 +86,17 @@ def fake_tensorrt(strong: bool, plan: bytes | None) -> tuple[ModuleType, Notes]:
         def add_optimization_profile(self, profile: object) -> None:
             pass
 
-        def create_timing_cache(self, data: bytes) -> bytes:
-            notes.timings = data
-            return data
+        def create_timing_cache(self, data: bytes) -> SimpleNamespace | None:
+            if data and refused == "made":
+                return None
+            return SimpleNamespace(data=data, serialize=lambda: b"new timings")
 
-        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> None:
+        def set_timing_cache(self, cache: SimpleNamespace, ignore_mismatch: bool) -> bool:
             assert not ignore_mismatch, "timings of another device are no timings"
-
-        def get_timing_cache(self) -> SimpleNamespace:
-            return SimpleNamespace(serialize=lambda: b"new timings")
+            if cache.data and refused == "set":
+                return False
+            notes.timings = cache.data
+            return True
 
     class Builder:
         def __init__(self, logger: Any) -> None:
@@ -149,6 +152,19 @@ def test_flags_say_where_types_are_weak_and_nothing_where_they_are_strong(
     assert notes.workspace == 256 * 2**20
     assert (made.data, made.timings) == (b"plan", b"new timings")
     assert notes.timings == b"old timings"
+
+
+@pytest.mark.parametrize("refused", ["made", "set"])
+def test_timings_that_are_refused_are_a_fresh_cache_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    trt, notes = fake_tensorrt(False, b"plan", refused)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    lines: list[str] = []
+    made = build(SHIPPED / "fp32.onnx", "fp32", PROFILE, b"cut", 256, lines.append)
+    assert (made.data, made.timings, notes.timings) == (b"plan", b"new timings", b"")
+    assert ["refuses the timings" in line for line in lines] == [True]
+    assert build(SHIPPED / "fp32.onnx", "fp32", PROFILE, b"", 256, quiet).data == b"plan"
 
 
 def test_a_builder_that_gives_nothing_is_one_line_with_its_last_error(

@@ -46,13 +46,13 @@ OBJECTS = {
     "parser": "OnnxParser",
     "config": "IBuilderConfig",
     "shapes": "IOptimizationProfile",
-    "config.get_timing_cache()": "ITimingCache",
+    "cache": "ITimingCache",
 }
 FILES_THAT_TALK = {
     "edge/inference/backends/trt.py": {"runtime", "engine", "self._engine", "context", "self._context",
                              "inspector"},
     "export/engine/builder.py": {"builder", "network", "parser", "config", "shapes",
-                          "config.get_timing_cache()"},
+                          "cache"},
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.base.errors import BackendError
+from edge.base.errors import BackendError, DeviceError
 from edge.inference import engine_cache as cache
 from edge.inference.bundle import ANSWER_TOLERANCE, SHIPPED, load_bundle
 from edge.inference.engine_cache import Engine, Facts, Latency, Sidecar, build_lock, choose, find
@@ -127,6 +127,19 @@ def test_two_wrong_engines_are_an_error_and_none_is_served(
     assert not list(tmp_path.glob("*.engine"))
     assert not list(tmp_path.glob("*.json"))
     assert len(list((tmp_path / "set-aside").glob("*.engine"))) == 2
+
+
+def test_a_lost_device_sets_one_engine_aside_and_ends_the_build(
+    tmp_path: Path, student: Network
+) -> None:
+    """In this process a second engine would fail too, however good it is."""
+    builder = FakeBuilder([b"lost", b"good"])
+    with pytest.raises(DeviceError, match="lost to this process"):
+        make(builder_api(builder), tmp_path, student, "int8", quiet)
+    assert len(builder.calls) == 1
+    assert len(list((tmp_path / "set-aside").glob("*.engine"))) == 1
+    _, built = make(builder_api(builder), tmp_path, student, "int8", quiet)
+    assert built, "the next start builds it"
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other byte", "sidecar cut", "old schema"])
