@@ -71,14 +71,27 @@ def _centre(face: Face) -> NDArray[np.float64]:
     return np.asarray(face.box[:2] + face.box[2:] / 2, dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _View:
-    """A picture to compare with: its grey levels and its faces by track."""
+    """A picture to compare with: its grey levels and its faces by track.
+
+    corners: (N, 2), where it can be followed all over; found once, since that costs more than all else
+    here, and only if somebody is compared."""
 
     time: float
     grey: NDArray[np.uint8]
     scale: float
     faces: dict[int, Face]
+    corners: NDArray[np.float32] | None = None
+
+    def background(self, other: _View) -> NDArray[np.float32]:
+        """Return its corners that are on no head, of its own or of another view: (N, 2)."""
+        if self.corners is None:
+            self.corners = _corners(self.grey, _heads(self))
+        x, y = self.corners.T[:, :, None]
+        left, top, right, bottom = _heads(other).T[:, None]
+        hidden = ((x >= left) & (x <= right) & (y >= top) & (y <= bottom)).any(axis=1)
+        return np.asarray(self.corners[~hidden])
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +213,22 @@ def _follow(
     return np.asarray(there, dtype=np.float32), np.asarray(found)[:, 0] == 1
 
 
-def _background(view: _View, other: _View) -> NDArray[np.float32]:
+def _heads(view: _View) -> NDArray[np.float64]:
+    """Return where its heads are, with what moves around them: (N, 4), left, top, right, bottom."""
+    boxes = np.array([face.box for face in view.faces.values()]).reshape(-1, 4) * view.scale
+    return np.concatenate(
+        [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + 1.5 * boxes[:, 2:]], axis=1
+    )
+
+
+def _corners(grey: NDArray[np.uint8], heads: NDArray[np.float64]) -> NDArray[np.float32]:
     """Find points that can be followed, all over the picture but for heads: (N, 2)."""
-    height, width = view.grey.shape
+    height, width = grey.shape
     mask = np.full((height, width), 255, dtype=np.uint8)
-    for face in (*view.faces.values(), *other.faces.values()):
-        left, top, w, h = (float(v) * view.scale for v in face.box)
-        x0, y0 = max(0, int(left - 0.5 * w)), max(0, int(top - 0.5 * h))
-        mask[y0 : int(top + 1.5 * h) + 1, x0 : int(left + 1.5 * w) + 1] = 0
+    for left, top, right, bottom in heads.astype(int):
+        mask[max(0, top) : max(0, bottom + 1), max(0, left) : max(0, right + 1)] = 0
     apart = max(width, height) / 40  # so that a busy corner, or a screen, is not the whole picture
-    found = cv2.goodFeaturesToTrack(view.grey, 200, 0.01, apart, mask=mask)
+    found = cv2.goodFeaturesToTrack(grey, 200, 0.01, apart, mask=mask)
     points = np.zeros((0, 2)) if found is None else found.reshape(-1, 2)
     return np.asarray(points, dtype=np.float32)
 
@@ -265,7 +284,7 @@ def _moved(old: _View, now: _View) -> list[int]:
     grid = (np.stack(np.meshgrid(*[np.linspace(0.15, 0.85, GRID)] * 2), axis=-1)).reshape(-1, 2)
     boxes = [old.faces[number].box.astype(np.float64) * old.scale for number in both]
     faces = np.concatenate([box[:2] + grid * box[2:] for box in boxes])
-    background = _background(old, now)
+    background = old.background(now)
     points = np.concatenate([background, faces]).astype(np.float32)
     there, good = _flow(old, now, points)
     count, start = len(background), points.astype(np.float64)
