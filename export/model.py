@@ -27,8 +27,7 @@ from distill.data.splits import Split, crops_folder, join, majority, open_crops
 from distill.evaluation.prior import METHODS, choose_prior, read_prior, sample
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
-from distill.models.logits import predict_student
-from distill.models.predict import predict_bundle
+from distill.models.predict import logits_of, predict_bundle
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
 from edge.health.reports import versions
@@ -126,19 +125,6 @@ def _fill(
             f"the fitted temperature {temperature:.3g} is at the end of its range: this checkpoint "
             f"has learned nothing that can be calibrated; train it, or --force"
         )
-    prior = None
-    if args.prior != "none":
-        own = names_of(duplicates["train"])
-        rows = np.flatnonzero([name not in own for name in train.crops.names])
-        some = np.linspace(0, len(rows) - 1, min(LEARNED_CROPS, len(rows))).astype(int)
-        unseen, learned = (
-            sample(split, places, predict_student(student, split.crops.pixels[places]))
-            for split, places in ((valid, np.flatnonzero(kept)), (train, rows[some]))
-        )
-        name = f"{DATA_NAMES[args.layout]} valid"
-        prior = choose_prior(args.prior, unseen, learned, source.labels, name, say)
-    if prior:
-        fold(student, prior.constants["dominant"])
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
@@ -147,6 +133,21 @@ def _fill(
     places = balanced(labels, classes, CALIBRATION_CROPS)
     quantiser = Quantiser(folder / FILES["fp32"], train.crops.pixels[places], folder.parent)
     sensitivity = write_all(quantiser, folder, train.crops.pixels[places[::2]], say)
+    prior = None
+    if args.prior != "none":
+        own = names_of(duplicates["train"])
+        rows = np.flatnonzero([name not in own for name in train.crops.names])
+        some = np.linspace(0, len(rows) - 1, min(LEARNED_CROPS, len(rows))).astype(int)
+        # Of the file that most nodes run: INT8 moves the rare classes, and they are what is fitted.
+        unseen, learned = (
+            sample(split, places, logits_of(folder / FILES["int8-cpu"], split.crops.pixels[places]))
+            for split, places in ((valid, np.flatnonzero(kept)), (train, rows[some]))
+        )
+        name = f"{DATA_NAMES[args.layout]} valid"
+        prior = choose_prior(args.prior, unseen, learned, source.labels, name, say)
+    if prior:
+        for file in FILES.values():
+            fold(folder / file, prior.constants["dominant"])
     truth = validation_labels(valid, unchosen)
     agreement = agree_all(folder, valid.crops.pixels, truth, source.labels)
     for role, found in agreement.items():

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import nn
 
 from distill.models.student import Student, reparameterise
@@ -28,12 +29,6 @@ def deployed(student: Student, temperature: float) -> Student:
     merged.head.weight.div_(temperature)
     merged.head.bias.div_(temperature)
     return merged
-
-
-@torch.no_grad()
-def fold(student: Student, constants: NDArray[np.float64]) -> None:
-    """Add constants (K,) to the logits of a deployed student, in its head's bias, in place."""
-    student.head.bias.add_(torch.from_numpy(constants).float())
 
 
 def export_onnx(student: Student, path: Path) -> None:
@@ -101,3 +96,24 @@ def check_graph(path: Path) -> None:
         raise EdgeError(f"{path.name}: shape arithmetic in the graph: {sorted(found)}")
     if kinds.count("Softmax") != 2:
         raise EdgeError(f"{path.name}: {kinds.count('Softmax')} Softmax, the fused block has 2")
+
+
+def head_of(model: onnx.ModelProto) -> onnx.NodeProto:
+    """Return the linear layer that makes the logits."""
+    made_by: dict[str, onnx.NodeProto] = {
+        name: node for node in model.graph.node for name in node.output
+    }
+    node = made_by[OUTPUT]
+    while node.op_type == "Cast":  # of an FP16 file
+        node = made_by[node.input[0]]
+    return node
+
+
+def fold(path: Path, constants: NDArray[np.float64]) -> None:
+    """Add constants (K,) to the logits of a file of any precision, in its head's bias."""
+    model = onnx.load(str(path))
+    name = head_of(model).input[2]
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    held = numpy_helper.to_array(bias)
+    bias.CopyFrom(numpy_helper.from_array((held + constants).astype(held.dtype), name))
+    onnx.save(model, str(path))
