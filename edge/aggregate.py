@@ -154,7 +154,7 @@ class Window:
         low_confidence: float = 0.4,
         max_gap_seconds: float = 2.0,
         file_start: float | None = None,
-        counting: Counting = "dominant",
+        counting: Counting = "expected",
     ) -> None:
         """file_start: None for a camera, whose windows follow UTC; for a file the UTC at which its
         time 0 is placed, and windows follow file time. counting: "expected" adds up probabilities,

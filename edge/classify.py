@@ -38,7 +38,7 @@ class Classifier:
         bundle: Bundle,
         min_face_px: float = 16.0,
         smooth_seconds: float = 0.5,
-        counting: Counting = "dominant",
+        counting: Counting = "expected",
         max_turn: float = 70.0,
     ) -> None:
         """min_face_px: side below which a face is not read; smooth_seconds: time constant of the

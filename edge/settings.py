@@ -152,7 +152,7 @@ class Tracking(Strict):
 
 class Classification(Strict):
     counting: Counting = Field(
-        default="dominant",
+        default="expected",
         description="expected: sums of probabilities; dominant: each person's most probable class",
     )
     min_face_px: int = Field(default=16, ge=4, le=512, description="smaller faces: unclassified")

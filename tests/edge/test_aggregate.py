@@ -37,7 +37,7 @@ def play(window: Window, *moments: tuple[float, list[Expression]], end: float) -
 
 
 def test_counts_are_averages_over_time_not_over_pictures() -> None:
-    window = Window(LABELS, 10, min_group=1, file_start=0.0, max_gap_seconds=10)
+    window = Window(LABELS, 10, 1, file_start=0.0, max_gap_seconds=10, counting="dominant")
     # Two people for 9 s, shown in one picture; four people for 1 s, shown in ten.
     moments = [(0.0, people(0, 1))]
     moments += [(9 + i / 10, people(0, 1, 1, 2)) for i in range(10)]
@@ -126,13 +126,13 @@ def test_small_cells_go_into_other_and_other_is_never_small() -> None:
 
 
 def test_time_of_a_label_that_is_not_shown_stands_under_no_name() -> None:
-    window = Window(LABELS, 10, min_group=3, min_cell=2, file_start=0.0, max_gap_seconds=10)
+    window = Window(LABELS, 10, 3, 2, file_start=0.0, max_gap_seconds=10, counting="dominant")
     moments = [(0.0, people(0, 0, 0, 0)), (9.0, people(0, 0, 0, 1))]
     (reading,) = play(window, *moments, end=10.0)
     assert reading.counts == {"calm": 4, "glad": 0, "sad": 0, "unclassified": 0, "other": 0}
     # Not in `other` either, which would be one person's second, nor missing from the sum.
     assert reading.person_seconds == {**dict.fromkeys(reading.counts, 0), "calm": 40}
-    window = Window(LABELS, 10, min_group=3, min_cell=2, file_start=0.0, max_gap_seconds=10)
+    window = Window(LABELS, 10, 3, 2, file_start=0.0, max_gap_seconds=10, counting="dominant")
     (reading,) = play(window, (0.0, people(0, 0, 0, 1, 2)), (9.0, people(0, 0, 0, 1, 1)), end=10.0)
     assert reading.counts is not None
     assert reading.counts["other"] == 2
@@ -162,8 +162,13 @@ def test_photographs_fill_neither_a_group_nor_a_cell() -> None:
     assert five.counts["glad"] == 0, "one person's, though two photographs smile too"
 
 
-def test_who_comes_to_life_counts_from_where_he_was_first_seen() -> None:
-    window = Window(LABELS, 10, 3, 2, file_start=0.0)
+# Of two who look calm and two who look glad, each 0.8 sure, in 10 s: 10 x (2 x 0.8 + 2 x 0.1) a label;
+# the third's 4 are below a cell and go to the largest.
+@pytest.mark.parametrize(("counting", "calm", "glad"), [("dominant", 20, 20), ("expected", 22, 18)])
+def test_who_comes_to_life_counts_from_where_he_was_first_seen(
+    counting: Counting, calm: int, glad: int
+) -> None:
+    window = Window(LABELS, 10, 3, 2, file_start=0.0, counting=counting)
     moments = [
         (float(t), people(0, 0, 1, 1, life=Life.ALIVE if t >= 4 else Life.UNPROVEN))
         for t in range(20)
@@ -171,8 +176,8 @@ def test_who_comes_to_life_counts_from_where_he_was_first_seen() -> None:
     readings = play(window, *moments, end=20.0)
     assert [(r.faces_mean, r.suppressed) for r in readings] == [(4.0, False), (4.0, False)]
     assert readings[0].person_seconds == {
-        "calm": 20,
-        "glad": 20,
+        "calm": calm,
+        "glad": glad,
         "sad": 0,
         "unclassified": 0,
         "other": 0,
