@@ -157,8 +157,8 @@ class Training(Strict):
 
     epochs: int = Field(ge=1)
     batch: int = Field(default=128, ge=2, description="images a step, over all processes")
-    learning_rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
+    learning_rate: float = Field(default=2e-3, gt=0, le=1e36)  # a step must fit into float32
+    weight_decay: float = Field(default=0.05, ge=0, le=10)
     warmup_epochs: float = Field(default=1.0, ge=0)
     average: float = Field(default=0.998, ge=0, lt=1, description="decay of the EMA a step")
     sharpness: float = Field(

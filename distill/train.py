@@ -44,7 +44,8 @@ def train(
     """Train, and return the path of the best checkpoint by validation accuracy.
 
     Raises DataError where there are too few images or --resume finds another run, UsageError where
-    `out` holds a run and resume is not asked for."""
+    `out` holds a run and resume is not asked for, EdgeError where training diverges: what was kept of
+    the epochs before stays."""
     trainer = Trainer(recipe, setup, process, compiled)
     first, best = 0, -1.0
     if (out / "last.pt").is_file():
@@ -59,7 +60,7 @@ def train(
         started = time.monotonic()
         losses = trainer.epoch(epoch)
         if process.is_main:
-            accuracy, loss = trainer.validate()
+            accuracy, loss = trainer.validate(epoch)
             row = {
                 "epoch": epoch,
                 "loss": round(sum(losses.values()), 5),

@@ -82,7 +82,7 @@ class _Messages(ast.NodeVisitor):
 @cache
 def messages() -> str:
     visitor = _Messages()
-    for path in sources("edge"):
+    for path in sources("edge", "distill", "export"):
         tree = ast.parse(path.read_text())
         docstrings = {
             id(node.body[0])

@@ -85,11 +85,14 @@ def read(path: Path) -> tuple[dict[str, Any], Recipe, tuple[str, ...]]:
 
 
 def load_weights(network: nn.Module, content: dict[str, Any], path: Path) -> None:
-    """Load what `read` returned, in evaluation mode. Raises DataError where it does not fit."""
+    """Load what `read` returned, in evaluation mode. Raises DataError where it does not fit, or is of a
+    run that diverged."""
     try:
         network.load_state_dict(store.current_names(content["network"]))
     except RuntimeError as error:
         raise DataError(f"{path}: its weights do not fit its recipe; train it again") from error
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise DataError(f"{path} holds weights that are not finite (NaN); train it again")
     network.eval()
 
 

@@ -20,6 +20,7 @@ from distill.models.precision import autocast, use_bf16
 from distill.models.predict import probabilities
 from distill.recipe import Recipe
 from distill.training.distributed import Process, unwrap
+from distill.training.divergence import broken_weights, diverged, explain
 from distill.training.fingerprint import require_same
 from distill.training.optimizer import (
     adamw,
@@ -89,6 +90,8 @@ class Trainer:
         require_same(path, state["identity"], self.fingerprint)
         self.task.load_state_dict(store.current_names(state["task"]))
         self.ema.load_state_dict(store.current_names(state["average"]))
+        if what := broken_weights(self.task) or broken_weights(self.ema):
+            raise DataError(f"{path} is of a run that had diverged ({what}); train it again")
         self._optimiser.load_state_dict(state["optimiser"])
         return state["epoch"] + 1, state["best"]
 
@@ -140,7 +143,9 @@ class Trainer:
         return learning_rate(t, (epoch + 1) * self._steps - 1, self._steps * t.epochs)
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """Train on every image once; return the mean of each loss over steps and processes."""
+        """Train on every image once; return the mean of each loss over steps and processes.
+
+        Raises EdgeError at the step whose losses or gradients are not finite."""
         t, process = self.recipe.training, self.process
         # Each process draws its own augmentation; a process by itself has rank 0.
         seed = (t.seed * 100_003 + epoch) * 1_009 + process.rank
@@ -152,7 +157,7 @@ class Trainer:
             self.setup.examples, t.batch, t.seed, epoch, t.balance, process.rank, process.world
         )
         for index, rows in enumerate(parts):
-            losses = self._step(epoch * self._steps + index, epoch, rows, generator)
+            losses = self._step(index, epoch, rows, generator)
             for name, value in losses.items():
                 totals[name] += value
             if process.is_main and (sys.stdout.isatty() or index % SAY_EVERY == 0):
@@ -161,10 +166,11 @@ class Trainer:
         return {name: process.mean(value / self._steps) for name, value in totals.items()}
 
     def _step(
-        self, step: int, epoch: int, rows: NDArray[np.int64], generator: torch.Generator
+        self, index: int, epoch: int, rows: NDArray[np.int64], generator: torch.Generator
     ) -> dict[str, float]:
-        """Train on one batch; step: counted from the run's first."""
+        """Train on one batch; index: of the epoch's steps."""
         t, process = self.recipe.training, self.process
+        step = epoch * self._steps + index
         set_learning_rate(self._optimiser, learning_rate(t, step, self._steps * t.epochs))
         inputs = self.setup.networks.batches.batch(rows, epoch, generator)
         # The epoch's last batch may be smaller, and would be compiled once more.
@@ -180,17 +186,31 @@ class Trainer:
         trainable = self._trainable()
         if t.sharpness:
             sam_gradients(lambda: _total(losses()), self.task, trainable, t.sharpness)
-        nn.utils.clip_grad_norm_(trainable, CLIP)
+        norm = float(nn.utils.clip_grad_norm_(trainable, CLIP))
+        found = {name: float(value.detach()) for name, value in named.items()}
+        what = explain(found, norm)
+        # All processes end at one step: one that waits for another's gradients would wait for ever.
+        if process.mean(float(bool(what))):
+            raise diverged(
+                what or "a loss of another process is not finite", epoch, index, t.learning_rate
+            )
         self._optimiser.step()
         update_ema(self.ema, self.network, min(t.average, (1 + step) / (10 + step)))
-        return {name: float(value.detach()) for name, value in named.items()}
+        return found
 
-    def validate(self) -> tuple[float, float]:
-        """Return the moving average's accuracy, and its cross-entropy against the votes."""
+    def validate(self, epoch: int) -> tuple[float, float]:
+        """Return the moving average's accuracy, and its cross-entropy against the votes.
+
+        Raises EdgeError where either network's weights or that cross-entropy are not finite."""
         kept = self.setup.truth >= 0
         p = probabilities(self.setup.networks.batches.validate(self.ema))[kept]
         accuracy = float((p.argmax(axis=1) == self.setup.truth[kept]).mean())
-        return accuracy, float(-(self.setup.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
+        loss = float(-(self.setup.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
+        what = broken_weights(self.task) or broken_weights(self.ema)
+        if what or not np.isfinite(loss):
+            what = what or f"the validation loss is {loss}"
+            raise diverged(what, epoch, None, self.recipe.training.learning_rate)
+        return accuracy, loss
 
     def _trainable(self) -> list[nn.Parameter]:
         return [p for p in self.task.parameters() if p.requires_grad]

@@ -1,0 +1,139 @@
+"""A run that diverges ends at that step, and what was good of it stays."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from distill.data.sampling import Examples
+from distill.models import store
+from distill.models.checkpoint import load_checkpoint
+from distill.models.logits import predict_student
+from distill.models.student import Student, StudentConfig
+from distill.recipe import Recipe
+from distill.train import train
+from distill.training.distributed import Process
+from distill.training.setup import Networks, TrainingSetup
+from distill.training.task import StudentTask
+from distill.training.trainer import Trainer
+from edge.base.errors import DataError, EdgeError
+
+IMAGES, BATCH, EPOCHS = 12, 4, 3
+STEPS = IMAGES // BATCH
+RNG = np.random.default_rng(0)
+FACES: NDArray[np.uint8] = RNG.integers(0, 255, (IMAGES, 1, 32, 32)).astype(np.uint8)
+TARGETS = np.eye(2, dtype=np.float32)[RNG.integers(0, 2, IMAGES)]
+
+
+class Poisoned:
+    """Batches of the images; at one step of the run what they give, or the gradients, get a value."""
+
+    def __init__(self, task: StudentTask, step: int, value: float, where: str) -> None:
+        self.task, self.step, self.value, self.where = task, step, value, where
+        self.count = 0
+
+    def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Any:
+        faces = torch.from_numpy(FACES[rows]).float()
+        targets = torch.from_numpy(TARGETS[rows])
+        if epoch * STEPS + self.count % STEPS == self.step:
+            if self.where == "faces":
+                faces[0, 0, 0, 0] = self.value
+            elif self.where == "targets":
+                targets[0, 0] = self.value
+            else:
+                weight = self.task.network.head.weight
+                weight.register_hook(lambda gradient: torch.full_like(gradient, self.value))
+        self.count += 1
+        return faces, targets
+
+    def validate(self, network: Student) -> NDArray[np.float32]:
+        return predict_student(network, FACES)
+
+
+def prepared(
+    step: int = -1, value: float = float("nan"), where: str = "faces", **training: Any
+) -> tuple[Recipe, TrainingSetup]:
+    given = {"epochs": EPOCHS, "batch": BATCH, "learning_rate": 0.01, **training}
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "crop": {"size": 32, "template": [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]},
+            "student": {"widths": [4, 6, 8, 8], "depths": [1, 1, 1], "width": 8, "heads": 2},
+            "training": given,
+        }
+    )
+    torch.manual_seed(0)
+    config = StudentConfig(
+        classes=2, size=32, widths=(4, 6, 8, 8), depths=(1, 1, 1), width=8, heads=2, dropout=0.2
+    )
+    task = StudentTask(Student(config))
+    examples = Examples(FACES, TARGETS, np.arange(IMAGES), "0123")
+    networks = Networks(task, Poisoned(task, step, value, where))
+    truth = TARGETS.argmax(axis=1).astype(np.int64)
+    return recipe, TrainingSetup(("calm", "glad"), examples, truth, TARGETS, networks)
+
+
+ALONE = Process(0, 1, torch.device("cpu"))
+
+
+@settings(max_examples=20)  # each trains
+@given(
+    step=st.integers(0, EPOCHS * STEPS - 1),
+    value=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    where=st.sampled_from(["faces", "targets", "gradients"]),
+    sharpness=st.sampled_from([0.0, 0.05]),
+)
+def test_training_ends_at_the_step_and_keeps_the_epochs_before(
+    tmp_path_factory: pytest.TempPathFactory, step: int, value: float, where: str, sharpness: float
+) -> None:
+    out = tmp_path_factory.mktemp("run")
+    epoch, index = divmod(step, STEPS)
+    with pytest.raises(EdgeError) as error:
+        train(*prepared(step, value, where, sharpness=sharpness), out, ALONE)
+    said = str(error.value)
+    assert f"diverged in epoch {epoch}, step {index}: " in said
+    assert ("the gradients' norm is" if where == "gradients" else "loss 'votes' is") in said
+    assert ("check what it starts from" if step == 0 else "lower training.learning_rate") in said
+    if epoch == 0:
+        assert "no checkpoint was written" in said
+        assert list(out.iterdir()) == []
+        return
+    assert f"last.pt is kept as of epoch {epoch - 1}" in said
+    assert store.load(out / "last.pt")["epoch"] == epoch - 1
+    assert len(list(csv.DictReader((out / "log.csv").open()))) == epoch
+    assert load_checkpoint(out / "best.pt").metadata["epoch"] < epoch
+
+
+def test_weights_that_overflow_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(
+        EdgeError, match=r"diverged at the end of epoch 0: .*learning_rate"
+    ) as error:
+        train(*prepared(batch=IMAGES, epochs=1, learning_rate=1e30), tmp_path, ALONE)
+    assert "no checkpoint was written" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:
+    best = train(*prepared(sharpness=0.05), tmp_path, ALONE)
+    assert load_checkpoint(best).labels == ("calm", "glad")
+
+
+def test_what_an_older_version_kept_of_a_diverged_run_is_refused(tmp_path: Path) -> None:
+    recipe, setup = prepared()
+    train(recipe, setup, tmp_path, ALONE)
+    for file, part in (("last.pt", "average"), ("best.pt", "network")):
+        content = store.load(tmp_path / file)
+        content[part]["head.bias"][0] = float("nan")
+        store.save(tmp_path / file, content)
+    with pytest.raises(DataError, match=r"last\.pt is of a run that had diverged \('head\.bias'"):
+        Trainer(recipe, setup, ALONE, compiled=False).resume(tmp_path / "last.pt")
+    with pytest.raises(DataError, match=r"best\.pt holds weights that are not finite"):
+        load_checkpoint(tmp_path / "best.pt")
