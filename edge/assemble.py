@@ -35,8 +35,9 @@ from edge.inference.loader import Opened, open_student
 from edge.node import Node
 from edge.pipeline import Pipeline
 from edge.settings import Settings
+from edge.sizes import camera_shape
 from edge.sources.open import open_source
-from edge.sources.synthetic import portrait
+from edge.sources.synthetic import scene
 from edge.track import Tracker
 
 log = logging.getLogger(__name__)
@@ -81,10 +82,11 @@ def open_pipeline(
     )
 
 
-def warm_up(pipeline: Pipeline, student: Opened, bundle: Bundle) -> Stages:
+def warm_up(pipeline: Pipeline, student: Opened, bundle: Bundle, shape: tuple[int, int]) -> Stages:
     """Run both networks as in a full room, so that the first person changes neither memory nor pace.
-    Returns the times of `detect`."""
-    stages, picture, c = Stages(), portrait(), bundle.crop
+    shape: (H, W) of the pictures to come. Returns the times of `detect`."""
+    stages, c = Stages(), bundle.crop
+    picture = scene(0.0, faces=1, width=shape[1], height=shape[0])
     for _ in range(WARM_UP_PICTURES):
         with stages.time("detect"):
             pipeline.detector.find(picture)
@@ -140,8 +142,12 @@ def assemble(
         source = open_source(settings.camera, max_seconds, stop)
         opened.callback(source.close)
         file_start = None if source.live else float(int(time.time()))
+        shape = camera_shape(settings)
+        if source.live:
+            detector.carry(settings.camera.rate, shape)
+            log.info("detector at %s", detector.size)
         pipeline = open_pipeline(settings, bundle, student, detector, file_start)
-        reports.warmed_up(warm_up(pipeline, student, bundle))
+        reports.warmed_up(warm_up(pipeline, student, bundle, shape))
         outbox = open_outbox(settings, source.live)
         opened.callback(close_outbox, settings, outbox, source.live)
         port = settings.runtime.prometheus_port

@@ -7,6 +7,8 @@ scores, a box and five landmarks a cell.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from edge.inference.loader import (
 from edge.inference.weights import resolve
 from edge.records import Face
 from edge.settings import Settings
+from edge.sizes import Carried, Size, by_shape, expected
 
 STRIDES = (8, 16, 32)
 
@@ -79,7 +82,11 @@ def suppress(candidates: NDArray[np.float32], overlap: float) -> NDArray[np.floa
 
 
 class Detector:
-    """Finds faces; every frame is scaled to fit width x height and padded right and below."""
+    """Finds faces; every frame is scaled to fit width x height and padded right and below.
+
+    choose: gives the size anew for each new shape (H, W) of the pictures; None keeps the size. After
+    `halve` both sides are about half of it.
+    """
 
     def __init__(
         self,
@@ -98,9 +105,44 @@ class Detector:
         self.backend = backend
         self.width, self.height = width, height
         self.score, self.overlap = score, overlap
+        self.choose: Callable[[tuple[int, ...]], Size] | None = None
+        self._full, self._half = (width, height), False
+        self._shape: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> str:
+        """The input's size as people write it: WIDTHxHEIGHT."""
+        return f"{self.width}x{self.height}"
+
+    def fit(self, shape: tuple[int, ...]) -> None:
+        """Take the size that `choose` has for pictures of `shape` (H, W, ...)."""
+        if self.choose is not None and shape[:2] != self._shape:
+            self._shape = shape[:2]
+            self._full = self.choose(shape[:2])
+            self.halve(self._half)
+
+    def halve(self, half: bool) -> None:
+        """Work at about half of the sides' length, or at the whole of it again."""
+        self._half = half
+        self.width, self.height = (
+            max(32, side // (2 if half else 1) // 32 * 32) for side in self._full
+        )
+
+    def carry(self, per_second: float, shape: tuple[int, int]) -> None:
+        """Choose by what this machine carries, where the size is not set; times it for (H, W) now.
+
+        per_second: pictures that are looked at."""
+        if self.choose is not None:
+            self.choose = Carried(self._blank, per_second)
+            self._shape = None
+            self.fit(shape)
+
+    def _blank(self, size: Size) -> None:
+        self.backend.run(np.zeros((1, 3, size[1], size[0]), dtype=np.float32))
 
     def find(self, pixels: NDArray[np.uint8]) -> list[Face]:
         """Find faces in pixels, (H, W, 3) uint8 BGR; in pixels of that frame, best score first."""
+        self.fit(pixels.shape)
         scale = letterbox_scale(pixels.shape, self.width, self.height)
         w = max(1, min(self.width, round(pixels.shape[1] * scale)))
         h = max(1, min(self.height, round(pixels.shape[0] * scale)))
@@ -127,12 +169,13 @@ def open_detector(settings: Settings) -> tuple[Detector, Opened]:
     d, choice = settings.detector, settings.runtime.backend
     model = resolve("yunet", d.weights)
     opened, fallback = None, None
+    width, height = expected(settings)
     if choice in ("auto", "trt"):
         models = {"fp16": model, "fp32": model}
         try:
             opened = open_engine(
                 models,
-                detector_profile(d.width, d.height),
+                detector_profile(width, height),
                 engines_folder(settings),
                 lambda backend, precision: None,  # verified on the portrait when it was built
             )
@@ -143,4 +186,7 @@ def open_detector(settings: Settings) -> tuple[Detector, Opened]:
     if opened is None:
         backend = open_backend("ort", model, settings.runtime.threads)
         opened = Opened(backend, "fp32", fallback=fallback)
-    return Detector(opened.backend, d.width, d.height, d.weak_score, d.overlap), opened
+    detector = Detector(opened.backend, width, height, d.weak_score, d.overlap)
+    if d.width is None and opened.engine is None:  # an engine takes the one size it was built for
+        detector.choose = by_shape
+    return detector, opened

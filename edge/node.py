@@ -110,7 +110,12 @@ class Node:
     def _count(self, item: Frame | Tick) -> None:
         base: Literal["utc", "file"] = "utc" if self.source.live else "file"
         path, window = self.settings.node.path, self.pipeline.window
-        for reading in self.pipeline.step(item):
+        size = self.pipeline.detector.size
+        readings = self.pipeline.step(item)
+        if self.pipeline.detector.size != size:
+            log.info("detector at %s, by the pictures' shape", self.pipeline.detector.size)
+            self.publish_info()
+        for reading in readings:
             message = counts_message(
                 reading, path, window.min_group, window.min_cell, base, window.counting
             )
@@ -175,10 +180,7 @@ class Node:
         detector, throttle, level = self.pipeline.detector, self.throttle, self.throttle.level
         throttle.update(now)
         if throttle.level != level:
-            d, part = self.settings.detector, 2 if throttle.level == HALVED else 1
-            detector.width, detector.height = (
-                max(32, side // part // 32 * 32) for side in (d.width, d.height)
-            )
+            detector.halve(throttle.level == HALVED)
             log.warning("pace %d of %d: throttled=%s", throttle.level, HALVED, throttle.throttled)
 
     def publish_info(self) -> None:

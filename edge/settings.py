@@ -103,8 +103,16 @@ class Camera(Strict):
 
 
 class Detection(Strict):
-    width: int = Field(default=640, ge=64, le=3840, multiple_of=32, description="pixels")
-    height: int = Field(default=480, ge=64, le=3840, multiple_of=32, description="pixels")
+    width: Annotated[int | None, AUTO] = Field(
+        default=None,
+        ge=64,
+        le=3840,
+        multiple_of=32,
+        description="pixels; 'auto': the picture's shape, as large as the machine carries",
+    )
+    height: Annotated[int | None, AUTO] = Field(
+        default=None, ge=64, le=3840, multiple_of=32, description="pixels; 'auto' as width"
+    )
     score: float = Field(default=0.6, gt=0, lt=1, description="a new person needs this much")
     weak_score: float = Field(
         default=0.3, gt=0, lt=1, description="enough to keep a person already followed"
@@ -118,6 +126,8 @@ class Detection(Strict):
     def _order(self) -> Detection:
         if self.weak_score > self.score:
             raise ValueError("weak_score must not be above score")
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give width and height both, or neither (auto)")
         return self
 
 

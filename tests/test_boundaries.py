@@ -18,7 +18,7 @@ LAYERS = {
         base
         records
         settings
-        sources inference delivery
+        sources inference delivery sizes
         detect track liveness unmoved pose crop aggregate
         classify
         pipeline health

@@ -141,7 +141,7 @@ def test_the_demo_shows_counts_and_ends_by_itself(detector_file: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     # A healthy run says what it does, and nothing that looks like a fault.
-    expected = r"the page is at |notice: |info (student|detector) on |info broker .*MQTT"
+    expected = r"the page is at |notice: |info (student|detector) (on|at) |info broker .*MQTT"
     assert [line for line in done.stderr.splitlines() if not re.match(expected, line)] == []
     assert done.stderr.count("notice: ") == 1
     counts = [line for line in done.stdout.splitlines() if " counts " in line]

@@ -140,7 +140,7 @@ class Reports:
                 "sha256": locked()["yunet"]["sha256"],
                 "backend": detector.backend.name,
                 "precision": opened.precision,
-                "size": f"{detector.width}x{detector.height}",
+                "size": detector.size,
             },
             camera=camera,
             window_seconds=window.seconds,

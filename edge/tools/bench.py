@@ -108,8 +108,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
             "power_mode": power_mode() or "not known",
             "threads": settings.runtime.threads,
             "student": f"{student.backend.name} {student.precision}",
-            "detector": f"{opened.backend.name} {opened.precision} "
-            f"{settings.detector.width}x{settings.detector.height}",
+            "detector": f"{opened.backend.name} {opened.precision} {detector.size}",
             "source": f"{'test pattern' if settings.camera.source == 'test' else 'file'} "
             f"{', '.join(sorted(sizes))}",
             "faces_in_view": f"{min(people)} to {max(people)}, mean {sum(people) / len(people):.1f}",

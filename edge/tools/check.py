@@ -19,13 +19,14 @@ from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
 from edge.base.schedule import Schedule
 from edge.delivery.connection import probe
-from edge.detect import Detector, open_detector
+from edge.detect import Detector, letterbox_scale, open_detector
 from edge.health.certificate import check_owner
 from edge.inference.loader import Opened, open_student
 from edge.pipeline import cover
 from edge.pose import yaw
 from edge.records import Face, Frame
 from edge.settings import Settings
+from edge.sizes import camera_shape
 from edge.sources.open import open_source
 from edge.sources.synthetic import portrait
 from edge.tools.orientation import Orientation
@@ -37,23 +38,30 @@ DARK, BRIGHT = 60, 200
 # Variance of the Laplacian over a face scaled to 64 pixels; the demo portraits have 300 and more,
 # the same blurred with a 5-pixel Gaussian under 40.
 BLURRED = 60.0
-SMALL_PX = 24
+# Of a face in the picture, to be read; and in the detector's input, to be found (edge/README.md).
+SMALL_PX, LOST_PX = 24, 16
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one picture tells the person on the ladder. Sizes in pixels, light in grey levels."""
+    """What one picture tells the person on the ladder. Sizes in pixels of the picture, light in grey
+    levels. detector: its input's size, WIDTHxHEIGHT; scale: its pixels a pixel of the picture."""
 
     faces: int
     smallest: float
     largest: float
     light: float
     sharpness: float
+    detector: str
+    scale: float
     aside: int = 0  # faces turned too far to be read
 
 
-def look(pixels: NDArray[np.uint8], faces: Sequence[Face], max_turn: float = 90.0) -> View:
-    """Measure one picture. pixels: (H, W, 3) uint8 BGR; max_turn: degrees of yaw.
+def look(
+    pixels: NDArray[np.uint8], faces: Sequence[Face], detector: Detector, max_turn: float = 90.0
+) -> View:
+    """Measure one picture. pixels: (H, W, 3) uint8 BGR; faces: what `detector` found in it; max_turn:
+    degrees of yaw.
 
     Light and sharpness are the faces', or the picture's if it has none."""
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
@@ -75,6 +83,8 @@ def look(pixels: NDArray[np.uint8], faces: Sequence[Face], max_turn: float = 90.
         largest=max(sizes),
         light=float(np.median([r.mean() for r in regions])),
         sharpness=float(np.median(sharp)),
+        detector=detector.size,
+        scale=letterbox_scale(pixels.shape, detector.width, detector.height),
         aside=sum(abs(yaw(face.landmarks)) > max_turn for face in faces),
     )
 
@@ -85,10 +95,14 @@ def advise(view: View, turned: str = "") -> str:
         dark = "too dark to say why" if view.light < DARK else ""
         return "; ".join(filter(None, [f"no face (light {view.light:.0f}/255)", dark, turned]))
     hints = [turned] if turned else []
-    if view.smallest < SMALL_PX:
+    if view.smallest * view.scale < LOST_PX:
+        shrunk = ", or set detector.width and height larger" if view.scale < 1 else ""
         hints.append(
-            f"faces under {SMALL_PX} px: go nearer or raise camera.width and detector.width"
+            f"faces under {LOST_PX / view.scale:.0f} px are missed at detector size {view.detector}: "
+            f"go nearer, or raise camera.width and height{shrunk}"
         )
+    elif view.smallest < SMALL_PX:
+        hints.append(f"faces under {SMALL_PX} px: go nearer, or raise camera.width and height")
     if 2 * view.aside > view.faces:
         hints.append(f"{view.aside} seen from the side: put the camera where the room looks")
     if view.light < DARK:
@@ -117,6 +131,8 @@ def hours_line(hours: Schedule, zone: str | None, utc: float) -> str:
 def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading.Event) -> None:
     hours = schedule.read(settings.privacy.hours, settings.privacy.zone)
     source = open_source(settings.camera, seconds, stop)
+    if source.live:
+        detector.carry(settings.camera.rate, camera_shape(settings))
     frames, next_report = 0, 0.0
     orientation, still = Orientation(detector, settings.camera.rotate), StillFaces()
     first: float | None = None
@@ -136,12 +152,12 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
                 continue
             cover(item.pixels, settings.privacy.masks)
             faces = [f for f in detector.find(item.pixels) if f.score >= detector.score]
+            view = look(item.pixels, faces, detector, settings.classifier.max_turn)
             still.look(item.pixels, faces, item.time)
             if report:
                 next_report += REPORT_SECONDS
-                size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}"
+                size = f"{item.pixels.shape[1]}x{item.pixels.shape[0]}, detector {view.detector}:"
                 turned = orientation.look(item.pixels, faces)
-                view = look(item.pixels, faces, settings.classifier.max_turn)
                 print(f"     {size} {advise(view, turned)}", flush=True)
     finally:
         source.close()
@@ -180,7 +196,8 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
         found = len(detector.find(portrait()))
         if found != 1:
             raise EdgeError(f"found {found} faces in the test portrait instead of 1; reinstall")
-        part("detector", f"{_where(opened)}, {detector.width}x{detector.height}")
+        size = detector.size if settings.detector.width else "size auto"
+        part("detector", f"{_where(opened)}, {size}")
     except EdgeError as error:
         fault("detector", error)
     if settings.broker.url == "-":

@@ -316,7 +316,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, metavar="FOLDER", help="the pictures")
     p.add_argument("boxes", type=Path, metavar="boxes.txt", help="in WIDER FACE's list format")
     p.add_argument("--config", type=Path, metavar="node.yaml", help="settings, with masks")
-    p.add_argument("--detector", metavar="WxH", help="detector.width and height")
+    p.add_argument("--detector", metavar="WxH|auto", help="detector.width and height")
     p.add_argument(
         "--scale", type=float, nargs="+", default=[1.0], metavar="F", help="of pictures and boxes"
     )
@@ -335,7 +335,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     settings = validate(Settings, data, str(args.config))
     if args.detector is None:
         return settings
-    width, height = _size(args.detector, "--detector")
+    auto = args.detector == "auto"
+    width, height = ("auto", "auto") if auto else _size(args.detector, "--detector")
     data["detector"] = {**(data.get("detector") or {}), "width": width, "height": height}
     return validate(Settings, data, "--detector")
 

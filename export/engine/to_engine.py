@@ -39,6 +39,7 @@ from edge.inference.engine_cache import (
 from edge.inference.loader import detector_profile, engines_folder, open_backend, student_profile
 from edge.inference.weights import resolve
 from edge.settings import Settings
+from edge.sizes import expected
 from edge.sources.synthetic import portrait
 from export.engine.attention import Attention, fusion_report
 from export.engine.builder import Plan, build, strongly_typed, workspace_mib
@@ -192,12 +193,14 @@ def student_networks(bundle: Bundle, wanted: str, say: Say) -> dict[str, Network
 
 
 def detector_network(settings: Settings) -> Network:
-    """Return the detector at the size in the settings, compared with ONNX Runtime on the portrait."""
+    """Return the detector at the size in the settings, or the camera's; it is compared with ONNX
+    Runtime on the portrait."""
     d = settings.detector
     model = resolve("yunet", d.weights)
+    width, height = expected(settings)
 
     def faces(backend: Backend) -> NDArray[np.float32]:
-        found = Detector(backend, d.width, d.height, d.score, d.overlap).find(portrait())
+        found = Detector(backend, width, height, d.score, d.overlap).find(portrait())
         return np.array([[*f.box, *f.landmarks.reshape(-1)] for f in found], dtype=np.float32)
 
     def self_test(backend: Backend) -> float:
@@ -214,7 +217,7 @@ def detector_network(settings: Settings) -> Network:
             )
         return error
 
-    return Network("detector", model, detector_profile(d.width, d.height), self_test)
+    return Network("detector", model, detector_profile(width, height), self_test)
 
 
 def export(

@@ -41,7 +41,8 @@ def test_the_first_fault_is_reported_and_nothing_stays_open(
         if step == "open_student":
             return SimpleNamespace(sha256="", labels=()), Opened(made, "none")  # type: ignore[arg-type]
         if step == "open_detector":
-            return SimpleNamespace(backend=made), Opened(made, "none")  # type: ignore[arg-type]
+            fit = {"size": "640x480", "carry": lambda *_: None}
+            return SimpleNamespace(backend=made, **fit), Opened(made, "none")  # type: ignore[arg-type]
         return made
 
     def opener(index: int, step: str) -> Any:

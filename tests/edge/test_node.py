@@ -20,6 +20,7 @@ from edge.base.clock import parse_rfc3339, rfc3339, utc_now
 from edge.base.errors import OutboxError, SourceError
 from edge.delivery.connection import away, connected
 from edge.delivery.messages import Outgoing
+from edge.detect import Detector
 from edge.records import Face, Frame, Life, Tick, Track
 from edge.settings import Settings
 from support.brokers import certificates
@@ -70,12 +71,11 @@ class Kept:
         return [m.payload for m in self.said if m.kind == kind]
 
 
-class Looked:
+class Looked(Detector):
     """A detector that finds six faces wherever it is asked to look, and remembers the pictures."""
 
     def __init__(self, inner: Any) -> None:
-        self.backend, self.score = inner.backend, inner.score
-        self.width, self.height = inner.width, inner.height
+        super().__init__(inner.backend, 640, 480, inner.score)
         self.pictures: list[np.ndarray] = []
 
     def find(self, pixels: np.ndarray) -> list[Face]:

@@ -72,11 +72,11 @@ def test_every_line_is_valid_by_its_schema(messages: list[dict[str, Any]]) -> No
         assert message["topic"] == f"edge/v1/{message['payload']['node']}/{kind}"
         assert message["qos"] == 1
         assert message["retain"] is (kind in ("status", "info"))
-    assert kinds == ["status", "info", "status", *["counts"] * 12, "status"]
+    assert kinds == ["status", "info", "info", "status", *["counts"] * 12, "status"]
 
 
 def test_info_names_backend_and_precision_in_use(messages: list[dict[str, Any]]) -> None:
-    info = messages[1]["payload"]
+    info = messages[2]["payload"]  # again, now that the pictures' shape is known
     assert info["model"]["backend"] == "onnxruntime"
     assert info["model"]["precision"] == "int8"
     assert info["detector"]["size"] == "640x480"

@@ -79,7 +79,7 @@ def test_a_turned_picture_is_never_called_good(
     detector: Detector, classroom: list[np.ndarray]
 ) -> None:
     picture = rotated(classroom[0], 180)
-    view = look(picture, detector.find(picture))
+    view = look(picture, detector.find(picture), detector)
     line = advise(view, told(Orientation(detector, rotate=0), detector, picture))
     assert "good" not in line
     assert "set camera.rotate to 180" in line
