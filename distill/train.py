@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.data.crops import LAYOUTS
+from distill.data.data_set import add_data_options
 from distill.models import store
 from distill.models.face_files import add_backbone_options
 from distill.recipe import Recipe, load_recipe
@@ -116,8 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         "    --teacher runs/teacher/best.pt --face face_recognition_sface_2021dec.onnx",
     )
     p.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
-    p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
+    add_data_options(p, "ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints and log.csv")
     p.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     p.add_argument(

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.crops import LAYOUTS, crop_detector
+from distill.data.crops import crop_detector
+from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.duplicates import (
     NearDuplicate,
     find_near_duplicates,
@@ -54,21 +55,20 @@ def export(args: argparse.Namespace) -> None:
         read_prior(Path(args.prior), source.labels)  # refused before an hour of measuring
     spec = source.recipe.crop.spec()
 
-    crops = open_crops(args.data, args.layout, spec, args.weights, cli.say)
-    train, valid = (
-        join(args.data, args.layout, name, crops).ordered(source.labels, "the model")
-        for name in ("train", "valid")
-    )
     refuse_other_folders(args.out)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    duplicates = find_near_duplicates(
-        args.data, args.layout, crops_folder(args.data, spec), cli.say
+    needs = ("train", "valid", "test") if args.test else ("train", "valid")
+    data = data_of(args, cli.say, needs)
+    crops = open_crops(data, spec, args.weights, cli.say)
+    train, valid = (
+        join(data, name, crops).ordered(source.labels, "the model") for name in ("train", "valid")
     )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    duplicates = find_near_duplicates(data, crops_folder(data, spec), cli.say)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"
         folder.mkdir()
         _fill(folder, source, train, valid, duplicates, args, cli.say)
-        _report(folder, crops, args)
+        _report(folder, data, crops, args)
         put_in_place(folder, args.out)
     print(f"bundle written to {args.out}")
 
@@ -171,17 +171,15 @@ def _fill(
     (folder / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def _report(folder: Path, crops: Any, args: argparse.Namespace) -> None:
+def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -> None:
     """Score what was written, into bundle.json and the model card; on the test split only when asked,
     since that is for the one model that was chosen."""
     bundle = load_bundle(folder)
     entries = []
     names = ("valid", "test") if args.test else ("valid",)
     for name in names:
-        if name not in crops:
-            raise DataError(f"{args.data} has no test split; leave --test out")
-        split = join(args.data, args.layout, name, crops).ordered(bundle.labels, "the bundle")
-        split = without_near_duplicates(split, name, args.data, args.layout, bundle.crop, cli.say)
+        split = join(data, name, crops).ordered(bundle.labels, "the bundle")
+        split = without_near_duplicates(split, name, data, bundle.crop, cli.say)
         for precision in ("int8", "fp32"):
             probabilities = predict_bundle(bundle, precision, split.crops.pixels)
             text, more = report(split, probabilities, args.layout, name, precision)
@@ -214,8 +212,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "  export-model edge/models --data ferplus --layout ferplus --out plain --prior none",
     )
     p.add_argument("source", type=Path, metavar="CHECKPOINT|BUNDLE")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
-    p.add_argument("--layout", choices=LAYOUTS, required=True)
+    add_data_options(p)
     p.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
     p.add_argument(
         "--prior",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -16,14 +17,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.data_set import DataSet, add_skip_option, fingerprint, open_data
+from distill.data.disk import create_map, refuse_full_disk
+from distill.data.layouts import LAYOUTS, Image
 from edge.base import cli
-from edge.base.errors import DataError
-from edge.base.files import write_atomically
+from edge.base.errors import DataError, EdgeError
+from edge.base.files import file_lock, write_atomically
 from edge.crop import crop_faces, crop_whole
 from edge.detect import Detector
 from edge.inference.bundle import CropSpec, load_bundle
@@ -31,9 +36,8 @@ from edge.inference.loader import open_backend
 from edge.inference.weights import locked, resolve
 from edge.records import Face
 from edge.sources.images import read_picture
-from edge.sources.recorded import PICTURES
 
-LAYOUTS = ("ferplus", "fer2013", "rafdb", "folders")
+SAVE_EVERY = 256  # crops after which a killed run has them
 
 # Data sets hold faces that fill the image; YuNet wants some room around one. On the first 600
 # training images of FER2013 (score 0.5 or more): 97.3 % found at 160+48 px, 98.7 % at 224+80.
@@ -50,54 +54,6 @@ class Crops:
     pixels: NDArray[np.uint8]
     names: list[str]
     found: NDArray[np.bool_]
-
-
-def list_images(data: Path, layout: str) -> dict[str, list[tuple[str, Path]]]:
-    """List the images by split ("train", "valid", "test"), each a name and a path, sorted by name.
-
-    ferplus, fer2013: FER2013Train|Valid|Test/*.png. rafdb: a tenth of train kept apart as valid,
-    Image/aligned/{train,test}_NNNNN_aligned.jpg.
-    folders: train|valid|test/CLASS/*, named CLASS/file. Raises DataError where the layout is not met.
-    """
-    if not data.is_dir():
-        raise DataError(f"{data} is not a folder; give the root of the data set")
-    splits: dict[str, list[tuple[str, Path]]] = {}
-    if layout in ("ferplus", "fer2013"):  # the same images under other labels
-        for split in ("train", "valid", "test"):
-            folder = data / f"FER2013{split.capitalize()}"
-            splits[split] = [(p.name, p) for p in sorted(folder.glob("*.png"))]
-    elif layout == "rafdb":
-        for path in sorted((data / "Image" / "aligned").glob("t*_*_aligned.jpg")):
-            name = path.name.replace("_aligned", "")
-            splits.setdefault(rafdb_split(name), []).append((name, path))
-    else:
-        for split in ("train", "valid", "test"):
-            splits[split] = [
-                (f"{p.parent.name}/{p.name}", p)
-                for p in sorted((data / split).glob("*/*"))
-                if p.suffix.lower() in PICTURES
-            ]
-    splits = {split: rows for split, rows in splits.items() if rows}
-    if not splits:
-        raise DataError(f"{data} holds no images in the layout '{layout}'; see --help for it")
-    return splits
-
-
-def rafdb_split(name: str) -> str:
-    """Name the split of an image of RAF-DB, which has none for validation: a tenth of its training
-    images, by the hash of their names, is kept apart to choose on, never the test split."""
-    if name.startswith("test"):
-        return "test"
-    return "valid" if hashlib.sha256(name.encode()).digest()[0] < 26 else "train"
-
-
-def fingerprint(images: list[tuple[str, Path]]) -> str:
-    """Hash what changes when an image is added, removed, renamed or overwritten."""
-    digest = hashlib.sha256()
-    for name, path in images:
-        status = path.stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def crop_detector(weights: Path | None = None, threads: int = 1) -> Detector:
@@ -148,70 +104,138 @@ def crops_key(spec: CropSpec, detector_sha256: str) -> str:
 
 
 def make_crops(
-    data: Path,
-    layout: str,
+    data: DataSet,
     out: Path,
     detector: Detector,
     spec: CropSpec,
     progress: Callable[[str], None] = lambda line: None,
     workers: int = 2,
 ) -> dict[str, Crops]:
-    """Crop every split of `data` into `out`; a split that is complete there is kept.
+    """Crop every split of `data` into `out`; a split that is complete there is kept, and one that was
+    cut off by a kill is resumed.
 
-    detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises SourceError for a bad image.
+    detector: of DETECT_SIDE x DETECT_SIDE and DETECT_SCORE. Raises DataError where the crops cannot be
+    kept, SourceError for an image that has become unreadable.
     """
-    made = {}
-    for split, images in list_images(data, layout).items():
-        key = f"{crops_key(spec, locked()['yunet']['sha256'])} {fingerprint(images)}"
-        key_file = out / f"{split}.key"
-        existing = load_crops(out, split) if _holds(key_file, key) else None
-        if existing is None or existing.names != [name for name, _ in images]:
-            out.mkdir(parents=True, exist_ok=True)
-            key_file.unlink(missing_ok=True)
-            _crop_split(out, split, images, detector, spec, progress, workers)
-            write_atomically(key_file, key.encode())  # last: without it the rest does not count
-            existing = load_crops(out, split)
-        if existing is None:
-            raise DataError(f"the crops of '{split}' in {out} cannot be read back; check the disk")
-        made[split] = existing
-    return made
+    form = crops_key(spec, locked()["yunet"]["sha256"])
+    keys = {split: f"{form} {fingerprint(images)}" for split, images in data.images.items()}
+    missing = [split for split in keys if _complete(data, out, split, keys[split]) is None]
+    try:
+        if missing:
+            side = spec.channels * spec.size * spec.size
+            refuse_full_disk(out, side * sum(len(data.images[s]) for s in missing) - _taken(out))
+            with file_lock(out / ".lock"):  # of two runs, the second finds them done
+                for split in missing:
+                    if _complete(data, out, split, keys[split]) is None:
+                        part = _Part(out, split, keys[split])
+                        part.crop(data.images[split], detector, spec, progress, workers)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep the crops in {out}: {error.strerror}; name another folder by --cache DIR"
+        ) from error
+    made = {split: _complete(data, out, split, key) for split, key in keys.items()}
+    if lost := [split for split, crops in made.items() if crops is None]:
+        raise DataError(f"the crops of '{lost[0]}' in {out} cannot be read back; check the disk")
+    return {split: crops for split, crops in made.items() if crops}
 
 
-def _holds(file: Path, text: str) -> bool:
-    return file.is_file() and file.read_text() == text
+def _complete(data: DataSet, out: Path, split: str, key: str) -> Crops | None:
+    """Open a split's crops where they are those of its images; else None."""
+    file = out / f"{split}.key"
+    if not file.is_file() or file.read_text() != key:
+        return None
+    crops = load_crops(out, split)
+    return crops if crops and crops.names == [name for name, _ in data.images[split]] else None
 
 
-def _crop_split(
-    out: Path,
-    split: str,
-    images: list[tuple[str, Path]],
-    detector: Detector,
-    spec: CropSpec,
-    progress: Callable[[str], None],
-    workers: int,
-) -> None:
-    """Write SPLIT.npy and SPLIT.csv, each whole or not at all."""
-    pixels_file, index_file = (out / f".{split}.{os.getpid()}.{end}" for end in ("npy", "csv"))
-    shape = (len(images), spec.channels, spec.size, spec.size)
-    pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
-    found: list[bool] = []
+def _taken(out: Path) -> int:
+    """Return the bytes that unfinished crops have already taken on the disk."""
+    return sum(path.stat().st_size for path in out.glob(".*.part.npy"))
 
-    def crop(item: tuple[str, Path]) -> tuple[NDArray[np.uint8], bool]:
-        return crop_single(read_picture(item[1]), detector, spec)
 
-    with ThreadPoolExecutor(workers) as pool:
-        for index, (cropped, was_found) in enumerate(pool.map(crop, images)):
-            pixels[index] = cropped
-            found.append(was_found)
-            if (index + 1) % 1000 == 0 or index + 1 == len(images):
-                progress(f"{split}: {index + 1}/{len(images)} crops")
-    pixels.flush()
-    with index_file.open("w", newline="", encoding="utf-8") as rows:
-        writer = csv.writer(rows)
-        writer.writerow(["name", "found"])
-        writer.writerows((n, int(f)) for (n, _), f in zip(images, found, strict=True))
-    os.replace(pixels_file, out / f"{split}.npy")
-    os.replace(index_file, out / f"{split}.csv")
+class _Part:
+    """A split's crops while they are made: `.SPLIT.part.npy`, `.found` (a digit a finished row) and
+    `.key`. A kill leaves them for the next run; an error removes them."""
+
+    def __init__(self, out: Path, split: str, key: str) -> None:
+        self._out, self._split, self._name = out, split, key
+        self._pixels, self._found, self._key = (
+            out / f".{split}.part.{end}" for end in ("npy", "found", "key")
+        )
+
+    def crop(
+        self,
+        images: list[Image],
+        detector: Detector,
+        spec: CropSpec,
+        progress: Callable[[str], None],
+        workers: int,
+    ) -> None:
+        """Write SPLIT.npy and SPLIT.csv, then SPLIT.key, without which they do not count."""
+        try:
+            found = self._rows(images, detector, spec, progress, workers)
+            (self._out / f"{self._split}.key").unlink(missing_ok=True)
+            text = io.StringIO()
+            writer = csv.writer(text)
+            writer.writerow(["name", "found"])
+            writer.writerows((name, int(f)) for (name, _), f in zip(images, found, strict=True))
+            os.replace(self._pixels, self._out / f"{self._split}.npy")
+            write_atomically(self._out / f"{self._split}.csv", text.getvalue().encode())
+            write_atomically(self._out / f"{self._split}.key", self._name.encode())
+        except (OSError, EdgeError):
+            self._pixels.unlink(missing_ok=True)
+            raise
+        finally:
+            if not self._pixels.exists():
+                self._found.unlink(missing_ok=True)
+                self._key.unlink(missing_ok=True)
+
+    def _resumed(self, shape: tuple[int, ...]) -> tuple[np.memmap[Any, Any], list[bool]]:
+        """Open what a killed run left of the same images, or begin."""
+        try:
+            if self._key.read_text() == self._name:
+                pixels = np.load(self._pixels, mmap_mode="r+", allow_pickle=False)
+                if pixels.shape == shape and pixels.dtype == np.uint8:
+                    return pixels, [digit == "1" for digit in self._found.read_text()[: shape[0]]]
+        except (OSError, ValueError):
+            pass
+        self._key.unlink(missing_ok=True)
+        self._pixels.unlink(missing_ok=True)
+        made = create_map(self._pixels, np.uint8, shape)
+        self._found.write_text("")
+        self._key.write_text(self._name)  # last: now the rows can be trusted
+        return made, []
+
+    def _rows(
+        self,
+        images: list[Image],
+        detector: Detector,
+        spec: CropSpec,
+        progress: Callable[[str], None],
+        workers: int,
+    ) -> list[bool]:
+        """Crop the rows that are missing; return whether a face was found in each."""
+        pixels, found = self._resumed((len(images), spec.channels, spec.size, spec.size))
+        if found:
+            progress(f"{self._split}: resumed after {len(found)} crops")
+
+        def crop(item: Image) -> tuple[NDArray[np.uint8], bool]:
+            return crop_single(read_picture(item[1]), detector, spec)
+
+        saved = len(found)
+        with ThreadPoolExecutor(workers) as pool, self._found.open("a") as digits:
+            for index, (cropped, was_found) in enumerate(pool.map(crop, images[saved:]), saved):
+                pixels[index] = cropped
+                found.append(was_found)
+                last = len(found) == len(images)
+                if len(found) % SAVE_EVERY == 0 or last:
+                    pixels.flush()  # before the digits that vouch for the rows
+                    digits.write("".join(str(int(f)) for f in found[saved:]))
+                    digits.flush()
+                    saved = len(found)
+                if len(found) % 1000 == 0 or last:
+                    progress(f"{self._split}: {len(found)}/{len(images)} crops")
+        return found
 
 
 def load_crops(folder: Path, split: str) -> Crops | None:
@@ -234,20 +258,20 @@ def load_crops(folder: Path, split: str) -> Crops | None:
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-crops",
-        "Crop a data set of single faces with the deployed detector and alignment.\n"
-        "ferplus, fer2013: FER2013Train|Valid|Test/*.png; rafdb: Image/aligned/*_aligned.jpg (a tenth\n"
-        "of train becomes valid);\n"
-        "folders: train|valid|test/CLASS/*. Writes SPLIT.npy and SPLIT.csv.",
+        "Crop a data set of single faces with the deployed detector and alignment; layouts as in\n"
+        "distill/README.md. Writes SPLIT.npy and SPLIT.csv; a killed run is resumed.",
         "edge-crops ferplus --layout ferplus --out crops",
     )
     p.add_argument("data", type=Path, metavar="DATA")
     p.add_argument("--layout", choices=LAYOUTS, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_skip_option(p)
     p.add_argument("--bundle", type=Path, metavar="DIR", help="whose crop; default: the shipped")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     args = p.parse_args(argv)
     spec = load_bundle(args.bundle).crop
-    made = make_crops(args.data, args.layout, args.out, crop_detector(args.weights), spec, print)
+    data = open_data(args.data, args.layout, args.out, print, args.skip_bad)
+    made = make_crops(data, args.out, crop_detector(args.weights), spec, print)
     for split, crops in made.items():
         print(f"{split}: {len(crops.names)} crops, face found in {100 * crops.found.mean():.2f} %")
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import fingerprint, list_images
+from distill.data.data_set import DataSet, fingerprint
 from distill.data.splits import Split, crops_folder
 from edge.base.files import write_atomically
 from edge.inference.bundle import CropSpec
@@ -60,8 +60,7 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
 
 
 def find_near_duplicates(
-    data: Path,
-    layout: str,
+    data: DataSet,
     keep_in: Path,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[NearDuplicate]]:
@@ -70,14 +69,13 @@ def find_near_duplicates(
     The result is kept as `twins-SPLIT.csv` in `keep_in`, and read from there the next time. Raises
     SourceError for an image that cannot be read.
     """
-    listed = list_images(data, layout)
-    key = " ".join(f"{split}={fingerprint(images)}" for split, images in listed.items())
+    key = " ".join(f"{split}={fingerprint(images)}" for split, images in data.images.items())
     key_file = keep_in / "twins.key"
     files = {split: keep_in / f"twins-{split}.csv" for split in YIELDS_TO}
     if key_file.is_file() and key_file.read_text() == key:
         return {split: _read(path) for split, path in files.items()}
     hashes = {}
-    for split, images in listed.items():
+    for split, images in data.images.items():
         hashes[split] = _hash_images(images)
         progress(f"{split}: {len(images)} images hashed")
     found = {}
@@ -100,8 +98,7 @@ def names_of(duplicates: Iterable[NearDuplicate]) -> set[str]:
 def without_near_duplicates(
     split: Split,
     name: str,
-    data: Path,
-    layout: str,
+    data: DataSet,
     spec: CropSpec,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Split:
@@ -109,7 +106,7 @@ def without_near_duplicates(
     of the split; spec: of its crops, with which the list is kept."""
     if name != "valid":
         return split
-    found = find_near_duplicates(data, layout, crops_folder(data, spec), progress)["valid"]
+    found = find_near_duplicates(data, crops_folder(data, spec), progress)["valid"]
     progress(f"left out: {len(found)} images of valid with a near-duplicate in the test split")
     return split.without(names_of(found))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distill.data.layouts import normal
+
 # A layout's data in scores and model cards.
 DATA_NAMES = {
     "ferplus": "FER+",
@@ -42,6 +44,6 @@ SAME = {
 
 
 def canonical(name: str) -> str:
-    """Translate a class folder's name into our words."""
-    lower = name.strip().lower()
+    """Translate a class folder's name into our words, its letters composed."""
+    lower = normal(normal(name).strip().lower())
     return SAME.get(lower, lower)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.crops import Crops, crop_detector, crops_key, make_crops
-from distill.data.votes import READERS, label_file
+from distill.data.data_set import DataSet
 from edge.base.errors import DataError
 from edge.inference.bundle import CropSpec
 from edge.inference.weights import locked
@@ -68,48 +68,28 @@ def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     return np.where(extra > inside.max(axis=1), -1, inside.argmax(axis=1))
 
 
-def crops_folder(data: Path, spec: CropSpec) -> Path:
-    """Name the folder of a raw data set's crops, `DATA.crops/KEY` next to it."""
-    data = data.resolve()
-    return data.with_name(data.name + ".crops") / crops_key(spec, locked()["yunet"]["sha256"])
+def crops_folder(data: DataSet, spec: CropSpec) -> Path:
+    """Name the folder of a data set's crops in one form, `DATA.crops/KEY`."""
+    key = crops_key(spec, locked()["yunet"]["sha256"])
+    return data.crops / (f"{key}-all" if data.train_on_all else key)
 
 
 def open_crops(
-    data: Path,
-    layout: str,
+    data: DataSet,
     spec: CropSpec,
     weights: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Crops]:
-    """Open the crops of a raw data set, made on first use and cached in `crops_folder`. Raises
-    DataError where they cannot be made or kept."""
-    out = crops_folder(data, spec)
+    """Open the crops of a data set, made on first use and cached in `crops_folder`. Raises DataError
+    where they cannot be made or kept."""
     detector = crop_detector(weights)
     try:
-        return make_crops(data, layout, out, detector, spec, progress)
-    except OSError as error:
-        raise DataError(f"cannot keep the crops in {out}: {error.strerror}") from error
+        return make_crops(data, crops_folder(data, spec), detector, spec, progress)
     finally:
         detector.backend.close()
 
 
-def join(data: Path, layout: str, split: str, made: dict[str, Crops]) -> Split:
-    """Join votes to crops by name; raises DataError for a split that is not there, an image without a
-    row or a row without an image."""
-    if split not in made:
-        raise DataError(f"{data} has no split '{split}', only {', '.join(made)}; add its folder")
-    crops = made[split]
-    voted, labels = READERS[layout](data, split)
-    have = set(crops.names)
-    if missing := [name for name in voted if name not in have]:
-        raise DataError(
-            f"{voted[missing[0]].where} names a missing image of '{split}', {missing[0]} "
-            f"({len(missing)} such rows); bring it back or take the row out"
-        )
-    if nameless := [name for name in crops.names if name not in voted]:
-        raise DataError(
-            f"{label_file(data, layout, split)} has no row for {nameless[0]} of '{split}' "
-            f"({len(nameless)} such images)"
-        )
-    table = np.array([voted[name].votes for name in crops.names], dtype=np.int64)
-    return Split(crops=crops, votes=table, labels=labels)
+def join(data: DataSet, split: str, made: dict[str, Crops]) -> Split:
+    """Join votes to crops; raises DataError as `DataSet.votes` does."""
+    votes, labels = data.votes(split)
+    return Split(made[split], votes, labels)

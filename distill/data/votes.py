@@ -7,16 +7,16 @@ one vote. A malformed row, an unknown class or a repeated name is a DataError na
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.crops import list_images, rafdb_split
 from distill.data.labels import FER2013, FERPLUS, FERPLUS_EXTRA, RAFDB, canonical
+from distill.data.layouts import SPLITS, Image, normal, rafdb_holders, rafdb_split
 from edge.base.errors import DataError
 from edge.inference.bundle import RESERVED
 
-SPLITS = ("train", "valid", "test")
+LONGEST_LABEL = 64  # letters that a bundle takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ Table = dict[str, Voted]
 
 
 def _add(table: Table, name: str, votes: list[int], where: str) -> None:
+    name = normal(name)
     if name in table:
         raise DataError(f"{where}: '{name}' is repeated")
     table[name] = Voted(votes, where)
@@ -40,7 +41,8 @@ def _add(table: Table, name: str, votes: list[int], where: str) -> None:
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield "FILE line N" and the row, blank ones left out."""
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
+        # Excel, for one, begins a file with a byte-order mark.
+        with path.open(newline="", encoding="utf-8-sig") as lines:
             for number, row in enumerate(csv.reader(lines), 1):
                 if row:
                     yield f"{path} line {number}", row
@@ -62,11 +64,13 @@ def label_file(data: Path, layout: str, split: str) -> Path:
     if layout == "fer2013":
         return data / "fer2013_original_labels.csv"
     if layout == "rafdb":
+        base = rafdb_holders(data)
+        if base is None:
+            return data  # Kaggle's: the folders are the labels
         # The holders' own spelling: "patition".
         name = "list_patition_label.txt"
-        return next(
-            (p for p in (data / name, data / "EmoLabel" / name) if p.is_file()), data / name
-        )
+        places = (base / "EmoLabel" / name, base / name)
+        return next((p for p in places if p.is_file()), places[0])
     return data / split
 
 
@@ -97,12 +101,23 @@ def read_fer2013(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
     return table, FER2013
 
 
-def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
-    """Read RAF-DB's seven basic classes (Li, Deng and Du 2017)."""
+def read_rafdb(
+    data: Path, split: str, images: Sequence[Image], train_on_all: bool = False
+) -> tuple[Table, tuple[str, ...]]:
+    """Read RAF-DB's seven basic classes (Li, Deng and Du 2017), from the holders' list or, of `images`,
+    from Kaggle's folders."""
     path = label_file(data, "rafdb", split)
     table: Table = {}
+
+    def add(name: str, number: int, where: str) -> None:
+        _add(table, name, [int(i == number - 1) for i in range(len(RAFDB))], where)
+
+    if path == data:
+        for name, image in images:
+            add(name, int(image.parent.name), str(image))
+        return table, RAFDB
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -113,31 +128,58 @@ def read_rafdb(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
         parts, where = line.split(), f"{path} line {number}"
         if len(parts) != 2 or not _whole(parts[1]) or not 1 <= int(parts[1]) <= len(RAFDB):
             raise DataError(f"{where}: expected 'NAME.jpg 1..{len(RAFDB)}'")
-        if rafdb_split(parts[0]) == split:
-            _add(table, parts[0], [int(i == int(parts[1]) - 1) for i in range(len(RAFDB))], where)
+        if rafdb_split(parts[0], train_on_all) == split:
+            add(parts[0], int(parts[1]), where)
     return table, RAFDB
 
 
-def read_folders(data: Path, split: str) -> tuple[Table, tuple[str, ...]]:
-    """Read the labels from the folders' names; train's are the classes."""
-    classes = sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
-    labels = tuple(canonical(name) for name in classes)
-    if reserved := RESERVED & set(labels):
-        raise DataError(f"{data / 'train'}: '{sorted(reserved)[0]}' is reserved; rename that class")
-    if len(set(labels)) != len(labels):
-        raise DataError(f"{data / 'train'}: two class folders mean the same class: {classes}")
+def read_folders(
+    data: Path, split: str, images: Mapping[str, Sequence[Image]]
+) -> tuple[Table, tuple[str, ...]]:
+    """Read the labels from the folders' names. train's are the classes; without train, those of all
+    splits together."""
+    whose = ["train"] if "train" in images else list(images)
+    classes = sorted({path.parent.name for own in whose for _, path in images[own]})
+    by_label: dict[str, str] = {}
+    for name in classes:
+        label = canonical(name)
+        if len(label) > LONGEST_LABEL:
+            raise DataError(
+                f"{data}: the class name '{label}' has {len(label)} letters, a bundle takes "
+                f"{LONGEST_LABEL}; shorten it"
+            )
+        if label in RESERVED:
+            raise DataError(f"{data}: '{label}' is reserved; rename that class")
+        if len(whose) == 1 and label in by_label:
+            raise DataError(
+                f"{data / whose[0]}: two class folders mean the same class '{label}': "
+                f"{by_label[label]!r} and {name!r}; merge them"
+            )
+        by_label[label] = name
+    labels = tuple(by_label)
     table: Table = {}
-    for name, path in list_images(data, "folders").get(split, []):
+    for name, path in images.get(split, []):
         label = canonical(path.parent.name)
-        if label not in labels:
-            raise DataError(f"{path}: class '{path.parent.name}' is not among train's {classes}")
+        if label not in by_label:
+            raise DataError(
+                f"{path}: class '{path.parent.name}' is not among train's {', '.join(labels)}"
+            )
         _add(table, name, [int(label == other) for other in labels], str(path))
     return table, labels
 
 
-READERS: dict[str, Callable[[Path, str], tuple[Table, tuple[str, ...]]]] = {
-    "ferplus": read_ferplus,
-    "fer2013": read_fer2013,
-    "rafdb": read_rafdb,
-    "folders": read_folders,
-}
+def read_votes(
+    data: Path,
+    layout: str,
+    split: str,
+    images: Mapping[str, Sequence[Image]],
+    train_on_all: bool = False,
+) -> tuple[Table, tuple[str, ...]]:
+    """Read a split's votes in a data set's layout; images: by split, as listed."""
+    if layout == "ferplus":
+        return read_ferplus(data, split)
+    if layout == "fer2013":
+        return read_fer2013(data, split)
+    if layout == "rafdb":
+        return read_rafdb(data, split, images.get(split, []), train_on_all)
+    return read_folders(data, split, images)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import LAYOUTS, Crops
+from distill.data.crops import Crops
+from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
 from distill.evaluation import counts
@@ -55,8 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what distill-train wrote; the last epochs in its folder are scored too. Given again,\n"
         "with a checkpoint or a bundle: all answer together",
     )
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
-    p.add_argument("--layout", choices=LAYOUTS, required=True)
+    add_data_options(p)
     p.add_argument("--split", choices=("train", "valid", "test"), default="test")
     p.add_argument("--precision", choices=("fp32", "int8"), default="int8", help="of a bundle")
     p.add_argument("--predictions", type=Path, metavar="out.csv", help="write the probabilities")
@@ -93,16 +93,15 @@ def _open(args: argparse.Namespace) -> Predictor:
     return ensemble([open_predictor(path, args.dinov2, args.face) for path in args.checkpoint])
 
 
-def _labelled(
-    args: argparse.Namespace, model: Predictor, crops: dict[str, Crops], name: str
-) -> Split:
+def _labelled(data: DataSet, model: Predictor, crops: dict[str, Crops], name: str) -> Split:
     """Join a split's labels, in the model's order, and leave near-duplicates of the test split out."""
-    split = join(args.data, args.layout, name, crops).ordered(model.labels, "the model")
-    return without_near_duplicates(split, name, args.data, args.layout, model.crop, cli.say)
+    split = join(data, name, crops).ordered(model.labels, "the model")
+    return without_near_duplicates(split, name, data, model.crop, cli.say)
 
 
 def _calibrate(
     args: argparse.Namespace,
+    data: DataSet,
     model: Predictor,
     crops: dict[str, Crops],
     split: Split,
@@ -111,7 +110,7 @@ def _calibrate(
     """Score ECE and NLL at the temperature that fits the validation split's votes (Guo et al. 2017)."""
     valid, known = split, probabilities
     if args.split != "valid":
-        valid = _labelled(args, model, crops, "valid")
+        valid = _labelled(data, model, crops, "valid")
         known = model.predict(valid.crops.pixels)
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
@@ -171,14 +170,13 @@ def _count_rooms(
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     model = _open(args)
-    crops = open_crops(args.data, args.layout, model.crop, args.weights, cli.say)
-    if args.split not in crops:
-        raise DataError(f"{args.data} has no split '{args.split}'; it has {', '.join(crops)}")
+    data = data_of(args, cli.say, (args.split,))
+    crops = open_crops(data, model.crop, args.weights, cli.say)
     names = crops[args.split].names
     probabilities = model.predict(crops[args.split].pixels)
     if args.predictions:
         write_predictions(args.predictions, names, model.labels, probabilities)
-    split = _labelled(args, model, crops, args.split)
+    split = _labelled(data, model, crops, args.split)
     probabilities = probabilities[np.isin(names, split.crops.names)]
     text, entries = report(split, probabilities, args.layout, args.split, model.precision)
     asked = [args.bundle] if args.bundle else args.checkpoint
@@ -187,7 +185,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     scores = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0)
     print(format_confusion(scores, split.labels))
     if "valid" in crops:
-        line, entry = _calibrate(args, model, crops, split, probabilities)
+        line, entry = _calibrate(args, data, model, crops, split, probabilities)
         print(line)
         entries.append(entry)
     alone = args.checkpoint[0] if args.checkpoint and len(args.checkpoint) == 1 else None

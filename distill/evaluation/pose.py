@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import LAYOUTS, crop_detector, find_single, list_images
+from distill.data.crops import crop_detector, find_single
+from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, majority, open_crops
 from distill.models.predict import open_predictor
 from edge.base import cli
-from edge.base.errors import DataError
 from edge.pose import yaw
 from edge.sources.images import read_picture
 
@@ -37,21 +37,18 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m distill.evaluation.pose --data ferplus --layout ferplus --split valid",
     )
     p.add_argument("--bundle", type=Path, default=Path("edge/models"), metavar="DIR")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
-    p.add_argument("--layout", choices=LAYOUTS, required=True)
+    add_data_options(p)
     p.add_argument("--split", choices=("train", "valid", "test"), default="valid")
     p.add_argument("--precision", choices=("fp32", "int8"), default="int8")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     return p
 
 
-def turns(
-    data: Path, layout: str, split: str, weights: Path | None = None
-) -> dict[str, float | None]:
+def turns(data: DataSet, split: str, weights: Path | None = None) -> dict[str, float | None]:
     """Estimate each image's yaw in degrees, by name; None where no face is found."""
     detector = crop_detector(weights)
     try:
-        images = list_images(data, layout)[split]
+        images = data.images[split]
         faces = {name: find_single(read_picture(path), detector) for name, path in images}
     finally:
         detector.backend.close()
@@ -90,12 +87,11 @@ def table(
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     model = open_predictor(args.bundle, "", (), args.precision)
-    crops = open_crops(args.data, args.layout, model.crop, args.weights, cli.say)
-    if args.split not in crops:
-        raise DataError(f"{args.data} has no split '{args.split}'; it has {', '.join(crops)}")
-    split = join(args.data, args.layout, args.split, crops).ordered(model.labels, "the model")
-    split = without_near_duplicates(split, args.split, args.data, args.layout, model.crop, cli.say)
-    known = turns(args.data, args.layout, args.split, args.weights)
+    data = data_of(args, cli.say, (args.split,))
+    crops = open_crops(data, model.crop, args.weights, cli.say)
+    split = join(data, args.split, crops).ordered(model.labels, "the model")
+    split = without_near_duplicates(split, args.split, data, model.crop, cli.say)
+    known = turns(data, args.split, args.weights)
     degrees = np.array([known[name] for name in split.crops.names], dtype=np.float64)
     print("\n".join(table(degrees, model.predict(split.crops.pixels), split)))
 

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
-from distill.data.crops import LAYOUTS
+from distill.data.data_set import add_data_options
 from distill.evaluation import evaluate
 from distill.models.face_files import add_face_option, face_files
 from distill.recipe import Recipe, load_recipe
@@ -155,8 +155,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx",
     )
     p.add_argument("study", type=Path, metavar="STUDY.yaml")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
-    p.add_argument("--layout", choices=LAYOUTS, default="ferplus")
+    add_data_options(p, "ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
     p.add_argument("--compile", action="store_true", help="as for distill-train")
@@ -166,7 +165,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
     study, recipes = load_study(args.study)
     options = ["--data", str(args.data), "--layout", args.layout]
-    for name in ("dinov2", "weights"):
+    options += ["--skip-bad"] if args.skip_bad else []
+    for name in ("cache", "dinov2", "weights"):
         if getattr(args, name):
             options += [f"--{name}", str(getattr(args, name))]
     for path in args.face:

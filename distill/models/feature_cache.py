@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distill.data.disk import create_map, refuse_full_disk
 from distill.models import store
 from distill.models.backbones import FrozenStem
 from distill.models.dinov2 import Dinov2
@@ -129,8 +129,21 @@ def cache_features(
     """Open the cache in `place` after computing what is missing. pixels: (N, C, S, S) uint8.
 
     Raises DataError where the disk is too small or the files are damaged."""
+    computed = OnTheFlyFeatures(network, pixels, device, bf16)
+    if _done(place) == len(pixels):  # a finished one may lie on a disk that is read-only
+        return _cached(place, computed, progress)
+    refuse_full_disk(place, 0)
     with file_lock(place / ".lock"):  # two runs over the same data: the second finds it done
-        return _cached(place, OnTheFlyFeatures(network, pixels, device, bf16), progress)
+        return _cached(place, computed, progress)
+
+
+def _done(place: Path) -> int:
+    """Return how many rows are written; raises DataError where the mark is damaged."""
+    mark = place / "done"
+    try:
+        return int(mark.read_text()) if mark.is_file() else 0
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be used ({error}); delete it and start again") from error
 
 
 def _cached(place: Path, computed: OnTheFlyFeatures, progress: Callable[[str], None]) -> Features:
@@ -140,8 +153,8 @@ def _cached(place: Path, computed: OnTheFlyFeatures, progress: Callable[[str], N
     def compute(start: int) -> Tensor:
         return computed.read(np.arange(start, min(start + BATCH, len(pixels)))).cpu()
 
+    done = _done(place)
     try:
-        done = int(mark.read_text()) if mark.is_file() else 0
         if done == 0 and len(pixels):
             _allocate(place, compute(0), len(pixels))
         finished = done == len(pixels)
@@ -170,23 +183,8 @@ def _cached(place: Path, computed: OnTheFlyFeatures, progress: Callable[[str], N
     return Features(codes, scale)
 
 
-def refuse_full_disk(place: Path, needed: int) -> None:
-    """Raise DataError where fewer than `needed` bytes are free: a write into a memory map on a full
-    disk would end the process."""
-    if needed > (free := shutil.disk_usage(place).free):
-        raise DataError(
-            f"{place} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            f"put the data on another disk"
-        )
-
-
 def _allocate(place: Path, sample: Tensor, rows: int) -> None:
-    place.mkdir(parents=True, exist_ok=True)
     places = sample.shape[2] * sample.shape[3]
-    needed = rows * places * (sample.shape[1] + 2)
-    refuse_full_disk(place, needed)
-    for name, kind, shape in (
-        ("codes", np.int8, (rows, places, sample.shape[1])),
-        ("scale", np.float16, (rows, places)),
-    ):
-        np.lib.format.open_memmap(place / f"{name}.npy", "w+", kind, shape)
+    refuse_full_disk(place, rows * places * (sample.shape[1] + 2))
+    create_map(place / "codes.npy", np.int8, (rows, places, sample.shape[1]))
+    create_map(place / "scale.npy", np.float16, (rows, places))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distill.data.data_set import data_of
 from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import Examples, log_prior, training_examples, validation_labels
 from distill.data.splits import Split, crops_folder, join, open_crops
@@ -91,25 +92,29 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     if not process.is_main:
         process.barrier()
     spec = recipe.crop.spec()
-    crops = open_crops(args.data, args.layout, spec, args.weights, say)
-    folder = crops_folder(args.data, spec)
-    duplicates = find_near_duplicates(args.data, args.layout, folder, say)
-    split = join(args.data, args.layout, "train", crops)
-    valid = join(args.data, args.layout, "valid", crops)
+    data = data_of(args, say, ("train", "valid"))
+    crops = open_crops(data, spec, args.weights, say)
+    folder = crops_folder(data, spec)
+    duplicates = find_near_duplicates(data, folder, say)
+    split, valid = (join(data, name, crops) for name in ("train", "valid"))
     left_out, unchosen = names_of(duplicates["train"]), names_of(duplicates["valid"])
     say(
         f"left out: {len(left_out)} near-duplicates of validation and test images from training, "
         f"{len(unchosen)} near-duplicates of test images from choosing"
     )
     examples = training_examples(split, left_out)
+    truth = validation_labels(valid, unchosen)
+    if len(examples) < 2 or not (truth >= 0).any():
+        raise DataError(
+            f"{len(examples)} labelled images of train and {int((truth >= 0).sum())} of valid have no "
+            f"near-duplicate in a later split, which is too few; split {args.data} by person or by "
+            f"recording, not by picture"
+        )
     torch.manual_seed(recipe.training.seed)
     builder = RunBuilder(recipe, args, process.device, folder, examples, split, valid, say, start)
     networks = builder.teacher() if recipe.teacher else builder.student()
     if process.is_main:
         process.barrier()
-    truth = validation_labels(valid, unchosen)
-    if not (truth >= 0).any():
-        raise DataError(f"no image of {args.data}'s validation split has a label to choose by")
     known = start.metadata if start else None
     return TrainingSetup(split.labels, examples, truth, valid.targets, networks, known, args.layout)
 

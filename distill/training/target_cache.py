@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.data.augment import warp
+from distill.data.disk import create_map, refuse_full_disk
 from distill.models.feature_cache import (
     Grids,
     pack,
-    refuse_full_disk,
     unpack,
     weights_digest,
 )
@@ -91,7 +91,7 @@ def _write(folder: Path, blocks: Iterator[dict[str, NDArray[Any]]], rows: int) -
         for name, part in block.items():
             if name not in open_arrays:
                 shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"
-                open_arrays[name] = np.lib.format.open_memmap(path, "w+", part.dtype, shape)
+                open_arrays[name] = create_map(path, part.dtype, shape)
             open_arrays[name][done : done + len(part)] = part
         done += len(block["logits"])
     for array in open_arrays.values():

@@ -8,6 +8,7 @@ EdgeError                exit 1, the message is one line that says what to do
 +-- BackendError         a runtime that is missing or refuses the model
 +-- DeviceError          an accelerator that is lost to this process: only a new process gets it back
 +-- SourceError          a camera, file, folder or address that gives no frames
+|   +-- PictureError     one picture file that cannot be read (sources/images.py)
 +-- BrokerError          readings that the broker did not take in time
 +-- OutboxError          the file that keeps the readings
 +-- DataError            a data set that does not have the layout it claims

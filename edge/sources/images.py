@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +47,75 @@ def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
     return picture if picture.shape[2] == 3 else None
 
 
+# What ends a JPEG's entropy-coded data: any marker but a stuffed zero, a fill byte or a restart.
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# Files that lie among pictures by mistake, by how they begin, and what to do about them.
+_KNOWN = {
+    b"version https://git-lfs": ("is a pointer of Git LFS, not the picture", "run git lfs pull"),
+    b"GIF8": ("is a GIF, which is not read", "save it as PNG"),
+    b"\x00\x05\x16\x07": ("is a resource fork that macOS left behind", "remove it"),
+}
+
+
+class PictureError(SourceError):
+    """A picture file that cannot be read. why: the reason, without the file's name."""
+
+    def __init__(self, path: Path, why: str, advice: str) -> None:
+        super().__init__(f"{path} {why}; {advice}")
+        self.why = why
+
+
+def is_cut_jpeg(data: bytes) -> bool:
+    """Tell whether a JPEG ends before its end marker (ITU-T T.81, annex B), as a download or a copy
+    does that was broken off. Markers inside a segment, such as a thumbnail's, do not count."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    at = 2
+    while at + 2 <= len(data):
+        if data[at] != 0xFF:
+            return False  # not as a JPEG is built: for the decoder to judge
+        marker = data[at + 1]
+        if marker == 0xD9:
+            return False
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:  # start of scan: its data has no length
+            following = _MARKER.search(data, at)
+            at = following.start() if following else len(data)
+    return True
+
+
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Read a picture file as (H, W, 3) uint8 BGR, by its content; raises SourceError naming it."""
+    """Read a picture file as (H, W, 3) uint8 BGR, by its content; raises PictureError."""
+    if path.is_symlink() and not path.exists():
+        raise PictureError(path, "is a link to a file that is not there", "fetch or remove it")
     if not path.is_file():
-        raise SourceError(f"{path} is not a picture that OpenCV can read; remove it")
+        raise PictureError(path, "is not a picture that OpenCV can read", "remove it")
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise SourceError(f"{path} is above {MAX_BYTES >> 20} MiB; remove or shrink it")
+            raise PictureError(path, f"is above {MAX_BYTES >> 20} MiB", "remove or shrink it")
         data = path.read_bytes()
+        if is_cut_jpeg(data):  # some versions of OpenCV fill the rest with grey
+            raise PictureError(path, "is a JPEG that is cut short", "fetch it again or remove it")
         # Not by name: OpenCV crashes on one that is not UTF-8.
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except cv2.error as error:
-        raise SourceError(
-            f"{path} cannot be read as a picture ({error.err or 'too large'}); remove or shrink it"
+        raise PictureError(
+            path, f"cannot be read: {error.strerror}", "mend or remove it"
         ) from error
+    except cv2.error as error:
+        why = f"cannot be read as a picture ({error.err or 'too large'})"
+        raise PictureError(path, why, "remove or shrink it") from error
     picture = as_bgr(found)
     if picture is None:
-        raise SourceError(f"{path} is not a picture that OpenCV can read; remove it")
-    if max(picture.shape[:2]) > MAX_SIDE:
-        raise SourceError(
-            f"{path} is {picture.shape[1]}x{picture.shape[0]} pixels, at most {MAX_SIDE} a side are "
-            f"read; shrink it"
+        why, advice = next(
+            (known for start, known in _KNOWN.items() if data.startswith(start)),
+            ("is not a picture that OpenCV can read" if data else "is empty", "remove it"),
         )
+        raise PictureError(path, why, advice)
+    if max(picture.shape[:2]) > MAX_SIDE:
+        why = f"is {picture.shape[1]}x{picture.shape[0]} pixels, at most {MAX_SIDE} a side are read"
+        raise PictureError(path, why, "shrink it")
     return picture

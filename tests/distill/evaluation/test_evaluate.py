@@ -230,11 +230,12 @@ def test_another_scorer_gives_the_same_figures(
 def test_the_same_images_under_the_challenges_labels(
     detector_file: Path, eight_classes: Path, command: Callable[..., Done]
 ) -> None:
+    from distill.data.data_set import crops_root, open_data
     from distill.data.splits import join, open_crops
     from edge.inference.bundle import load_bundle
 
-    crops = open_crops(eight_classes, "fer2013", load_bundle(SHIPPED).crop)
-    split = join(eight_classes, "fer2013", "test", crops)
+    data = open_data(eight_classes, "fer2013", crops_root(eight_classes, None), print)
+    split = join(data, "test", open_crops(data, load_bundle(SHIPPED).crop))
     assert split.labels == (
         "anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral",
     )  # fmt: skip
@@ -255,7 +256,7 @@ def test_the_same_images_under_the_challenges_labels(
     try:
         path.write_text(before.replace("test001.png,Test,happy", "test001.png,Test,bored"))
         with pytest.raises(DataError, match=r"labels\.csv line \d+: expected a name"):
-            join(eight_classes, "fer2013", "test", crops)
+            data.votes("test")
     finally:
         path.write_text(before)
 

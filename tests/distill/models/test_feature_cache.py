@@ -102,7 +102,7 @@ def test_a_full_disk_and_other_pictures_are_one_line(
         cache(tmp_path, Counting(), count=70)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DataError, match=r"needs 0\.0 GB"):
+    with pytest.raises(DataError, match=r"needs 0\.0 MB"):
         cache(tmp_path / "new", Counting())
 
 
@@ -145,7 +145,7 @@ def test_targets_are_the_teachers_and_move_with_the_picture(
     full = shutil.disk_usage(tmp_path)._replace(free=100)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(DataError, match=r"needs 0\.0 GB"):
+        with pytest.raises(DataError, match=r"needs 0\.1 MB"):
             cache_targets(tmp_path, Teacher(CONFIG), grids, False, lambda line: None)
     said: list[str] = []
     with ThreadPoolExecutor(2) as pool:
