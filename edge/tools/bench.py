@@ -57,14 +57,16 @@ def _items(settings: Settings, faces: int, frames: int) -> Iterator[Frame | Tick
         yield from open_source(settings.camera)
         return
     for index in range(frames):
-        moment = index / 30
+        moment = index / settings.camera.rate
         yield Frame(pixels=scene(moment, faces), time=moment, utc=moment)
 
 
 def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
     """Run the node's stages over the source as fast as it goes; one process, nothing published.
 
-    The first WARM_UP frames are not counted. Raises as the node does.
+    The pattern's pictures lie as far apart in time as the node looks, so that what runs by the clock has
+    its share. core_seconds_a_minute: what a minute of that takes of one core, all threads added up,
+    without a camera's own driver. The first WARM_UP frames are not counted. Raises as the node does.
     """
     cv2.setNumThreads(settings.runtime.threads)
     bundle, student = open_student(settings)
@@ -73,7 +75,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
     stages = Stages(keep=1_000_000)
     people: list[int] = []
     sizes: set[str] = set()
-    counted, began, warm = 0, time.perf_counter(), False
+    counted, began, used, warm = 0, time.perf_counter(), time.process_time(), False
     previous = time.perf_counter()
     for index, item in enumerate(_items(settings, faces, frames)):
         if isinstance(item, Tick):
@@ -82,7 +84,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
         if index == WARM_UP:
             pipeline.stages = Stages(keep=1_000_000)
             stages, began, counted, warm = Stages(keep=1_000_000), previous, 0, True
-            people = []
+            people, used = [], time.process_time()
         pipeline.step(item)
         now = time.perf_counter()
         stages.note("capture", captured - previous)
@@ -93,12 +95,14 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
         previous = now
     if not warm or counted <= 1:
         raise SourceError(f"fewer than {WARM_UP + 2} pictures; give a longer source")
+    spent = time.process_time() - used
     rows = {
         name: (pipeline.stages if name in pipeline.stages.names() else stages).milliseconds(name)
         for name in STAGES
     }
     return {
         "frames_per_second": round(counted / (previous - began), 1),
+        "core_seconds_a_minute": round(spent / counted * settings.camera.rate * 60, 1),
         "stages_ms": {
             name: {"p50": row[0], "p95": row[1]} for name, row in rows.items() if row is not None
         },
@@ -111,6 +115,7 @@ def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
             "detector": f"{opened.backend.name} {opened.precision} {detector.size}",
             "source": f"{'test pattern' if settings.camera.source == 'test' else 'file'} "
             f"{', '.join(sorted(sizes))}",
+            "analyse_per_second": settings.camera.rate,
             "faces_in_view": f"{min(people)} to {max(people)}, mean {sum(people) / len(people):.1f}",
             "masks": len(settings.privacy.masks),
             "frames": counted,
@@ -124,7 +129,11 @@ def as_text(result: dict[str, Any]) -> str:
     lines = [f"{'stage':<14}{'median ms':>12}{'95 % ms':>12}"]
     for name, row in result["stages_ms"].items():
         lines.append(f"{name:<14}{row['p50']:>12.2f}{row['p95']:>12.2f}")
-    lines.append(f"\n{result['frames_per_second']:g} frames/s end to end\n")
+    rate = result["conditions"]["analyse_per_second"]
+    lines.append(f"\n{result['frames_per_second']:g} frames/s end to end")
+    lines.append(
+        f"{result['core_seconds_a_minute']:g} core-seconds a minute at {rate:g} pictures a second\n"
+    )
     lines += [f"{key}: {value}" for key, value in result["conditions"].items()]
     return "\n".join(lines)
 

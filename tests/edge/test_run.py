@@ -267,10 +267,17 @@ def test_check_looks_only_where_and_when_the_node_may(
 
 def test_bench_has_the_nodes_masks_and_opens_no_camera(command: Command, tmp_path: Path) -> None:
     config = tmp_path / "node.yaml"
-    config.write_text("camera: {source: 'rtsp://192.0.2.1/'}\nprivacy: {masks: [[0, 0, 1, 1]]}\n")
+    config.write_text(
+        "camera: {source: 'rtsp://192.0.2.1/', analyse_per_second: 4}\n"
+        "privacy: {masks: [[0, 0, 1, 1]]}\n"
+    )
     done = command("edge.tools.bench", "--config", config, "--faces", 3, "--frames", 24, "--json")
     assert done.code == 0, done.err
-    conditions = json.loads(done.out)["conditions"]
+    result = json.loads(done.out)
+    conditions = result["conditions"]
+    assert conditions["analyse_per_second"] == 4
+    # 240 pictures a minute, each of which was computed.
+    assert 0 < result["core_seconds_a_minute"] < 240
     assert (conditions["masks"], conditions["faces_in_view"]) == (1, "0 to 0, mean 0.0")
     for camera in ("0", "rtsp://u:p@192.0.2.1/", "loop:x.mp4"):
         done = command("edge.tools.bench", "--camera", camera)
