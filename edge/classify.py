@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge.crop import crop_faces
 from edge.inference.backends import Backend
 from edge.inference.bundle import Bundle
-from edge.pose import yaw
+from edge.pose import shows_front
 from edge.records import Counting, Expression, Track
 
 # A face that cannot be read keeps its last answer for so long: a look aside is no other expression,
@@ -71,7 +71,7 @@ class Classifier:
 
     def _shows_its_front(self, track: Track) -> bool:
         face = track.face
-        return face.size >= self.min_face_px and abs(yaw(face.landmarks)) <= self.max_turn
+        return face.size >= self.min_face_px and shows_front(face, self.max_turn)
 
     def _known(self, number: int, time: float) -> NDArray[np.float32] | None:
         probabilities, when = self._memory.get(number, (None, time))

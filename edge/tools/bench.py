@@ -64,8 +64,8 @@ def _items(settings: Settings, faces: int, frames: int) -> Iterator[Frame | Tick
 def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
     """Run the node's stages over the source as fast as it goes; one process, nothing published.
 
-    The pattern's pictures lie as far apart in time as the node looks, so that what runs by the clock has
-    its share. core_seconds_a_minute: what a minute of that takes of one core, all threads added up,
+    The pattern's pictures lie as far apart in time as the node looks, so that what runs by the clock
+    has its share. core_seconds_a_minute: what a minute of that takes of one core, all threads added up,
     without a camera's own driver. The first WARM_UP frames are not counted. Raises as the node does.
     """
     cv2.setNumThreads(settings.runtime.threads)

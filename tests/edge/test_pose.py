@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from edge.detect import Detector
 from edge.inference.loader import open_backend
-from edge.pose import yaw
+from edge.pose import shows_front, yaw
+from edge.records import Face
 from edge.settings import Settings
 
 # A mean face: pupils, nose tip, corners of the mouth; x right, y down, z towards the camera, mm.
@@ -67,6 +68,7 @@ def test_portraits_are_far_from_too_turned_and_mirrored_with_their_picture(
     backend.close()
     most = Settings().classifier.max_turn
     assert abs(yaw(face.landmarks)) < most / 2
+    assert shows_front(face, most)
     # YuNet sets noses some 5 degrees to the left: twice that, and a little, apart.
     assert yaw(mirrored.landmarks) == pytest.approx(-yaw(face.landmarks), abs=12)
 
@@ -74,3 +76,23 @@ def test_portraits_are_far_from_too_turned_and_mirrored_with_their_picture(
 @pytest.mark.parametrize("points", [np.zeros((5, 2)), seen(0)[[1, 0, 2, 4, 3]], seen(100)])
 def test_points_that_no_front_has_are_turned_all_the_way(points: NDArray[np.float32]) -> None:
     assert abs(yaw(points.astype(np.float32))) == 90
+
+
+@pytest.mark.parametrize(
+    ("apart", "degrees", "front"),
+    [
+        (0.2, 0, True),
+        (0.49, 0, True),
+        (0.51, 0, False),
+        (0.62, 20, False),
+        (0.4, 69, True),
+        (0.4, 75, False),
+    ],
+)
+def test_a_front_is_not_turned_too_far_and_has_its_eyes_within_half_the_box(
+    apart: float, degrees: float, front: bool
+) -> None:
+    points = seen(degrees)
+    eyes = float(np.hypot(*(points[1] - points[0])))
+    box = np.array([300, 220, eyes / apart, eyes / apart], dtype=np.float32)
+    assert shows_front(Face(box, points, 0.9), 70) is front
