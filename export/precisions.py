@@ -14,6 +14,7 @@ from distill.models.predict import logits_of
 from edge.base.errors import EdgeError
 from export.agree import Agreement, compare
 from export.describe import FILES
+from export.operator_forms import refuse_unknown_forms
 from export.sensitivity import NodeError, float_nodes, measure
 from export.to_fp16 import rest_to_fp16, to_fp16
 from export.to_int8 import CPU, TENSORRT, Quantiser
@@ -43,6 +44,8 @@ def write_all(
             else:
                 (folder / FILES[scheme.role]).write_bytes(draft.read_bytes())
     to_fp16(source, folder / FILES["fp16-trt"])
+    for role in ("int8-trt", "fp16-trt"):
+        refuse_unknown_forms(folder / FILES[role])
     same_convolutions(folder)
     return errors
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from distill.models.student import Student, reparameterise
 from edge.base.errors import EdgeError
+from export.operator_forms import refuse_unknown_forms, write_portably
 
 # torch's exporter translates for 18 and later: asked for 17 it writes 18 without a word.
 OPSET = 18
@@ -40,6 +41,7 @@ def export_onnx(student: Student, path: Path) -> None:
     write_onnx(student, (config.channels, config.size, config.size), path)
     model = onnx.load(str(path))
     strip_metadata(model)
+    write_portably(model)
     onnx.save(model, str(path))
     check_graph(path)
 
@@ -78,7 +80,7 @@ def strip_metadata(model: onnx.ModelProto) -> None:
 
 def check_graph(path: Path) -> None:
     """Raise EdgeError unless the file holds its weights, the asked opset, an open batch and the
-    fused attention, and no shape arithmetic."""
+    fused attention, no shape arithmetic, and only forms that every TensorRT reads."""
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -96,6 +98,7 @@ def check_graph(path: Path) -> None:
         raise EdgeError(f"{path.name}: shape arithmetic in the graph: {sorted(found)}")
     if kinds.count("Softmax") != 2:
         raise EdgeError(f"{path.name}: {kinds.count('Softmax')} Softmax, the fused block has 2")
+    refuse_unknown_forms(path)
 
 
 def head_of(model: onnx.ModelProto) -> onnx.NodeProto:

@@ -35,7 +35,8 @@ LAYERS = {
         evaluation train
     """,
     "export": """
-        engine to_onnx
+        engine operator_forms
+        to_onnx
         source
         agree baselines calibrate card describe
         to_int8
