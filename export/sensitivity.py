@@ -62,7 +62,8 @@ def measure(
             if node in products:
                 stays = "attention product"
             elif node == head:
-                # A thousand products, and codes would put each class's logit on a grid of tenths.
+                # A thousand products, and codes would put each class's logit on a grid of tenths;
+                # TensorRT would need a kernel more to make them.
                 stays = "head"
             elif not kl <= LIMIT:
                 stays = f"KL above {LIMIT}"

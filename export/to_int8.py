@@ -3,7 +3,8 @@
 CPU        ONNX Runtime's kernels: uint8 activations with a zero point, Relu folded into the range,
            weights by channel with reduced range (AVX2's u8 x s8 products saturate without it)
 TENSORRT   explicit Q/DQ as TensorRT reads it: int8, symmetric, before each convolution and linear
-           layer and nowhere else, so that its Relu and bias fuse; biases in float
+           layer and nowhere else, so that its Relu and bias fuse; biases and the head in float, the
+           division of the grey levels in the first scale
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from edge.base.errors import DataError
@@ -129,6 +131,8 @@ class Quantiser:
         finally:
             root.setLevel(level)
         drop_foreign_opsets(model)
+        if scheme is TENSORRT:
+            fold_division(model)
         onnx.checker.check_model(model)
         onnx.save(model, str(target))
 
@@ -140,3 +144,41 @@ def drop_foreign_opsets(model: onnx.ModelProto) -> None:
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+
+
+def fold_division(model: onnx.ModelProto) -> None:
+    """Let the first scale divide the grey levels, in place: where a constant divides what codes are
+    made of, the scale of the codes takes it, and the scales of the kernels behind give it back. The
+    codes stay. The subtraction before it cannot go the same way: symmetric codes have no zero point,
+    and in a kernel's bias it would change what its padding means."""
+    graph = model.graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    constants = {t.name: t for t in graph.initializer}
+
+    def readers(name: str) -> list[onnx.NodeProto]:
+        return [node for node in graph.node if name in node.input]
+
+    def scale(name: str, factor: NDArray[np.float32]) -> None:
+        value = numpy_helper.to_array(constants[name]) * factor
+        constants[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
+
+    for node in [n for n in graph.node if n.op_type == "Div" and n.input[1] in constants]:
+        divisor = numpy_helper.to_array(constants[node.input[1]])
+        coded = readers(node.output[0])
+        decoded = [d for q in coded for d in readers(q.output[0])]
+        convolutions = [c for d in decoded for c in readers(d.output[0])]
+        kinds = ({n.op_type for n in part} for part in (coded, decoded, convolutions))
+        if divisor.size != 1 or tuple(kinds) != (
+            {"QuantizeLinear"},
+            {"DequantizeLinear"},
+            {"Conv"},
+        ):
+            continue
+        kernels = {made_by[c.input[1]].input[1] for c in convolutions if c.input[1] in made_by}
+        for name in {n.input[1] for n in (*coded, *decoded)}:
+            scale(name, divisor)
+        for name in kernels:
+            scale(name, 1 / divisor)
+        for quantise in coded:
+            quantise.input[0] = node.input[0]
+        graph.node.remove(node)

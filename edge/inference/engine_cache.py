@@ -93,8 +93,9 @@ class Latency(BaseModel):
 
 
 class Sidecar(BaseModel):
-    """KEY.json. answer_error: largest difference of a logit to the known answers; attention: what the
-    engine inspector shows; latency by batch, empty where it was not measured."""
+    """KEY.json. answer_error: largest difference of a logit to the known answers; attention and
+    convolutions: what the engine inspector shows of them, "" in a sidecar of 0.1.0; latency by batch,
+    empty where it was not measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,6 +107,7 @@ class Sidecar(BaseModel):
     build_seconds: float
     workspace_mib: int
     attention: str
+    convolutions: str = ""
     latency: dict[str, Latency] = {}
 
 

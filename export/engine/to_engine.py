@@ -43,6 +43,7 @@ from edge.sizes import expected
 from edge.sources.synthetic import portrait
 from export.engine.attention import Attention, fusion_report
 from export.engine.builder import Plan, build, strongly_typed, workspace_mib
+from export.engine.kernels import convolution_report
 
 Say = Callable[[str], None]
 TRIES = 2
@@ -114,7 +115,7 @@ def make(
             runtime = api.open(path)
             try:
                 error = network.self_test(runtime)
-                shown = fusion_report(runtime.inspect(), list(network.attentions))
+                shown = runtime.inspect()
             finally:
                 runtime.close()
         except EdgeError as fault:
@@ -134,7 +135,10 @@ def make(
                 answer_error=error,
                 build_seconds=round(plan.seconds, 1),
                 workspace_mib=workspace,
-                attention=shown if network.attentions else "has none",
+                attention=fusion_report(shown, list(network.attentions))
+                if network.attentions
+                else "has none",
+                convolutions=convolution_report(shown),
             ),
         )
         return engine, True
@@ -289,6 +293,7 @@ def as_text(report: dict[str, Any]) -> str:
         lines.append(
             f"{precision}: known answers off by {row['answer_error']:.3g}; attention {row['attention']}"
         )
+        lines.append(f"{precision}: {row['convolutions'] or 'kernels not shown'}")
     lines.append(f"chosen: {report['chosen']} ({report['why']})")
     return "\n".join(lines)
 

@@ -244,3 +244,39 @@ def test_halving_leaves_the_file_it_read_alone(fp32: Path, tmp_path: Path) -> No
     before = fp32.read_bytes()
     to_fp16(fp32, tmp_path / "half.onnx")
     assert fp32.read_bytes() == before
+
+
+def test_the_division_of_grey_levels_goes_into_the_first_scale(
+    folder: tuple[Path, dict[str, list[NodeError]]], quantiser: Quantiser, tmp_path: Path
+) -> None:
+    out, _ = folder
+    model = load(out, "int8-trt")
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert (kinds["Sub"], kinds["Div"]) == (1, 0)
+    # The same codes: with the division put back, the answers are the same.
+    kept = [name for a in attentions(quantiser.model) for name in (a.scores, a.values)]
+    quantiser.write(TENSORRT, tmp_path / "folded.onnx", kept)
+    folded = onnx.load(str(tmp_path / "folded.onnx"))
+    divided = onnx.load(str(tmp_path / "folded.onnx"))
+    [first] = [n for n in divided.graph.node if n.op_type == "Conv"][:1]
+    decode = producers(divided)[first.input[0]]
+    weights = producers(divided)[first.input[1]]
+    deviation = np.float32(61.8)
+    for tensor in divided.graph.initializer:
+        if tensor.name == decode.input[1]:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) / deviation, tensor.name)
+            )
+        if tensor.name == weights.input[1]:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * deviation, tensor.name)
+            )
+    divided.graph.initializer.append(numpy_helper.from_array(deviation, "deviation"))
+    quantise = producers(divided)[decode.input[0]]
+    node = onnx.helper.make_node("Div", [quantise.input[0], "deviation"], ["divided"])
+    divided.graph.node.insert(list(divided.graph.node).index(quantise), node)
+    quantise.input[0] = "divided"
+    onnx.save(divided, str(tmp_path / "divided.onnx"))
+    a, b = (logits_of(tmp_path / f"{name}.onnx", crops(32)) for name in ("folded", "divided"))
+    assert np.abs(a - b).max() < 1e-3
+    assert folded.graph.node[0].op_type != "Div"
