@@ -4,7 +4,8 @@ OUT/last.pt        task, moving average, optimiser and epoch, written atomically
                    a resumed run ends with the same weights as one that was not interrupted
 OUT/best.pt        the moving average with the best validation accuracy so far
 OUT/epoch-NNN.pt   the moving averages of the last three epochs
-OUT/log.csv        a row an epoch: losses by name, validation, seconds
+OUT/log.csv        a row an epoch: losses by name, validation, seconds, and the machine, which a run
+                   changes by --resume --allow-other-machine alone
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def train(
     process: Process,
     resume: bool = False,
     compiled: bool = False,
+    other_machine: bool = False,
 ) -> Path:
     """Train, and return the path of the best checkpoint by validation accuracy.
 
@@ -51,7 +53,12 @@ def train(
     if (out / "last.pt").is_file():
         if not resume:
             raise UsageError(f"{out} holds a run; resume it by --resume, or choose another --out")
-        first, best = trainer.resume(out / "last.pt")
+        first, best, changes = trainer.resume(out / "last.pt", other_machine)
+        if changes and process.is_main:
+            print(
+                f"resumed on another machine: {', '.join(changes)}; the last digits will differ from "
+                f"those of a run on one machine"
+            )
     out.mkdir(parents=True, exist_ok=True)
     trainer.wrap()
     if process.is_main:
@@ -69,6 +76,7 @@ def train(
                 "valid_loss": round(loss, 5),
                 "learning_rate": f"{trainer.learning_rate(epoch):.3g}",
                 "seconds": round(time.monotonic() - started, 1),
+                "machine": trainer.machine,
             }
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             best = _save(trainer, out, row, accuracy, best)
@@ -120,6 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints and log.csv")
     p.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     p.add_argument(
+        "--allow-other-machine",
+        action="store_true",
+        help="resume also where precision or number of processes were others; log.csv has both",
+    )
+    p.add_argument(
         "--compile",
         action="store_true",
         help="compile the step first (a minute, and a C++ compiler); a teacher's then takes half",
@@ -154,7 +167,15 @@ def run(argv: Sequence[str] | None = None) -> None:
         recipe = recipe.model_copy(update={"training": training})
     with process_group() as process:
         setup = prepare(recipe, args, process)
-        best = train(recipe, setup, args.out, process, args.resume, args.compile)
+        best = train(
+            recipe,
+            setup,
+            args.out,
+            process,
+            args.resume,
+            args.compile,
+            args.allow_other_machine,
+        )
         if process.is_main:
             print(f"best checkpoint: {best}")
 

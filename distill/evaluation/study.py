@@ -1,8 +1,8 @@
 """`distill-study`: a table of runs over seeds from one YAML file, as the README shows it.
 
 Every run is a `distill-train` of its own in OUT/NAME/SEED, resumed where it stopped; what is finished
-is not run again. A run marked `report` is scored on the test split too: that is for the comparison
-that is published, not for choosing.
+is not run again, and is not shown for other data than it was trained on. A run marked `report` is
+scored on the test split too: that is for the comparison that is published, not for choosing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,12 +18,14 @@ import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
-from distill.data.data_set import add_data_options
+from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.evaluation import evaluate
+from distill.models import store
 from distill.models.face_files import add_face_option, face_files
 from distill.recipe import Recipe, load_recipe
+from distill.training.fingerprint import LEARNED_FROM, data_digest
 from edge.base import cli
-from edge.base.errors import DataError, EdgeError
+from edge.base.errors import DataError, EdgeError, SettingsError
 from edge.base.files import write_atomically
 from edge.base.strict_yaml import Strict, read_yaml, validate
 
@@ -82,12 +84,40 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(exclude_unset=True), sort_keys=False)
 
 
+def trained_by(folder: Path) -> Recipe | None:
+    """Read the recipe that a run's folder was made by; None where there is none that is read today."""
+    try:
+        return load_recipe(folder / "recipe.yaml")
+    except SettingsError:
+        return None
+
+
 def finished(folder: Path, recipe: Recipe) -> bool:
     """Tell whether all epochs of this very recipe are done; a changed one is trained elsewhere."""
-    log, own = folder / "log.csv", folder / "recipe.yaml"
-    if not (log.is_file() and own.is_file() and own.read_text() == recipe_text(recipe)):
+    log, own = folder / "log.csv", trained_by(folder)
+    if not (log.is_file() and own and own.model_dump() == recipe.model_dump()):
         return False
     return len(log.read_text().splitlines()) == recipe.training.epochs + 1
+
+
+def refuse_other_data(folders: Iterable[Path], data: DataSet) -> list[Path]:
+    """Compare the data of every run that was begun with those that are given.
+
+    Returns the folders of runs from before that was kept, which distill-train --resume is to compare.
+    Raises DataError where a run is of other data."""
+    own, unknown = data_digest(data, LEARNED_FROM), []
+    for folder in folders:
+        path = folder / "last.pt"
+        if not path.is_file():
+            continue
+        known = store.load(path, lazily=True)["identity"].get("pictures")
+        if known is None:
+            unknown.append(folder)
+        elif known != own:
+            raise DataError(
+                f"{path} is a run on other data than {data}; give its own, or choose another --out"
+            )
+    return unknown
 
 
 def train_one(
@@ -96,23 +126,23 @@ def train_one(
     """Run distill-train in a process of its own, so that a seed's result does not depend on what ran
     before. Raises EdgeError where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "recipe.yaml"
-    known = kept.read_text() if kept.is_file() else ""
-    if (folder / "last.pt").is_file() and known != recipe_text(recipe):
+    own = trained_by(folder)
+    if (folder / "last.pt").is_file() and not (own and own.model_dump() == recipe.model_dump()):
         raise DataError(
             f"{folder} was trained by another recipe; move it away or choose another --out"
         )
-    write_atomically(kept, recipe_text(recipe).encode())
+    write_atomically(folder / "recipe.yaml", recipe_text(recipe).encode())
     command = [sys.executable, "-m", "distill.train", str(folder / "recipe.yaml"), *options]
     command += ["--out", str(folder), "--seed", str(seed), "--resume"]
     command += ["--teacher", str(teacher)] if teacher else []
     if code := subprocess.run(command, check=False).returncode:
-        raise EdgeError(f"{folder.name} of run '{recipe.name}' ended with {code}; see above")
+        raise EdgeError(f"seed {seed} of run '{recipe.name}' ended with {code}; see above")
 
 
-def score_one(folder: Path, split: str, options: Sequence[str]) -> dict[str, Any]:
-    """Return distill-eval's first entry for the chosen checkpoint, kept in its folder."""
-    kept = folder / f"{split}-scores.json"
+def score_one(folder: Path, split: str, data: DataSet, options: Sequence[str]) -> dict[str, Any]:
+    """Return distill-eval's first entry for the chosen checkpoint, kept in its folder by the split's
+    digest."""
+    kept = folder / f"{split}-scores-{data_digest(data, [split])[:12]}.json"
     checkpoint = folder / "best.pt"
     if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
         command = ["--checkpoint", str(checkpoint), "--split", split, "--json", str(kept)]
@@ -128,14 +158,15 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {100 * float(np.std(values, ddof=1)):.2f}"
 
 
-def row(run: Run, recipe: Recipe, out: Path, options: Sequence[str]) -> str:
+def row(run: Run, recipe: Recipe, out: Path, data: DataSet, options: Sequence[str]) -> str:
     """Format one line of the Markdown table."""
     cells = [run.name, str(recipe.training.epochs), str(len(run.seeds))]
     for split in ("valid", "test"):
         if split == "test" and not run.report:
             cells += ["", ""]
             continue
-        entries = [score_one(out / run.name / str(seed), split, options) for seed in run.seeds]
+        folders = [out / run.name / str(seed) for seed in run.seeds]
+        entries = [score_one(folder, split, data, options) for folder in folders]
         cells.append(mean_and_deviation([entry["accuracy"] for entry in entries]))
         cells.append(mean_and_deviation([entry["mean_class_accuracy"] for entry in entries]))
     return "| " + " | ".join(cells) + " |"
@@ -158,7 +189,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     add_data_options(p, "ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
-    p.add_argument("--compile", action="store_true", help="as for distill-train")
+    for name in ("--compile", "--allow-other-machine"):
+        p.add_argument(name, action="store_true", help="as for distill-train")
     p.add_argument("--dinov2", metavar="DIR|NAME", help="as for distill-train")
     add_face_option(p, "as for distill-train; each run takes those of its own backbones")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
@@ -178,7 +210,10 @@ def run(argv: Sequence[str] | None = None) -> None:
         reads = recipes[one.teacher or one.name].teacher
         if reads:
             face_files(reads.face, args.face)  # a file that the last run lacks is told of now
-    compiled = ["--compile"] if args.compile else []
+    folders = [args.out / one.name / str(seed) for one in study.runs for seed in one.seeds]
+    data = data_of(args, cli.say, LEARNED_FROM)
+    unknown = refuse_other_data(folders, data)
+    flags = ["--compile"] * args.compile + ["--allow-other-machine"] * args.allow_other_machine
     first_seed = {run.name: run.seeds[0] for run in study.runs}
     for one in chosen:
         teacher = None
@@ -186,13 +221,13 @@ def run(argv: Sequence[str] | None = None) -> None:
             teacher = args.out / one.teacher / str(first_seed[one.teacher]) / "best.pt"
         for seed in one.seeds:
             folder = args.out / one.name / str(seed)
-            if finished(folder, recipes[one.name]):
+            if finished(folder, recipes[one.name]) and folder not in unknown:
                 continue
             print(f"== {one.name}, seed {seed}", flush=True)
             if teacher and not finished(teacher.parent, recipes[str(one.teacher)]):
                 raise DataError(f"run '{one.name}': its teacher {teacher.parent} is not finished")
-            train_one(folder, recipes[one.name], seed, teacher, [*options, *compiled])
-    rows = [row(one, recipes[one.name], args.out, options) for one in chosen]
+            train_one(folder, recipes[one.name], seed, teacher, [*options, *flags])
+    rows = [row(one, recipes[one.name], args.out, data, options) for one in chosen]
     print("\n".join([HEAD, *rows]))
 
 

@@ -33,12 +33,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> Any:
+def load(path: Path, lazily: bool = False) -> Any:
     """Read tensors, numbers, text and containers of these, tensors on the CPU.
 
-    Raises DataError in one line."""
+    lazily: leave the tensors on the disk until they are used. Raises DataError in one line."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily or None)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     # What torch's reader raises over bytes that are no file of its own (tried: text, random bytes,

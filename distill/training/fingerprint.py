@@ -1,24 +1,60 @@
-"""Tell whether a run on disk and one that is asked for are the same run."""
+"""Tell whether a run on disk and one that is asked for are the same run, on the same data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from distill.data.data_set import DataSet
 from distill.recipe import Recipe
 from edge.base.errors import DataError
 
+# What a run may have otherwise after a move, and what it costs: another path of rounding.
+MACHINE = ("precision", "processes")
+# Kept only since 0.1.0: a run from before has none to compare.
+LATER = ("pictures",)
+LEARNED_FROM = ("train", "valid")  # the splits that make a run what it is
 
-def require_same(path: Path, known: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Compare a kept `Trainer.fingerprint`, from `path`, with this run's. Raises DataError, which
-    names what differs."""
-    if different := other(known, own):
+
+def data_digest(data: DataSet, splits: Iterable[str]) -> str:
+    """Hash the splits' images, by name and size, and their votes; equal on every machine.
+
+    No image is opened. Raises DataError where their labels are bad."""
+    digest = hashlib.sha256()
+    for split in splits:
+        images = data.images.get(split, [])
+        votes = data.votes(split)[0] if images else []
+        for (name, path), row in zip(images, votes, strict=True):
+            digest.update(f"{split}/{name}\0{path.stat().st_size}\0{row.tolist()}\n".encode())
+    return digest.hexdigest()
+
+
+def require_same(
+    path: Path, known: Mapping[str, Any], own: Mapping[str, Any], other_machine: bool = False
+) -> list[str]:
+    """Compare a kept `Trainer.fingerprint`, from `path`, with this run's.
+
+    other_machine: let precision and number of processes differ. Returns what changed of these, as
+    "precision bf16 -> fp32". Raises DataError, which names what differs."""
+    different = other(known, own)
+    moved = [key for key in different if key in MACHINE]
+    changes = [f"{key} {known.get(key)} -> {own[key]}" for key in moved]
+    if different and different == moved:
+        if other_machine:
+            return changes
+        raise DataError(
+            f"{path} was trained on another machine ({', '.join(changes)}); resume it all the same by "
+            f"--allow-other-machine, or choose another --out"
+        )
+    if different:
         raise DataError(
             f"{path} is another run (other {', '.join(different)}); choose another --out"
         )
+    return []
 
 
 def other(known: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -26,7 +62,8 @@ def other(known: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 
     A recipe from before a field existed is the one that has the field's default."""
     kept = {**known, "recipe": _whole(known.get("recipe"))}
-    return [key for key in own if kept.get(key) != own[key]]
+    unknown = {key for key in LATER if key not in known}
+    return [key for key in own if key not in unknown and kept.get(key) != own[key]]
 
 
 def _whole(recipe: Any) -> Any:

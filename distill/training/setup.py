@@ -37,6 +37,7 @@ from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, wa
 from distill.recipe import Distillation, Recipe
 from distill.training.batches import Batches, StudentBatches, TeacherBatches
 from distill.training.distributed import Process
+from distill.training.fingerprint import LEARNED_FROM, data_digest
 from distill.training.target_cache import cache_targets, ensemble_targets
 from distill.training.task import DistillationTask, StudentTask, Task, TeacherTask
 from edge.base.errors import DataError, UsageError
@@ -61,7 +62,8 @@ class TrainingSetup:
     """A run, ready to train.
 
     truth: (N,) labels of the validation split, -1 for none, and votes: (N, K), which the best epoch is
-    chosen by; start: `Start.metadata` of the weights it starts from; layout: of the data."""
+    chosen by; start: `Start.metadata` of the weights it starts from; layout: of the data; pictures:
+    `data_digest` of what is learned from and chosen on."""
 
     labels: tuple[str, ...]
     examples: Examples
@@ -70,6 +72,7 @@ class TrainingSetup:
     networks: Networks
     start: dict[str, Any] | None = None
     layout: str | None = None
+    pictures: str = ""
 
 
 def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> TrainingSetup:
@@ -116,7 +119,16 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     if process.is_main:
         process.barrier()
     known = start.metadata if start else None
-    return TrainingSetup(split.labels, examples, truth, valid.targets, networks, known, args.layout)
+    return TrainingSetup(
+        split.labels,
+        examples,
+        truth,
+        valid.targets,
+        networks,
+        known,
+        args.layout,
+        data_digest(data, LEARNED_FROM),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class Trainer:
             "recipe": self.recipe.model_dump(),
             "labels": list(setup.labels),
             "data": setup.examples.digest,
+            "pictures": setup.pictures,
             "backbones": setup.networks.backbones,
             "teacher": setup.networks.teacher,
             "start": setup.start,
@@ -82,18 +83,25 @@ class Trainer:
             "processes": self.process.world,
         }
 
-    def resume(self, path: Path) -> tuple[int, float]:
-        """Load the file; return the next epoch and the best accuracy so far. Call it before `wrap`.
+    @property
+    def machine(self) -> str:
+        """Describe what a run's last digits depend on: processes, device and precision."""
+        process = self.process
+        return f"{process.world} x {process.device.type} {self.fingerprint['precision']}"
 
-        Raises DataError where the file is another run's."""
+    def resume(self, path: Path, other_machine: bool = False) -> tuple[int, float, list[str]]:
+        """Load the file; return the next epoch, the best accuracy so far and, with `other_machine`,
+        what of the machine changed. Call it before `wrap`.
+
+        Raises DataError where the file is another run's, or of one that diverged."""
         state = store.load(path)
-        require_same(path, state["identity"], self.fingerprint)
+        changes = require_same(path, state["identity"], self.fingerprint, other_machine)
         self.task.load_state_dict(store.current_names(state["task"]))
         self.ema.load_state_dict(store.current_names(state["average"]))
         if what := broken_weights(self.task) or broken_weights(self.ema):
             raise DataError(f"{path} is of a run that had diverged ({what}); train it again")
         self._optimiser.load_state_dict(state["optimiser"])
-        return state["epoch"] + 1, state["best"]
+        return state["epoch"] + 1, state["best"], changes
 
     def state(self, epoch: int, best: float) -> dict[str, Any]:
         """Return what `resume` reads."""

@@ -147,6 +147,31 @@ def test_a_run_from_before_a_recipe_field_existed_resumes(
     assert "is another run (other recipe)" in done.last
 
 
+def test_a_run_of_another_machine_resumes_where_that_is_allowed(
+    uninterrupted: tuple[Path, str], recipe: Path, tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(uninterrupted[0], moved)
+    state = torch.load(moved / "last.pt", weights_only=True)
+    state["identity"] |= {"precision": "bf16", "processes": 4}
+    state["epoch"] = 2
+    torch.save(state, moved / "last.pt")
+    (moved / "log.csv").write_text(
+        (moved / "log.csv").read_text().replace("1 x cpu fp32", "4 x cuda bf16")
+    )
+    again = [*arguments(recipe, tiny_ferplus, moved), "--resume"]
+    done = call("distill.train", *again, env={})
+    assert done.code == 1
+    assert "trained on another machine (precision bf16 -> fp32, processes 4 -> 1)" in done.last
+    done = call("distill.train", *again, "--allow-other-machine", env={})
+    assert done.code == 0, done.err
+    assert "resumed on another machine: precision bf16 -> fp32, processes 4 -> 1" in done.out
+    machines = [row.pop("machine") for row in log(moved)]
+    assert machines == 3 * ["4 x cuda bf16"] + ["1 x cpu fp32"]
+    done = call("distill.train", *again, env={})
+    assert done.code == 0, "from then on it is a run of this machine"
+
+
 TEACHER = """
 name: tiny-teacher
 crop: {size: 32, template: [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]}

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
-from distill.evaluation.study import load_study, mean_and_deviation, overlay
+from distill.data.data_set import open_data
+from distill.evaluation.study import (
+    finished,
+    load_study,
+    mean_and_deviation,
+    overlay,
+    refuse_other_data,
+)
+from distill.models import store
 from edge.base.errors import SettingsError
 from support.command import Done
 from support.paths import ROOT
@@ -47,9 +58,41 @@ def test_a_study_trains_scores_and_is_not_run_twice(
     again = command("distill.evaluation.study", study, *options)
     assert "epoch" not in again.out.replace("epochs", "")
     assert [line for line in again.out.splitlines() if line.startswith("| ")] == table
+    elsewhere = tmp_path / "ferplus"
+    shutil.copytree(tiny_ferplus, elsewhere)
+    image = next((elsewhere / "FER2013Valid").glob("*.png"))
+    cv2.imwrite(str(image), np.zeros((48, 48), np.uint8))
+    for data, words in (
+        (elsewhere, "is a run on other data than"),
+        (tmp_path / "nowhere", "is not a folder; give the root of the data set"),
+    ):
+        other = ["--data", data, "--layout", "ferplus", "--out", out]
+        done = command("distill.evaluation.study", study, *other)
+        assert done.code == 1
+        assert words in done.last
+        assert "| short" not in done.out, "no table of other data"
     assert command("distill.evaluation.study", study, *options, "--only", "x").last.endswith(
         "no run 'x'"
     )
+
+
+def test_a_run_from_before_its_data_were_kept_is_left_to_resume(
+    tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    old, unbegun = tmp_path / "old", tmp_path / "unbegun"
+    old.mkdir()
+    store.save(old / "last.pt", {"identity": {"data": "0123"}, "task": {}})
+    data = open_data(tiny_ferplus, "ferplus", tmp_path / "crops", lambda line: None)
+    assert refuse_other_data([old, unbegun], data) == [old]
+
+
+def test_a_finished_run_stays_so_whether_its_recipe_spells_a_default_out(tmp_path: Path) -> None:
+    _, recipes = load_study(write(tmp_path))
+    (tmp_path / "log.csv").write_text("epoch\n0\n1\n")
+    for more, same in (("prior_tau: 0.0", True), ("prior_tau: 1.0", False), ("gone: 1", False)):
+        text = TINY.replace("name: tiny", "name: short").replace("0.01", f"0.01, {more}")
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert finished(tmp_path, recipes["short"]) is same, more
 
 
 def test_a_study_is_read_whole_before_anything_runs(tmp_path: Path) -> None:
