@@ -1,8 +1,8 @@
-"""Float32 ONNX -> FP16 where TensorRT shall compute in FP16, marked by Cast nodes.
+"""Float32 ONNX -> FP16 where TensorRT shall compute in FP16, between Cast nodes.
 
-A strongly typed builder (TensorRT 11) computes in the file's own types, a weakly typed one (up to 10)
-respects Casts, so that one file serves both. Quantise and dequantise keep their float32 scales, which
-every opset since 13 knows.
+TensorRT from 10.0 on is told to compute in the file's own types. 8.6, which knows weak typing alone,
+chooses between FP16 and float32 itself: the file is right for it too, and its types are a hint.
+Quantise and dequantise keep their float32 scales, which every opset since 13 knows.
 """
 
 from __future__ import annotations

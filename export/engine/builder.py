@@ -1,7 +1,8 @@
 """One ONNX file -> one TensorRT plan, with TensorRT 8.6, 10 and 11. No calibrator: INT8 is in the file.
 
-Up to 10 networks are weakly typed: flags allow FP16 and INT8, the file's Q/DQ and Cast nodes say where.
-From 11 on every network is strongly typed, and the file's own types are what is computed.
+From 10.0 on the network is strongly typed: what is computed are the file's own types, on a Jetson as by
+NVIDIA's builder in the tests. 8.6 knows weak typing alone: flags allow FP16 and INT8, the file's Q/DQ
+say where INT8 is, and the builder chooses between FP16 and float32 by speed, whatever the Casts say.
 Source of the differences: the bindings' own attributes, compared by the tests.
 """
 
@@ -82,8 +83,9 @@ def _line(faults: list[str]) -> str:
 
 
 def strongly_typed(trt: Any) -> bool:
-    """Tell whether this TensorRT builds strongly typed networks alone, as from 11 on."""
-    return not hasattr(trt.BuilderFlag, "FP16")
+    """Tell whether this TensorRT can build strongly typed networks: from 10.0 on, and from 11 on no
+    others."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
 def _use_timings(config: Any, timings: bytes, say: Callable[[str], None]) -> Any:
@@ -131,6 +133,10 @@ def build(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
     if not strongly_typed(trt):
+        say(
+            f"  TensorRT {trt.__version__} is weakly typed: what the file has in FP16 is computed in "
+            f"FP16 or float32, whichever is faster"
+        )
         allowed = {"int8": ("FP16", "INT8"), "fp16": ("FP16",), "fp32": ()}[precision]
         for name in allowed:
             config.set_flag(getattr(trt.BuilderFlag, name))

@@ -229,7 +229,7 @@ def export(
 ) -> dict[str, Any]:
     """Build and verify everything that the node needs; return the report.
 
-    wanted: a precision, or `auto`; typed: this TensorRT is strongly typed.
+    wanted: a precision, or `auto`; typed: this TensorRT builds strongly typed networks.
     """
     folder = engines_folder(settings)
     with build_lock(folder) as waited:
@@ -249,7 +249,8 @@ def export(
         }
         if wanted != "auto":
             _forget_others(bundle, api.device, folder, wanted)
-        # YuNet's file is float32: FP16 is a flag of weakly typed TensorRT, and not to be had else.
+        # YuNet's file is float32, and so is what a strongly typed network computes of it (by TF32 on
+        # Ampere and later); FP16 is a flag of weakly typed TensorRT.
         precision = "fp32" if typed else "fp16"
         detector, _ = make(api, folder, detector_network(settings), precision, say)
     chosen = choose(list(engines.values()))
@@ -294,6 +295,11 @@ def as_text(report: dict[str, Any]) -> str:
             f"{precision}: known answers off by {row['answer_error']:.3g}; attention {row['attention']}"
         )
         lines.append(f"{precision}: {row['convolutions'] or 'kernels not shown'}")
+    precision = report["detector"]["facts"]["precision"]
+    reason = (
+        "as its file is" if precision == "fp32" else "or float32, whichever TensorRT found faster"
+    )
+    lines.append(f"detector: {precision}, {reason}")
     lines.append(f"chosen: {report['chosen']} ({report['why']})")
     return "\n".join(lines)
 

@@ -129,7 +129,8 @@ def test_every_attribute_that_we_touch_is_in_the_bindings(version: str, stubs: P
         "        if not hasattr(at, part): return False\n"
         "        at = getattr(at, part)\n"
         "    return True\n"
-        f"print(json.dumps([trt.__version__, [n for n in {names!r} if not there(n)]]))\n"
+        f"print(json.dumps([trt.__version__, [n for n in {names!r} if not there(n)],\n"
+        "    there('NetworkDefinitionCreationFlag.STRONGLY_TYPED')]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -138,9 +139,10 @@ def test_every_attribute_that_we_touch_is_in_the_bindings(version: str, stubs: P
         env={**os.environ, "PYTHONPATH": str(folders[-1]), "LD_LIBRARY_PATH": str(stubs)},
     )
     assert done.returncode == 0, done.stderr
-    found, missing = json.loads(done.stdout)
+    found, missing, strong = json.loads(done.stdout)
     assert found.startswith(version)
     assert missing == []
+    assert strong, "the branch that NVIDIA's builder takes in test_builder.py"
 
 
 BUILD = """

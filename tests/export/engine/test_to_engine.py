@@ -232,6 +232,7 @@ def test_everything_the_node_needs_is_built_timed_and_reported(settings: Setting
         ("fp16-trt.onnx", "fp16"),
     ]
     assert builder.calls[2][1] == "fp16", "the detector, weakly typed"
+    assert report["detector"]["facts"]["precision"] == "fp16"
     assert set(report["engines"]["int8"]["latency"]) == {"1", "8", "32"}
     assert report["chosen"] in ("int8", "fp16")
     text = as_text(report)
