@@ -2,7 +2,8 @@
 
 OUT/last.pt        task, moving average, optimiser and epoch, written atomically after every epoch;
                    a resumed run ends with the same weights as one that was not interrupted
-OUT/best.pt        the moving average with the best validation accuracy so far
+OUT/best.pt        the moving average with the best validation accuracy so far; with --train-on-all
+                   that of the last epoch
 OUT/epoch-NNN.pt   the moving averages of the last three epochs
 OUT/log.csv        a row an epoch: losses by name, validation, seconds, and the machine, which a run
                    changes by --resume --allow-other-machine alone
@@ -67,13 +68,14 @@ def train(
         started = time.monotonic()
         losses = trainer.epoch(epoch)
         if process.is_main:
-            accuracy, loss = trainer.validate(epoch)
+            validated = trainer.validate(epoch)
+            accuracy, loss = validated or (None, None)
             row = {
                 "epoch": epoch,
                 "loss": round(sum(losses.values()), 5),
                 **{f"loss_{name}": round(value, 5) for name, value in losses.items()},
-                "valid_accuracy": round(accuracy, 5),
-                "valid_loss": round(loss, 5),
+                "valid_accuracy": "" if accuracy is None else round(accuracy, 5),
+                "valid_loss": "" if loss is None else round(loss, 5),
                 "learning_rate": f"{trainer.learning_rate(epoch):.3g}",
                 "seconds": round(time.monotonic() - started, 1),
                 "machine": trainer.machine,
@@ -84,12 +86,15 @@ def train(
     return out / "best.pt"
 
 
-def _save(trainer: Trainer, out: Path, row: dict[str, Any], accuracy: float, best: float) -> float:
-    """Write an epoch's files; return the best accuracy so far."""
+def _save(
+    trainer: Trainer, out: Path, row: dict[str, Any], accuracy: float | None, best: float
+) -> float:
+    """Write an epoch's files; return the best accuracy so far. Without a validation split (None) each
+    epoch takes the place of the one before: the last is what remains."""
     epoch = row["epoch"]
     state = trainer.checkpoint_state(epoch, accuracy)
-    if accuracy > best:
-        best = accuracy
+    if accuracy is None or accuracy > best:
+        best = best if accuracy is None else accuracy
         store.save(out / "best.pt", state)
     store.save(out / f"epoch-{epoch:03d}.pt", state)
     (out / f"epoch-{epoch - KEEP:03d}.pt").unlink(missing_ok=True)
@@ -125,6 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     add_data_options(p, "ferplus")
+    p.add_argument(
+        "--train-on-all",
+        action="store_true",
+        help="learn from all of train where the data has no validation split of its own, as papers\n"
+        "do; nothing is chosen then, best.pt is the last epoch",
+    )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoints and log.csv")
     p.add_argument("--resume", action="store_true", help="continue after the last whole epoch")
     p.add_argument(
@@ -177,7 +188,8 @@ def run(argv: Sequence[str] | None = None) -> None:
             args.allow_other_machine,
         )
         if process.is_main:
-            print(f"best checkpoint: {best}")
+            which = "last epoch's" if args.train_on_all else "best"
+            print(f"{which} checkpoint: {best}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

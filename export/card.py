@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from distill.data.labels import DATA_NAMES
+
 NAME = "MODEL_CARD.md"
 WEAK = 0.5  # recall below which a class is named as one that the model misses
 
@@ -73,7 +75,20 @@ def _classes(entry: dict[str, Any]) -> str:
     return "| class | recall |\n|---|---|\n" + "".join(rows)
 
 
-def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]]) -> str:
+def _marks(names: set[str]) -> str:
+    """What is known of how groups fare. names: the data that the weights learned from and were scored
+    on."""
+    what = "- How it does by age, skin colour, sex, glasses, veil or culture is not measured"
+    if DATA_NAMES["rafdb"] in names:
+        what += (
+            ", though RAF-DB's holders publish marks of age, race and gender, by which it can be"
+        )
+    elif names <= {DATA_NAMES["ferplus"], DATA_NAMES["fer2013"]}:
+        what += ": the data carry no such marks"
+    return f"{what}. Treat any comparison of groups by its counts as unfounded.\n"
+
+
+def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]], names: set[str]) -> str:
     weak = [f"{label} ({value:.2f})" for label, value in entry["recall"].items() if value < WEAK]
     lines = []
     if weak:
@@ -83,10 +98,7 @@ def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]]) -> str:
         f"- In {_percent(unseen)} of the pictures the detector found no face and the whole picture was "
         f"read; counted as errors, accuracy is {_percent(entry['accuracy_undetected_as_errors'])}.\n"
     )
-    lines.append(
-        "- How it does by age, skin colour, sex, glasses, veil or culture is not measured: the data "
-        "carry no such marks. Treat any comparison of groups by its counts as unfounded.\n"
-    )
+    lines.append(_marks(names))
     if not robustness:
         return "".join([*lines, "- Blur, noise, darkness, small faces: not measured.\n"])
     plain = robustness[0]["accuracy"]
@@ -131,18 +143,26 @@ def _counting(counting: dict[str, Any] | None) -> str:
     return head + "".join(rows)
 
 
+def _runs(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that the weights come from, the last one first."""
+    runs = []
+    run: dict[str, Any] | None = provenance
+    while run:
+        runs.append(run)
+        run = run.get("start")
+    return runs
+
+
 def _history(provenance: dict[str, Any]) -> str:
     """The runs that the weights come from, the first one first, each with what it learned from."""
     runs: list[str] = []
-    run: dict[str, Any] | None = provenance
-    while run:
+    for run in _runs(provenance):
         recipe, teacher = run["recipe"], run["teacher"] or "none"
         by = "no teacher" if teacher.startswith("none") else f"taught by {teacher}"
         data = run.get("data") or "data not recorded"
         runs.append(
             f"recipe `{recipe['name']}` ({data}, {recipe['training']['epochs']} epochs, {by})"
         )
-        run = run.get("start")
     again = ", and exported again from its bundle" if "exported_again_from" in provenance else ""
     return "Learned by " + ", then by ".join(reversed(runs)) + again
 
@@ -153,6 +173,14 @@ def write(description: dict[str, Any]) -> str:
     split = "test" if any(entry["split"] == "test" for entry in scores) else "valid"
     entry = next(e for e in scores if e["split"] == split and e["precision"] == "int8")
     inputs, measured = description["input"], provenance["measured_with"]
+    scored = provenance.get("calibration_data") or provenance["data"]
+    names = {scored, *(str(run.get("data")) for run in _runs(provenance))}
+    unchosen = (
+        ""
+        if provenance.get("validated", True)
+        else " It learned from all training pictures and was chosen by nothing: its last epoch. What "
+        "the validation split says below is of pictures that it knows."
+    )
     return (
         f"# Model card: {provenance['recipe']['name']}\n\n"
         f"A classifier of aligned faces ({inputs['size']}x{inputs['size']}, {inputs['colour']}) into "
@@ -162,11 +190,11 @@ def write(description: dict[str, Any]) -> str:
         f"{USE}\n"
         f"## Data\n\n"
         f"Trained on {provenance['data']} ({provenance['data_licence']}), calibrated and scored on "
-        f"{provenance.get('calibration_data') or provenance['data']}. "
+        f"{scored}. "
         f"Pictures with an exact or near copy in a later split were left out: "
         f"{provenance['twins_left_out'].get('train', 0)} of training, "
         f"{provenance['twins_left_out'].get('valid', 0)} of validation. "
-        f"{_history(provenance)}.\n\n"
+        f"{_history(provenance)}.{unchosen}\n\n"
         f"## Scores\n\n"
         f"Onnxruntime {measured['onnxruntime']} on {measured['processor']}; intervals by bootstrap of "
         f"pictures, 2,000 rounds. Logits are divided by {provenance['calibration_temperature']}, "
@@ -174,5 +202,5 @@ def write(description: dict[str, Any]) -> str:
         f"{_scores(scores)}\n"
         f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}{_agreement(entry)}\n"
         f"## What is counted\n\n{_counting(description.get('counting'))}\n"
-        f"## Where it fails\n\n{_failures(entry, provenance.get('robustness', []))}"
+        f"## Where it fails\n\n{_failures(entry, provenance.get('robustness', []), names)}"
     )

@@ -51,6 +51,11 @@ LEARNED_CROPS = 4096  # training crops on which the constants of `expected` are 
 def export(args: argparse.Namespace) -> None:
     """Write everything into a draft folder next to the target and replace the target in one step."""
     source = read_source(args.source)
+    if not source.provenance.get("validated", True):
+        cli.say(
+            "this checkpoint learned from all of train (--train-on-all): temperature, constants and "
+            "tolerance are taken on pictures that it knows; for a node train without that option"
+        )
     if args.prior not in METHODS:
         read_prior(Path(args.prior), source.labels)  # refused before an hour of measuring
     spec = source.recipe.crop.spec()

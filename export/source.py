@@ -66,6 +66,7 @@ def _from_checkpoint(path: Path) -> Source:
         "recipe": checkpoint.recipe.model_dump(),
         "start": known["start"],
         "checkpoint_epoch": known["epoch"],
+        "validated": known["valid_accuracy"] is not None,
         "parameters": sum(p.numel() for p in reparameterise(student).parameters()),
         "multiply_adds": multiply_adds(student),
         "checkpoint_sha256": sha256_of(path),
@@ -81,7 +82,7 @@ def _from_bundle(folder: Path) -> Source:
     student.load_state_dict(start.weights)
     kept = (
         *("teacher", "recipe", "start", "checkpoint_epoch", "parameters", "multiply_adds"),
-        *("checkpoint_sha256", "data_licence"),
+        *("checkpoint_sha256", "data_licence", "validated"),
     )
     temperature = old.get("calibration_temperature")
     if not isinstance(temperature, float | int):

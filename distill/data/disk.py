@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from edge.base.errors import DataError
 
-ADVICE = "make room, or name a folder on another disk by --cache DIR"
+ADVICE = "make room, or name a folder on another disk by --cache DIR (edge-crops: --out)"
 
 
 def refuse_full_disk(place: Path, needed: int) -> None:

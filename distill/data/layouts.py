@@ -20,7 +20,8 @@ LAYOUTS = ("ferplus", "fer2013", "rafdb", "folders")
 SPLITS = ("train", "valid", "test")
 NAMED = 20  # files named in a message; then a number
 
-# What notebooks (.ipynb_checkpoints), NAS (@eaDir, #recycle), macOS (._x, __MACOSX) and Python leave.
+# Folders that notebooks (.ipynb_checkpoints), NAS (@eaDir, #recycle), Windows ($RECYCLE.BIN), macOS
+# (__MACOSX) and Python leave; of files the first alone (._x, .DS_Store), since #1.jpg is a picture.
 HIDDEN = (".", "@", "#", "$", "__")
 # How pictures begin; those in formats that are not read are named too.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
@@ -63,10 +64,6 @@ def some(names: Iterable[str]) -> str:
     listed = list(names)
     rest = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + rest
-
-
-def is_hidden(name: str) -> bool:
-    return name.startswith(HIDDEN)
 
 
 def list_images(data: Path, layout: str, train_on_all: bool = False) -> Listing:
@@ -134,7 +131,7 @@ class _Walk:
         """Return the folders in one, sorted, without the hidden ones; files in it are noted."""
         found = []
         for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-            if is_hidden(path.name):
+            if path.name.startswith(HIDDEN if path.is_dir() else "."):
                 self.leave_out("hidden", path)
             elif path.is_dir():
                 found.append(path)
@@ -150,7 +147,7 @@ class _Walk:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if path.name in ignore:
                 continue
-            if is_hidden(path.name):
+            if path.name.startswith("."):
                 self.leave_out("hidden", path)
             elif path.is_dir():
                 self._deeper(path)
@@ -162,9 +159,9 @@ class _Walk:
 
     def _deeper(self, folder: Path) -> None:
         for parent, below, files in os.walk(folder):
-            below[:] = sorted(name for name in below if not is_hidden(name))
+            below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
             for name in sorted(files):
-                if not is_hidden(name) and name.lower().endswith(PICTURES):
+                if not name.startswith(".") and name.lower().endswith(PICTURES):
                     self.leave_out("in deeper folders", Path(parent) / name)
 
     def _other(self, path: Path, endings: tuple[str, ...]) -> None:

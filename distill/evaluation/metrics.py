@@ -12,6 +12,7 @@ from distill.data.splits import argmax, majority
 from edge.classify import softmax
 
 PROTOCOLS = ("majority-8", "argmax-8")
+LABELS = "labels"  # of data with one label an image: nothing is left out, nothing is voted
 ECE_BINS = 15
 # Share of all votes that the label got, as bins from one to below the next; the last holds 1.
 AGREEMENT = (0.0, 0.5, 0.7, 0.9, 1.0)
@@ -64,7 +65,7 @@ def confidence_bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def truth_of(votes: NDArray[np.int64], classes: int, protocol: str) -> NDArray[np.int64]:
     """Label (N,) by a protocol, -1 for what it leaves out."""
-    return (majority if protocol == PROTOCOLS[0] else argmax)(votes, classes)
+    return (argmax if protocol == PROTOCOLS[1] else majority)(votes, classes)
 
 
 def has_votes(votes: NDArray[np.int64]) -> bool:

@@ -190,7 +190,7 @@ def training(path: Path, log: Path) -> None:
             rows = list(csv.DictReader(text))
         epochs = [int(row["epoch"]) for row in rows]
         losses = [float(row["loss"]) for row in rows]
-        accuracies = [100 * float(row["valid_accuracy"]) for row in rows]
+        accuracies = [100 * float(row["valid_accuracy"] or "nan") for row in rows]
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{log} is not a log of distill-train ({error})") from error
     figure, axes = _canvas()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distill.data.labels import DATA_NAMES
 from distill.data.splits import Split, majority
-from distill.evaluation.metrics import PROTOCOLS, Scores, score, truth_of
+from distill.evaluation.metrics import LABELS, PROTOCOLS, Scores, score, truth_of
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
 
@@ -56,8 +56,10 @@ def format_scores(scores: Scores, undetected: float, strict: float) -> str:
     """Format for a terminal of 80 columns."""
     low, high = scores.accuracy_interval
     mlow, mhigh = scores.mean_class_accuracy_interval
+    by_label = scores.protocol == LABELS
     lines = [
-        f"{scores.protocol}  n={scores.n} excluded={scores.excluded} "
+        ("accuracy and mean class accuracy" if by_label else scores.protocol)
+        + f"  n={scores.n} excluded={scores.excluded} "
         f"whole-image fallback {100 * undetected:.2f} %",
         f"  accuracy             {100 * scores.accuracy:.2f} %  [{100 * low:.2f}, {100 * high:.2f}]",
         f"  undetected as errors {100 * strict:.2f} %",
@@ -124,7 +126,7 @@ def report(
     if not (majority(split.votes, len(split.labels)) >= 0).any():
         raise DataError(f"no image of '{name}' has a label to score against; check its votes")
     texts, entries = [], []
-    for protocol in PROTOCOLS if layout == "ferplus" else PROTOCOLS[:1]:
+    for protocol in PROTOCOLS if layout == "ferplus" else (LABELS,):
         scores = score(probabilities, split.votes, split.labels, protocol)
         undetected, strict = count_undetected(split, probabilities, protocol)
         texts.append(format_scores(scores, undetected, strict))

@@ -129,7 +129,7 @@ def measure(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format a line a change, for a terminal of 80 columns."""
-    lines = [f"robustness, majority-8   plain {100 * rows[0]['accuracy']:.2f} %"]
+    lines = [f"robustness, accuracy   plain {100 * rows[0]['accuracy']:.2f} %"]
     for change in CHANGES:
         own = [row for row in rows if row["change"] == change.name]
         cells = [f"{row['strength']:g}: {100 * row['accuracy']:.1f}" for row in own]

@@ -32,8 +32,9 @@ OPTIONAL = ("start", "layout")  # absent in the first files of this schema
 class Checkpoint:
     """A student, in evaluation mode, and what its file says of it.
 
-    metadata: epoch, valid_accuracy, teacher (its name, or ""), start (`Start.metadata` of the weights
-    it started from, or None), layout (of the data, or None where it was not kept)."""
+    metadata: epoch, valid_accuracy (None without a validation split), teacher (its name, or ""),
+    start (`Start.metadata` of the weights it started from, or None), layout (of the data, or None
+    where it was not kept)."""
 
     student: Student
     labels: tuple[str, ...]
@@ -46,7 +47,7 @@ def state(
     recipe: Recipe,
     labels: tuple[str, ...],
     epoch: int,
-    valid_accuracy: float,
+    valid_accuracy: float | None,
     frozen: str = "",
     teacher: str = "",
     start: dict[str, Any] | None = None,
@@ -54,6 +55,7 @@ def state(
 ) -> dict[str, Any]:
     """Return what `load_checkpoint` reads.
 
+    valid_accuracy: None where all of train was learned from and nothing chosen by;
     frozen: digest of a teacher's frozen backbones; teacher: a student's, "" without one; start: of
     the weights it started from, as `Start.metadata`; layout: of the training data."""
     return {

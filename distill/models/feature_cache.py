@@ -187,4 +187,8 @@ def _allocate(place: Path, sample: Tensor, rows: int) -> None:
     places = sample.shape[2] * sample.shape[3]
     refuse_full_disk(place, rows * places * (sample.shape[1] + 2))
     create_map(place / "codes.npy", np.int8, (rows, places, sample.shape[1]))
-    create_map(place / "scale.npy", np.float16, (rows, places))
+    try:
+        create_map(place / "scale.npy", np.float16, (rows, places))
+    except DataError:
+        (place / "codes.npy").unlink()
+        raise

@@ -61,9 +61,9 @@ class Networks:
 class TrainingSetup:
     """A run, ready to train.
 
-    truth: (N,) labels of the validation split, -1 for none, and votes: (N, K), which the best epoch is
-    chosen by; start: `Start.metadata` of the weights it starts from; layout: of the data; pictures:
-    `data_digest` of what is learned from and chosen on."""
+    truth: (N,) labels of the validation split (N is 0 without one), -1 for none, and votes: (N, K),
+    which the best epoch is chosen by; start: `Start.metadata` of the weights it starts from; layout: of
+    the data; pictures: `data_digest` of what is learned from and chosen on."""
 
     labels: tuple[str, ...]
     examples: Examples
@@ -95,19 +95,23 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     if not process.is_main:
         process.barrier()
     spec = recipe.crop.spec()
-    data = data_of(args, say, ("train", "valid"))
+    needs = ("train",) if args.train_on_all else ("train", "valid")
+    data = data_of(args, say, needs, args.train_on_all)
     crops = open_crops(data, spec, args.weights, say)
     folder = crops_folder(data, spec)
     duplicates = find_near_duplicates(data, folder, say)
-    split, valid = (join(data, name, crops) for name in ("train", "valid"))
+    split = join(data, "train", crops)
+    valid = join(data, "valid", crops) if "valid" in crops else split.without(split.crops.names)
     left_out, unchosen = names_of(duplicates["train"]), names_of(duplicates["valid"])
+    if args.train_on_all:
+        say("no validation split is taken out of train: nothing is chosen, the last epoch is taken")
     say(
         f"left out: {len(left_out)} near-duplicates of validation and test images from training, "
         f"{len(unchosen)} near-duplicates of test images from choosing"
     )
     examples = training_examples(split, left_out)
     truth = validation_labels(valid, unchosen)
-    if len(examples) < 2 or not (truth >= 0).any():
+    if len(examples) < 2 or not ((truth >= 0).any() or args.train_on_all):
         raise DataError(
             f"{len(examples)} labelled images of train and {int((truth >= 0).sum())} of valid have no "
             f"near-duplicate in a later split, which is too few; split {args.data} by person or by "
@@ -203,7 +207,7 @@ class RunBuilder:
         batches = TeacherBatches(
             recipe,
             self.examples,
-            self.grids(frozen, "valid", face_cached),
+            self.grids(frozen, "valid", face_cached) if len(self.valid.votes) else [],
             [frozen.scene, *(self.compiled(stem) for stem in stems)],
             self.device,
             [

@@ -114,10 +114,16 @@ def cache_targets(
     folder = features / f"lessons-{weights_digest(teacher)[:16]}"
     mark, count = folder / "done", len(grids[0])
     if not mark.is_file():
+        refuse_full_disk(folder, 0)
         with file_lock(folder / ".lock"):  # of two runs, the second waits and finds it done
             if not mark.is_file():
                 progress(f"computing the teacher's outputs for {count} images")
-                _write(folder, compute_targets(teacher, grids, bf16), count)
+                try:
+                    _write(folder, compute_targets(teacher, grids, bf16), count)
+                except (OSError, DataError):
+                    for name in ARRAYS:  # they would fill a disk that is full already
+                        (folder / f"{name}.npy").unlink(missing_ok=True)
+                    raise
                 write_atomically(mark, b"")
     try:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}

@@ -114,7 +114,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
         }
 
-    def checkpoint_state(self, epoch: int, accuracy: float) -> dict[str, Any]:
+    def checkpoint_state(self, epoch: int, accuracy: float | None) -> dict[str, Any]:
         """Return the moving average as a checkpoint's content."""
         setup = self.setup
         return checkpoint.state(
@@ -206,19 +206,22 @@ class Trainer:
         update_ema(self.ema, self.network, min(t.average, (1 + step) / (10 + step)))
         return found
 
-    def validate(self, epoch: int) -> tuple[float, float]:
-        """Return the moving average's accuracy, and its cross-entropy against the votes.
+    def validate(self, epoch: int) -> tuple[float, float] | None:
+        """Return the moving average's accuracy, and its cross-entropy against the votes; None where
+        there is no validation split.
 
         Raises EdgeError where either network's weights or that cross-entropy are not finite."""
         kept = self.setup.truth >= 0
-        p = probabilities(self.setup.networks.batches.validate(self.ema))[kept]
-        accuracy = float((p.argmax(axis=1) == self.setup.truth[kept]).mean())
-        loss = float(-(self.setup.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
         what = broken_weights(self.task) or broken_weights(self.ema)
+        accuracy = loss = 0.0
+        if kept.any() and not what:
+            p = probabilities(self.setup.networks.batches.validate(self.ema))[kept]
+            accuracy = float((p.argmax(axis=1) == self.setup.truth[kept]).mean())
+            loss = float(-(self.setup.votes[kept] * np.log(p + 1e-9)).sum(axis=1).mean())
         if what or not np.isfinite(loss):
             what = what or f"the validation loss is {loss}"
             raise diverged(what, epoch, None, self.recipe.training.learning_rate)
-        return accuracy, loss
+        return (accuracy, loss) if kept.any() else None
 
     def _trainable(self) -> list[nn.Parameter]:
         return [p for p in self.task.parameters() if p.requires_grad]

@@ -66,6 +66,9 @@ def test_resource_forks_beside_pictures_are_left_out(tmp_path: Path) -> None:
     data, said = opened(root, "train")
     assert names(data) == ["calm/0.jpg", "calm/1.jpg", "glad/0.jpg", "glad/1.jpg"]
     assert "hidden: 1 (train/calm/._0.jpg)" in said
+    for name in ("#1.jpg", "@somebody.jpg", "__2.jpg"):
+        picture(root / "train" / "calm" / name)
+    assert {"calm/#1.jpg", "calm/@somebody.jpg", "calm/__2.jpg"} <= set(names(opened(root)[0]))
 
 
 def test_everything_that_is_left_out_is_named_with_its_number(tmp_path: Path) -> None:
