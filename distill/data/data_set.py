@@ -70,7 +70,7 @@ class DataSet:
         if split not in self.images:
             hint = "add its folder"
             if split == "valid":
-                hint = "add its folder, or train on all of train by --train-on-all"
+                hint = "add its folder (distill-train can also do without: --train-on-all)"
                 if self.layout == "folders" and self._is_rafdb():
                     hint = "RAF-DB in Kaggle's form is read by --layout rafdb"
             have = ", ".join(self.images)

@@ -42,14 +42,19 @@ class Split:
 
     def ordered(self, labels: tuple[str, ...], whose: str) -> Split:
         """Put the votes into the order of a model's labels; raises DataError where those are others."""
-        if sorted(labels) != sorted(self.labels):
-            raise DataError(
-                f"the data has the classes {', '.join(self.labels)}, {whose} {', '.join(labels)}; "
-                f"use data with its own classes"
-            )
+        refuse_other_classes(self.labels, labels, whose)
         extra = range(len(labels), self.votes.shape[1])
         columns = [self.labels.index(label) for label in labels]
         return Split(self.crops, self.votes[:, [*columns, *extra]], labels)
+
+
+def refuse_other_classes(own: tuple[str, ...], labels: tuple[str, ...], whose: str) -> None:
+    """Raise DataError where data has other classes than a model. own: the data's."""
+    if sorted(labels) != sorted(own):
+        raise DataError(
+            f"the data has the classes {', '.join(own)}, {whose} {', '.join(labels)}; use data with "
+            f"its own classes"
+        )
 
 
 def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ from distill.data.data_set import CACHE_VARIABLE, DataSet, crops_root, open_data
 from distill.data.disk import create_map
 from edge.base.errors import DataError, SourceError
 from edge.inference.bundle import CropSpec
+from support.paths import ROOT
+from support.patience import wait_for
 
 SPEC = CropSpec(32, 1, ((10.0, 11.0), (22.0, 11.0), (16.0, 18.0), (11.0, 25.0), (21.0, 25.0)))
 COUNT = 23
@@ -153,3 +157,38 @@ def test_finished_crops_are_read_where_nothing_can_be_written(
     (out / "train.key").unlink()
     with pytest.raises(DataError, match=r"cannot keep the crops .* Read-only .* by --cache DIR"):
         crop(data, out, Blind())
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_edge_crops_that_was_killed_resumes(detector_file: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(module.SAVE_EVERY + 40):
+        folder = tmp_path / "d" / "train" / ("calm", "glad")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 255, (20, 20), dtype=np.uint8))
+    words = [str(tmp_path / "d"), "--layout", "folders", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "distill.data.crops", *words]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    out = tmp_path / "out"
+    try:
+        wait_for(lambda: digits(out) or (out / "train.key").exists(), "rows or the end")
+    finally:
+        running.kill()
+        running.wait()
+    kept = len(digits(out))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # On a machine that slept meanwhile the first run may have ended: then nothing is left to resume.
+    assert (f"train: resumed after {kept} crops" in done.stdout) == bool(kept)
+    assert not digits(out)
+    again = subprocess.run(
+        [*command[:-1], str(tmp_path / "whole")], cwd=ROOT, capture_output=True, check=True
+    )
+    assert again.returncode == 0
+    whole, resumed = (np.load(place / "train.npy") for place in (tmp_path / "whole", out))
+    assert np.array_equal(whole, resumed)
+
+
+def digits(out: Path) -> str:
+    path = out / ".train.part.found"
+    return path.read_text() if path.is_file() else ""
