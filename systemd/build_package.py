@@ -20,6 +20,7 @@ from pathlib import Path
 
 import edge
 from edge.base import cli
+from edge.base.commands import MODULES
 from edge.base.errors import EdgeError, UsageError
 from edge.base.files import file_lock, sha256, sha256_of, write_atomically
 from edge.inference.weights import fetch, locked, original
@@ -191,12 +192,10 @@ def tracked() -> list[str]:
 
 def node_commands(project: str, tree: Path) -> str:
     """Return pyproject.toml's text without the commands whose module is not in the tree."""
-    return re.sub(
-        r'^[a-z-]+ = "([a-z_.]+):main"\n',
-        lambda line: line[0] if (tree / f"{line[1].replace('.', '/')}.py").is_file() else "",
-        project,
-        flags=re.M,
-    )
+    for command, module in MODULES.items():
+        if not (tree / f"{module.replace('.', '/')}.py").is_file():
+            project = re.sub(f'^{command} = ".+"\n', "", project, flags=re.M)
+    return project
 
 
 def copy(source: Path, target: Path) -> None:

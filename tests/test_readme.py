@@ -8,20 +8,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from edge.base.commands import MODULES
 from support.command import Done
 from support.paths import ROOT
 from support.patience import PATIENCE
 
-SCRIPTS = {
-    entry.name: entry.value
-    for entry in metadata.distribution("classroom-node").entry_points
-    if entry.group == "console_scripts"
-}
 # Hardware, another machine or data that a clone does not have.
 NEEDS_MORE = (
     *("--camera 0", "192.0.2.", "export-engine", "ferplus", "runs/", "boxes.txt"),
@@ -49,7 +44,7 @@ def commands(language: str) -> list[str]:
     return sorted(set(found))
 
 
-OURS = [c for c in commands("sh") + commands("text") if c.split()[0] in SCRIPTS]
+OURS = [c for c in commands("sh") + commands("text") if c.split()[0] in MODULES]
 RUNNABLE = [c for c in OURS if not any(need in c for need in NEEDS_MORE)]
 
 
@@ -58,7 +53,7 @@ SHORTER = {"export-bench": ["--rounds", "1"]}
 
 
 def module(script: str) -> str:
-    return SCRIPTS[script].split(":")[0]
+    return MODULES[script]
 
 
 def test_the_readme_shows_enough_commands() -> None:
@@ -91,7 +86,7 @@ def test_options_of_a_command_exist(line: str, command: Callable[..., Done]) -> 
         assert option in shown.out, option
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS))
+@pytest.mark.parametrize("script", sorted(MODULES))
 def test_every_command_has_help_with_an_example_and_refuses_nonsense(
     script: str, command: Callable[..., Done], process_command: Callable[..., Done]
 ) -> None:

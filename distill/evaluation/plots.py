@@ -53,12 +53,10 @@ def write_all(
 
 
 def _canvas(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Any, Any]:
-    """Make a figure that needs no screen; raises DataError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DataError("matplotlib is not installed; install the 'train' extra") from error
+    """Make a figure that needs no screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from edge.base.addresses import redact
+from edge.base.commands import advice
 from edge.base.errors import EdgeError
 
 EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage, 130 Ctrl-C"
@@ -86,6 +87,11 @@ def run(
     except EdgeError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (line := advice(error)) is None:
+            raise
+        print(f"{command}: {line}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

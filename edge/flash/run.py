@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import edge
 from edge.base import cli
-from edge.base.errors import BackendError
 
 # module, function, what it does
 COMMANDS = {
@@ -34,13 +33,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     args = p.parse_args(words[:1])
     module, function, _ = COMMANDS[args.command]
-    try:
-        command = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name != "cryptography":
-            raise
-        raise BackendError("cryptography is not installed; install the 'flash' extra") from error
-    command(words[1:])
+    getattr(importlib.import_module(module), function)(words[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

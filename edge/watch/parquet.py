@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.base import cli
-from edge.base.errors import BackendError, EdgeError, UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.watch.store import Store
 
 if TYPE_CHECKING:
@@ -53,12 +53,10 @@ def schema(labels: Iterable[str]) -> pa.Schema:
 def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
     """Write a file a day, each whole or not at all, and give all files of the folder one schema, with
     the labels of them all; files of earlier exports too. rows: in the order of their start. Raises
-    BackendError without pyarrow, EdgeError where the disk takes nothing."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise BackendError("pyarrow is not installed; install the 'analysis' extra") from error
+    EdgeError where the disk takes nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     paths = []
     try:
         out.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 import build_package
 import edge
 from build_package import PYTHONS, choose, fits, named, pins, read_lock
+from edge.base.commands import MODULES
 from edge.base.errors import EdgeError, UsageError
 from support.paths import ROOT
 
@@ -188,7 +189,7 @@ def test_every_command_of_the_package_starts_from_its_own_files(tmp_path: Path) 
     needed = {"edge-run", "edge-bench", "edge-provision", "edge-update", "export-engine"}
     assert needed <= set(scripts)
     assert not any(name.startswith("distill") or name == "edge-crops" for name in scripts)
-    modules = ", ".join(entry.removesuffix(":main") for entry in scripts.values())
+    modules = ", ".join(MODULES[name] for name in scripts)
     tried = re.search(r"-c '(import edge[^']+)'", (DEBIAN / "postinst").read_text())
     assert tried is not None
     code = f"import sys; sys.modules['distill'] = None\nimport {modules}\n{tried[1]}"

@@ -1,0 +1,121 @@
+"""Every command with every extra alone: its help, a short real job, or the extra that it lacks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from edge.base import commands
+from edge.base.commands import EXTRAS, MODULES, advice
+from edge.watch.store import Store
+from support.paths import ROOT
+
+tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml: Python 3.11 has it")
+brought = importlib.import_module("support.only_extra").brought
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NODE = ("edge-run", "edge-watch", "edge-flash", "edge-provision", "edge-update")
+LABORATORY = ("distill-eval", "export-engine", "export-bench", "edge-crops")
+PICTURES = ("edge-bench", "edge-crowd")
+# Whose --help there is with an extra alone; the others say in one line what they lack.
+HELPS = {
+    "": NODE,
+    "metrics": NODE,
+    "watch": NODE,
+    "analysis": NODE,
+    "flash": NODE,
+    "node": (*NODE, *LABORATORY, *PICTURES),
+    "demo": (*NODE, *LABORATORY, *PICTURES),
+    "train": tuple(MODULES),
+}
+SHORT = ["--camera", "demo/pictures", "--broker", "-", "--window", "1", "--min-group", "1"]
+# The shortest real job of what an extra is for.
+JOBS = {
+    "node": ["edge-run", *SHORT],
+    "train": ["edge-run", *SHORT],
+    "demo": ["edge-run", *SHORT],
+    "flash": ["edge-flash", "release", "key", "{tmp}/key"],
+    "analysis": ["edge-watch", "export", "--record", "{tmp}/x.sqlite", "--out", "{tmp}/days"],
+    "watch": ["edge-watch", "forget", "--record", "{tmp}/x.sqlite", "--older-than", "30"],
+}
+
+
+def run(extra: str, jobs: list[list[str]], state: Path) -> list[tuple[int, str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "support.only_extra", extra],
+        input="".join(json.dumps(job) + "\n" for job in jobs),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_STATE_HOME": str(state)},
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_each_command_of_the_project_starts_its_module() -> None:
+    assert PROJECT["scripts"] == {
+        name: f"edge.base.commands:{name.replace('-', '_')}" for name in MODULES
+    }
+    assert callable(commands.edge_run)
+    with pytest.raises(AttributeError, match="no command edge-fly"):
+        _ = commands.edge_fly
+
+
+def test_every_package_that_the_project_asks_for_has_its_extra_named() -> None:
+    owners = metadata.packages_distributions()
+    named = {
+        distribution.lower(): extra
+        for package, extra in EXTRAS.items()
+        for distribution in owners.get(package, ())
+    }
+    for extra, requirements in {
+        "": PROJECT["dependencies"],
+        **PROJECT["optional-dependencies"],
+    }.items():
+        for requirement in requirements:
+            name = requirement.split("[")[0].split(">")[0].strip()
+            if name != PROJECT["name"] and name in {
+                d.lower() for ds in owners.values() for d in ds
+            }:
+                assert named[name] == extra, requirement
+
+
+def test_what_no_extra_brings_is_a_defect_and_not_advice() -> None:
+    assert advice(ModuleNotFoundError("x", name="edge.nothing")) is None
+    line = advice(ModuleNotFoundError("x", name="torch.nn"))
+    assert line == "torch is not installed; install the 'train' extra: pip install '.[train]'"
+    assert "python3-opencv" in (advice(ModuleNotFoundError("x", name="cv2")) or "")
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", HELPS)
+def test_with_one_extra_alone_a_command_helps_works_or_names_what_it_lacks(
+    extra: str, tmp_path: Path
+) -> None:
+    jobs = [[name, "--help"] for name in MODULES]
+    store = Store(str(tmp_path / "x.sqlite"))
+    store.migrate()
+    store.close()
+    if job := JOBS.get(extra):
+        jobs.append([word.format(tmp=tmp_path) for word in job])
+    for words, (code, last) in zip(jobs, run(extra, jobs, tmp_path), strict=True):
+        if words[-1] != "--help" or words[0] in HELPS[extra]:
+            assert code == 0, (words, last)
+            continue
+        assert code == 1, words
+        assert last.startswith(f"{words[0]}: "), last
+        assert "is not installed; install the '" in last
+
+
+def test_an_extra_brings_what_its_own_packages_need() -> None:
+    assert {"numpy", "opencv-python-headless"} <= brought("node")
+    assert "opencv-python-headless" not in brought("watch")
+    assert {"pyarrow", "sqlalchemy"} <= brought("analysis"), "of the extra that it stands on"
