@@ -144,7 +144,7 @@ def assemble(
         file_start = None if source.live else float(int(time.time()))
         shape = camera_shape(settings)
         if source.live:
-            detector.carry(settings.camera.rate, shape)
+            detector.carry(settings.camera.rate, settings.runtime.threads, shape)
             log.info("detector at %s", detector.size)
         pipeline = open_pipeline(settings, bundle, student, detector, file_start)
         reports.warmed_up(warm_up(pipeline, student, bundle, shape))

@@ -128,12 +128,12 @@ class Detector:
             max(32, side // (2 if half else 1) // 32 * 32) for side in self._full
         )
 
-    def carry(self, per_second: float, shape: tuple[int, int]) -> None:
+    def carry(self, per_second: float, cores: int, shape: tuple[int, int]) -> None:
         """Choose by what this machine carries, where the size is not set; times it for (H, W) now.
 
-        per_second: pictures that are looked at."""
+        per_second: pictures that are looked at; cores: of the detector."""
         if self.choose is not None:
-            self.choose = Carried(self._blank, per_second)
+            self.choose = Carried(self._blank, per_second, cores)
             self._shape = None
             self.fit(shape)
 

@@ -132,7 +132,7 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
     hours = schedule.read(settings.privacy.hours, settings.privacy.zone)
     source = open_source(settings.camera, seconds, stop)
     if source.live:
-        detector.carry(settings.camera.rate, camera_shape(settings))
+        detector.carry(settings.camera.rate, settings.runtime.threads, camera_shape(settings))
     frames, next_report = 0, 0.0
     orientation, still = Orientation(detector, settings.camera.rotate), StillFaces()
     first: float | None = None
