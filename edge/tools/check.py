@@ -98,7 +98,7 @@ def advise(view: View, turned: str = "") -> str:
     if view.smallest * view.scale < LOST_PX:
         shrunk = ", or set detector.width and height larger" if view.scale < 1 else ""
         hints.append(
-            f"faces under {LOST_PX / view.scale:.0f} px are missed at detector size {view.detector}: "
+            f"faces under {LOST_PX / view.scale:.0f} px may be missed at detector size {view.detector}: "
             f"go nearer, or raise camera.width and height{shrunk}"
         )
     elif view.smallest < SMALL_PX:

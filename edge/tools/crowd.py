@@ -16,8 +16,9 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import cv2
@@ -52,7 +53,8 @@ GREY = 114
 @dataclass(frozen=True, slots=True)
 class Score:
     """One picture at one scale. people: boxes that count; counted: people that the node counts there;
-    false: of these, without a box; faces, found: by size (SIZES); ignored: boxes, by reason."""
+    false: of these, without a box; faces, found: by size (SIZES); ignored: boxes, by reason; size: the
+    detector's; cpu_seconds: of the detector, on all its cores."""
 
     name: str
     scale: float
@@ -62,6 +64,8 @@ class Score:
     faces: NDArray[np.int64]
     found: NDArray[np.int64]
     ignored: dict[str, int]
+    size: str = ""
+    cpu_seconds: float = 0.0
 
 
 def overlaps(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,10 +179,16 @@ def measure(
             pixels = pixels.copy()
             cover(pixels, pipeline.masks)
             time += APART_SECONDS
+            pipeline.detector.fit(pixels.shape)
+            began = process_time()
             faces = pipeline.detector.find(pixels)
+            spent = process_time() - began
             tracks = pipeline.tracker.update(faces, time, pixels.shape)
             people = np.array([t.face.box for t in tracks], dtype=np.float64).reshape(-1, 4)
-            yield judge(labelled, scale, origin, pixels.shape, people, pipeline.masks, ignore_below)
+            score = judge(
+                labelled, scale, origin, pixels.shape, people, pipeline.masks, ignore_below
+            )
+            yield replace(score, size=pipeline.detector.size, cpu_seconds=spent)
 
 
 def summary(scores: Sequence[Score]) -> dict[str, Any]:
@@ -193,6 +203,7 @@ def summary(scores: Sequence[Score]) -> dict[str, Any]:
         for column in zip(*((1, s.people, s.counted, s.false) for s in scores), strict=True)
     )
     error = counted - people
+    spent = sum(s.cpu_seconds for s in scores)
     faces, found = (np.array([getattr(s, of) for s in scores]) for of in ("faces", "found"))
 
     def share(part: NDArray[Any], whole: NDArray[Any]) -> dict[str, Any]:
@@ -233,6 +244,8 @@ def summary(scores: Sequence[Score]) -> dict[str, Any]:
         "recall": share(found.sum(axis=1), faces.sum(axis=1)),
         "recall_from_12_px": share(found[:, 2:].sum(axis=1), faces[:, 2:].sum(axis=1)),
         "recall_by_size": sizes,
+        "detector_cpu_ms_a_frame": 1000 * spent / len(scores),
+        "found_a_core_second": found.sum() / spent if spent > 0 else None,
     }
 
 
@@ -357,7 +370,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     scores = list(measure(args.folder, listed, pipeline, args.scale, frame, args.ignore_below))
     result = summary(scores)
     result["conditions"] = {
-        "detector": f"{opened.backend.name} {opened.precision} {detector.width}x{detector.height}",
+        "detector": f"{opened.backend.name} {opened.precision}",
+        "detector_size": ", ".join(sorted({score.size for score in scores})),
+        "threads": settings.runtime.threads,
         "scales": args.scale,
         "frame": args.frame,
         "ignore_below_px": args.ignore_below,
@@ -365,11 +380,14 @@ def run(argv: Sequence[str] | None = None) -> None:
         "least_iou": OVERLAP,
     }
     print(as_text(result))
+    for key in ("detector_cpu_ms_a_frame", "found_a_core_second"):
+        result["conditions"][key] = round(result.pop(key) or 0.0, 1)
     print("\n" + "\n".join(f"{key}: {value}" for key, value in result["conditions"].items()))
     if args.json:
         result["by_picture"] = [
             {"name": s.name, "scale": s.scale, "people": s.people, "counted": s.counted,
-             "found": int(s.found.sum()), "false": s.false} for s in scores
+             "found": int(s.found.sum()), "false": s.false, "cpu_seconds": s.cpu_seconds}
+            for s in scores
         ]  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=1) + "\n").encode())
 

@@ -6,6 +6,7 @@ PYTHONPATH=tests python -m support.small_faces
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -16,12 +17,19 @@ from edge.inference.weights import resolve
 from edge.records import Face
 from support.paths import PICTURES
 
-SIZES = ((640, 384), (640, 480), (960, 544), (1280, 736), (1920, 1088))
-FACES_PX = (8, 10, 12, 14, 16, 20, 24, 32)
+SIZES = ((640, 384), (960, 544), (1280, 736), (1920, 1088))
+TILES = "4 tiles"
+FACES_PX = (8, 10, 12, 14, 16, 20, 24)
 SHAPE = (720, 1280)
+# Of tiles, in pixels: wider than the faces that a coarse pass would lose.
+SEAM = 64
+
+People = list[tuple[np.ndarray, Face]]
+Picture = tuple[np.ndarray, np.ndarray]
+Find = Callable[[np.ndarray], list[Face]]
 
 
-def portraits(detector: Detector) -> list[tuple[np.ndarray, Face]]:
+def portraits(detector: Detector) -> People:
     """Read the demo's portraits, each with its largest face."""
     found = []
     for path in sorted(PICTURES.iterdir()):
@@ -30,35 +38,48 @@ def portraits(detector: Detector) -> list[tuple[np.ndarray, Face]]:
     return found
 
 
-def crowd(
-    people: list[tuple[np.ndarray, Face]], px: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fill a picture of SHAPE with whole portraits whose faces have `px` pixels (root of the area).
+def shrunk(people: People, px: float, rng: np.random.Generator) -> Picture:
+    """Return a whole portrait, side and light varied, whose face has `px` pixels (root of the area),
+    and the face's box. It is shrunk by area, as a lens does."""
+    picture, face = people[int(rng.integers(len(people)))]
+    scale = px * rng.uniform(1.0, 1.05) / face.size
+    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    x, y, width, height = (float(v) * scale for v in face.box)
+    if rng.random() < 0.5:
+        small, x = small[:, ::-1], small.shape[1] - x - width
+    light = np.clip(small * rng.uniform(0.7, 1.1), 0, 255).astype(np.uint8)
+    return light, np.array([x, y, width, height])
 
-    They are shrunk by area, as a lens does; side, light and place vary. Returns (H, W, 3) uint8 and
-    the faces' boxes (N, 4): left, top, width, height."""
+
+def packed(people: People, px: float, rng: np.random.Generator) -> Picture:
+    """Fill a picture of SHAPE with portraits side by side, each with its own background: as a room in
+    which something is behind everybody. Returns (H, W, 3) uint8 and the faces' boxes (N, 4)."""
     canvas = np.full((*SHAPE, 3), rng.integers(60, 200, 3), np.uint8)
-    boxes: list[list[float]] = []
+    boxes: list[np.ndarray] = []
     row = 0
     while True:
         left, tallest = int(rng.integers(0, 20)), 0
         while True:
-            picture, face = people[int(rng.integers(len(people)))]
-            scale = px * rng.uniform(1.0, 1.05) / face.size
-            small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            small, box = shrunk(people, px, rng)
             h, w = small.shape[:2]
             if left + w > SHAPE[1] or row + h > SHAPE[0]:
                 break
-            x, y, width, height = (float(v) * scale for v in face.box)
-            if rng.random() < 0.5:
-                small, x = small[:, ::-1], w - x - width
-            light = np.clip(small * rng.uniform(0.7, 1.1), 0, 255).astype(np.uint8)
-            canvas[row : row + h, left : left + w] = light
-            boxes.append([left + x, row + y, width, height])
+            canvas[row : row + h, left : left + w] = small
+            boxes.append(box + np.array([left, row, 0, 0]))
             left, tallest = left + w + int(rng.integers(2, 20)), max(tallest, h)
         if not tallest:
             return canvas, np.asarray(boxes)
         row += tallest + int(rng.integers(2, 12))
+
+
+def alone(people: People, px: float, rng: np.random.Generator) -> Picture:
+    """Lay one portrait somewhere into an empty picture of SHAPE; returns as `packed`."""
+    canvas = np.full((*SHAPE, 3), rng.integers(60, 200, 3), np.uint8)
+    small, box = shrunk(people, px, rng)
+    h, w = small.shape[:2]
+    left, top = int(rng.integers(0, SHAPE[1] - w)), int(rng.integers(0, SHAPE[0] - h))
+    canvas[top : top + h, left : left + w] = small
+    return canvas, (box + np.array([left, top, 0, 0]))[None]
 
 
 def hits(found: list[Face], boxes: np.ndarray) -> int:
@@ -75,18 +96,35 @@ def hits(found: list[Face], boxes: np.ndarray) -> int:
     return count
 
 
-def recall(detector: Detector, px: float, pictures: int = 3) -> tuple[float, float, int]:
+def tiled(quarter: Detector, whole: Detector) -> Find:
+    """Find small faces in four quarters that overlap, and large ones in a coarse pass."""
+
+    def find(picture: np.ndarray) -> list[Face]:
+        faces = whole.find(picture)
+        height, width = SHAPE[0] // 2, SHAPE[1] // 2
+        for y in (0, height - SEAM // 2):
+            for x in (0, width - SEAM // 2):
+                part = picture[y : y + height + SEAM // 2, x : x + width + SEAM // 2]
+                for face in quarter.find(part):
+                    box = face.box + np.array([x, y, 0, 0], np.float32)
+                    if not hits(faces, box[None]):
+                        faces.append(Face(box, face.landmarks, face.score))
+        return faces
+
+    return find
+
+
+def recall(
+    find: Find, people: People, make: Callable[..., Picture], px: float, pictures: int
+) -> tuple[float, float, int]:
     """Return the share found of faces of `px`, CPU seconds a picture, and the faces' number."""
-    width, height = detector.width, detector.height
-    detector.width, detector.height = 640, 640
-    people, rng = portraits(detector), np.random.default_rng(round(px))
-    detector.width, detector.height = width, height
+    rng = np.random.default_rng(round(px))
     seen = total = 0
     spent = 0.0
     for _ in range(pictures):
-        picture, boxes = crowd(people, px, rng)
+        picture, boxes = make(people, px, rng)
         began = time.process_time()
-        found = detector.find(picture)
+        found = find(picture)
         spent += time.process_time() - began
         seen, total = seen + hits(found, boxes), total + len(boxes)
     return seen / total, spent / pictures, total
@@ -94,13 +132,17 @@ def recall(detector: Detector, px: float, pictures: int = 3) -> tuple[float, flo
 
 def main() -> None:
     backend = open_backend("ort", resolve("yunet"), 1)
-    print("detector   CPU ms" + "".join(f"{px:>6} px" for px in FACES_PX))
-    for size in SIZES:
-        rows = [recall(Detector(backend, *size, 0.6), px) for px in FACES_PX]
-        shares = "".join(f"{100 * share:>7.1f} %" for share, _, _ in rows)
-        milliseconds = 1000 * sum(spent for _, spent, _ in rows) / len(rows)
-        print(f"{size[0]}x{size[1]:<6}{milliseconds:>7.1f}{shares}", flush=True)
-    print("faces            " + "".join(f"{total:>9}" for _, _, total in rows))
+    people = portraits(Detector(backend, 640, 640, 0.6))
+    ways: dict[str, Find] = {f"{w}x{h}": Detector(backend, w, h, 0.6).find for w, h in SIZES}
+    ways[TILES] = tiled(Detector(backend, 672, 416, 0.6), Detector(backend, 640, 384, 0.6))
+    for make, pictures in ((packed, 3), (alone, 60)):
+        print(f"{make.__name__:<10}  CPU ms" + "".join(f"{px:>6} px" for px in FACES_PX))
+        for name, find in ways.items():
+            rows = [recall(find, people, make, px, pictures) for px in FACES_PX]
+            shares = "".join(f"{100 * share:>7.1f} %" for share, _, _ in rows)
+            milliseconds = 1000 * sum(spent for _, spent, _ in rows) / len(rows)
+            print(f"{name:<10}{milliseconds:>8.1f}{shares}", flush=True)
+        print("faces             " + "".join(f"{total:>9}" for _, _, total in rows))
 
 
 if __name__ == "__main__":

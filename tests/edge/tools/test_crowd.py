@@ -166,6 +166,10 @@ def test_people_in_a_room_are_counted_by_the_nodes_own_stages(
     assert result["recall"]["value"] == result["exact"]["value"] == 1.0
     assert [row["counted"] for row in result["by_picture"]] == [4, 4, 4, 4, 0]
     assert "16 people in 5 frames of 5 pictures; 16 counted" in done.out
+    assert "detector_size: 1280x736\n" in done.out
+    spent = sum(row["cpu_seconds"] for row in result["by_picture"])
+    assert result["conditions"]["found_a_core_second"] == pytest.approx(16 / spent, abs=0.06)
+    assert result["conditions"]["detector_cpu_ms_a_frame"] == pytest.approx(200 * spent, abs=0.06)
     assert all(len(line) <= 80 for line in done.out.splitlines())
 
 
@@ -215,3 +219,18 @@ def test_refuses_in_one_line_what_cannot_be_meant(
     assert done.code == code
     assert told in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_by_default_the_detectors_size_follows_every_picture(
+    detector_file: Path, crowd: Path, command: Callable[..., Done], tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out.json", tmp_path / "node.yaml"
+    config.write_text("detector: {width: 640, height: 480}\n")
+    where = (crowd, crowd / "boxes.txt", "--json", out)
+    assert command("edge.tools.crowd", *where).code == 0
+    by_shape = json.loads(out.read_text())
+    assert by_shape["conditions"]["detector_size"] == "1280x736, 640x480"
+    assert by_shape["recall"]["value"] == 1.0
+    for options, size in ((), "640x480"), (("--detector", "auto"), "1280x736, 640x480"):
+        assert command("edge.tools.crowd", *where, "--config", config, *options).code == 0
+        assert json.loads(out.read_text())["conditions"]["detector_size"] == size
