@@ -96,10 +96,11 @@ def advise(view: View, turned: str = "") -> str:
         return "; ".join(filter(None, [f"no face (light {view.light:.0f}/255)", dark, turned]))
     hints = [turned] if turned else []
     if view.smallest * view.scale < LOST_PX:
-        shrunk = ", or set detector.width and height larger" if view.scale < 1 else ""
+        least = LOST_PX / view.scale
+        larger = ", or set detector.width and height larger" if view.scale < 1 else ""
         hints.append(
-            f"faces under {LOST_PX / view.scale:.0f} px may be missed at detector size {view.detector}: "
-            f"go nearer, or raise camera.width and height{shrunk}"
+            f"faces under {least:.0f} px may be missed at detector size {view.detector}: "
+            f"go nearer, or raise camera.width and height{larger}"
         )
     elif view.smallest < SMALL_PX:
         hints.append(f"faces under {SMALL_PX} px: go nearer, or raise camera.width and height")

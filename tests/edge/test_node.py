@@ -23,6 +23,7 @@ from edge.delivery.messages import Outgoing
 from edge.detect import Detector
 from edge.records import Face, Frame, Life, Tick, Track
 from edge.settings import Settings
+from edge.sizes import by_shape
 from support.brokers import certificates
 
 MONDAY_NOON = time.mktime((2026, 11, 23, 12, 0, 0, 0, 0, -1))
@@ -79,6 +80,7 @@ class Looked(Detector):
         self.pictures: list[np.ndarray] = []
 
     def find(self, pixels: np.ndarray) -> list[Face]:
+        self.fit(pixels.shape)
         self.pictures.append(pixels.copy())
         landmarks = np.array([[4, 6], [12, 6], [8, 9], [5, 13], [11, 13]], np.float32)
         return [
@@ -115,12 +117,12 @@ class Run:
         self.node.pipeline.detector = self.detector  # type: ignore[assignment]
         self.node.pipeline.life = Alive()  # type: ignore[assignment]
 
-    def step(self, seconds: float, camera: str = "") -> None:
-        """So much time passes, with a picture every tenth, or with none and why."""
+    def step(self, seconds: float, camera: str = "", shape: tuple[int, int] = (40, 120)) -> None:
+        """So much time passes, with a picture of (H, W) every tenth, or with none and why."""
         for _ in range(round(10 * seconds)):
             self.moment = round(self.moment + 0.1, 1)
             now, utc = self.moment, self.utc + self.moment
-            pixels = np.full((40, 120, 3), 200, np.uint8)
+            pixels = np.full((*shape, 3), 200, np.uint8)
             item = Tick(now, utc, camera) if camera else Frame(pixels, now, utc)
             self.node.step(item)
 
@@ -214,6 +216,23 @@ def test_info_follows_the_commands_that_change_it(run: Any) -> None:
     assert node.readings[-1]["window_seconds"] == 4.0
     refused = node.command("set-window", seconds=1.0)
     assert "2 to 3600" in refused["text"]
+
+
+def test_a_camera_whose_shape_changes_is_one_line_and_info_has_the_size(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = run()
+    node.detector.choose = by_shape
+    caplog.set_level("INFO")
+    node.step(0.5, shape=(480, 640))
+    node.publisher.said.clear()
+    caplog.clear()
+    node.step(0.5, shape=(720, 1280))
+    lines = [r.message for r in caplog.records if "detector" in r.message]
+    assert lines == ["detector at 1280x736, by the pictures' shape"]
+    assert [info["detector"]["size"] for info in node.publisher.of("info")] == ["1280x736"]
+    node.step(0.5, shape=(480, 640))
+    assert node.publisher.of("info")[-1]["detector"]["size"] == "640x480"
 
 
 def test_a_window_is_never_made_shorter_than_node_yaml_says(run: Any) -> None:

@@ -13,7 +13,7 @@ from edge.inference.loader import open_backend
 from edge.settings import Settings
 from edge.sizes import Carried, by_shape, candidates, expected, fitted
 from edge.tools.check import advise, look
-from support.small_faces import portraits
+from support.small_faces import packed, portraits, recall
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,15 @@ def test_faces_that_are_small_for_the_detector_are_told(detector_file: Path) -> 
     assert "set detector.width" in line
     detector.width, detector.height = 1280, 736
     assert "missed" not in advise(look(picture, [face], detector))
+
+
+def test_of_faces_of_12_pixels_nearly_all_are_found_by_default(detector_file: Path) -> None:
+    detector, _ = open_detector(Settings())
+    detector.score = Settings().detector.score
+    small = Detector(detector.backend, 640, 480, detector.score)
+    people = portraits(Detector(detector.backend, 640, 640))
+    share, _, faces = recall(detector.find, people, packed, 12, 1)
+    assert detector.size == "1280x736"
+    assert faces > 100
+    assert share > 0.9
+    assert recall(small.find, people, packed, 12, 1)[0] < 0.1, "the pictures are too easy"
