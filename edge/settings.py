@@ -20,8 +20,8 @@ from edge.records import Counting
 
 LONGEST_PATH = 200
 # A room of seated people counts the same from this many pictures a second as from thirty, and a face
-# that turns up is counted within 0.3 s; at 4 a second walkers begin to be lost (docs/operate.md).
-AUTO_PER_SECOND = 7.5
+# that turns up is counted within 0.4 s; at 4 a second walkers begin to be lost (docs/operate.md).
+AUTO_PER_SECOND = 5.0
 # Before tracker.confirm_seconds there was confirm_frames, by default 3: read as the default of now.
 FRAMES_A_SECOND = 20.0
 

@@ -1,7 +1,7 @@
 """How much work the node takes on: less while the board throttles itself, more when it is cool.
 
 Level 0 looks at every picture, 1 at every second, 2 at every third, 3 also scales the detector's
-picture to half (faces under about 40 pixels are then missed; only where its backend takes any size).
+picture to half (a face then needs twice the pixels; only where its backend takes any size).
 One level up after HOT_SECONDS of throttling, one down after COOL_SECONDS without.
 """
 

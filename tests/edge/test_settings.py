@@ -209,7 +209,7 @@ def test_frames_to_confirm_of_an_older_file_are_read_as_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "rate"), [("auto", 7.5), (None, 7.5), (0.5, 0.5), (30.0, 30.0), (240.0, 240.0)]
+    ("given", "rate"), [("auto", 5.0), (None, 5.0), (0.5, 0.5), (30.0, 30.0), (240.0, 240.0)]
 )
 def test_the_analysis_rate_is_a_number_or_auto(given: object, rate: float) -> None:
     data = {"camera": {"analyse_per_second": given}}
