@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader
 
+from distill.data.crops import crop_single
+from distill.data.layouts import HIDDEN, NAMED, shown, some
 from edge.base.errors import DataError
+from edge.detect import Detector
+from edge.inference.bundle import CropSpec
+from edge.sources.images import PictureError, read_picture
+from edge.sources.recorded import PICTURES
 from export.to_onnx import INPUT
 
-LEAST_CROPS = 512
+ENOUGH_CROPS = 512  # of fewer, a range may miss what the next face holds
 BATCH = 32
 
 
@@ -20,12 +28,9 @@ class Crops(CalibrationDataReader):  # type: ignore[misc]
     """Feeds the calibrator."""
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        """Take (N, C, S, S) uint8; raises DataError where N is below LEAST_CROPS."""
-        if len(pixels) < LEAST_CROPS:
-            raise DataError(
-                f"{len(pixels)} crops to calibrate on, at least {LEAST_CROPS} are needed; give more "
-                f"data"
-            )
+        """Take (N, C, S, S) uint8; raises DataError where N is 0."""
+        if not len(pixels):
+            raise DataError("no crop to calibrate on; give pictures of faces by --calibration DIR")
         self._batches: Iterator[NDArray[np.uint8]] = iter(
             [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
         )
@@ -41,7 +46,7 @@ def balanced(
 ) -> NDArray[np.int64]:
     """Choose about `wanted` images, equally many of each class as far as it has them; their indices.
 
-    labels: (N,), -1 for none. Raises DataError where fewer than LEAST_CROPS can be had.
+    labels: (N,), -1 for none. Raises DataError where no image has a label.
     """
     rng = np.random.default_rng(seed)
     pools = [rng.permutation(np.flatnonzero(labels == k)) for k in range(classes)]
@@ -51,9 +56,60 @@ def balanced(
         for pool in pools:
             if turn < len(pool) and len(chosen) < wanted:
                 chosen.append(int(pool[turn]))
-    if len(chosen) < LEAST_CROPS:
+    if not chosen:
         raise DataError(
-            f"{len(chosen)} labelled crops to calibrate on, at least {LEAST_CROPS} are needed; "
-            f"give more data"
+            "no labelled training image to calibrate on; give pictures by --calibration DIR"
         )
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """List the pictures in a folder and in those inside of it, sorted, without hidden ones. Raises
+    DataError where there are none."""
+    found = []
+    for parent, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
+        found += [
+            Path(parent) / name
+            for name in sorted(files)
+            if not name.startswith(".") and name.lower().endswith(PICTURES)
+        ]
+    if not found:
+        raise DataError(
+            f"--calibration {folder} holds no picture ({' '.join(PICTURES)}); give a folder of faces"
+        )
+    return sorted(found)
+
+
+def crops_of(
+    folder: Path,
+    wanted: int,
+    detector: Detector,
+    spec: CropSpec,
+    skip_bad: bool,
+    say: Callable[[str], None],
+) -> NDArray[np.uint8]:
+    """Crop at most `wanted` pictures of a folder, evenly spaced, to (N, C, S, S) uint8; none needs a
+    label. Of each the largest face is taken, the whole picture where none is found.
+
+    Raises DataError, which names them, where pictures cannot be read and `skip_bad` is not given."""
+    paths = pictures_in(folder)
+    places = np.linspace(0, len(paths) - 1, min(wanted, len(paths))).astype(int)
+    crops, bad, seen = [], [], 0
+    for path in (paths[place] for place in places):
+        try:
+            crop, found = crop_single(read_picture(path), detector, spec)
+        except PictureError as error:
+            bad.append(f"{shown(path, folder)} {error.why}")
+            continue
+        crops.append(crop)
+        seen += found
+    if bad and not (skip_bad and crops):
+        raise DataError(
+            f"--calibration {folder}: {len(bad)} of {len(places)} pictures cannot be read; mend or "
+            f"remove them, or leave them out by --skip-bad: {some(bad)}"
+        )
+    for line in bad[:NAMED]:
+        say(f"skipped: {line}")
+    say(f"calibration: {len(crops)} of {len(paths)} pictures, a face found in {seen}")
+    return np.stack(crops)

@@ -167,6 +167,15 @@ def _history(provenance: dict[str, Any]) -> str:
     return "Learned by " + ", then by ".join(reversed(runs)) + again
 
 
+def _apart(provenance: dict[str, Any]) -> str:
+    """Say where INT8's ranges come from, where that is not the data that scores are of."""
+    if not provenance.get("calibration_folder"):
+        return ""
+    return (
+        f" (INT8's ranges on {provenance['calibration_crops']} pictures of a folder without labels)"
+    )
+
+
 def write(description: dict[str, Any]) -> str:
     """Return the card in Markdown. description: bundle.json's content, its scores included."""
     provenance, scores = description["provenance"], description["scores"]
@@ -190,7 +199,7 @@ def write(description: dict[str, Any]) -> str:
         f"{USE}\n"
         f"## Data\n\n"
         f"Trained on {provenance['data']} ({provenance['data_licence']}), calibrated and scored on "
-        f"{scored}. "
+        f"{scored}{_apart(provenance)}. "
         f"Pictures with an exact or near copy in a later split were left out: "
         f"{provenance['twins_left_out'].get('train', 0)} of training, "
         f"{provenance['twins_left_out'].get('valid', 0)} of validation. "

@@ -115,6 +115,8 @@ def describe(
     learned = source.data or DATA_NAMES[layout]
     again = source.provenance.get("exported_again_from", {}).get("calibration_data")
     names = {DATA_NAMES[layout], learned, *([again] if again else [])}
+    if facts.get("calibration_folder"):
+        names.add(DATA_NAMES["folders"])  # pictures of an owner whom this code does not know
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
     answers = {
         role: np.round(logits_of(folder / name, inputs).astype(float), 4).tolist()

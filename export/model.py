@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.data.crops import crop_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
@@ -25,7 +26,7 @@ from distill.data.duplicates import (
 from distill.data.labels import DATA_NAMES
 from distill.data.sampling import validation_labels
 from distill.data.splits import Split, crops_folder, join, majority, open_crops
-from distill.evaluation.prior import METHODS, choose_prior, read_prior, sample
+from distill.evaluation.prior import FEWEST, METHODS, choose_prior, read_prior, sample
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
 from distill.models.predict import logits_of, predict_bundle
@@ -37,7 +38,7 @@ from edge.inference.weights import locked
 from edge.tools.bench import processor
 from export import card
 from export.agree import torch_equals_onnx
-from export.calibrate import balanced
+from export.calibrate import ENOUGH_CROPS, balanced, crops_of, pictures_in
 from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
 from export.precisions import agree_all, refuse_out_of_tolerance, row, write_all
 from export.source import Source, read_source
@@ -56,10 +57,12 @@ def export(args: argparse.Namespace) -> None:
             "this checkpoint learned from all of train (--train-on-all): temperature, constants and "
             "tolerance are taken on pictures that it knows; for a node train without that option"
         )
-    if args.prior not in METHODS:
+    if args.prior and args.prior not in METHODS:
         read_prior(Path(args.prior), source.labels)  # refused before an hour of measuring
     spec = source.recipe.crop.spec()
 
+    if args.calibration:
+        pictures_in(args.calibration)
     refuse_other_folders(args.out)
     needs = ("train", "valid", "test") if args.test else ("train", "valid")
     data = data_of(args, cli.say, needs)
@@ -135,11 +138,13 @@ def _fill(
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
     labels = majority(train.votes, classes)
     labels[[name in names_of(duplicates["train"]) for name in train.crops.names]] = -1
-    places = balanced(labels, classes, CALIBRATION_CROPS)
-    quantiser = Quantiser(folder / FILES["fp32"], train.crops.pixels[places], folder.parent)
-    sensitivity = write_all(quantiser, folder, train.crops.pixels[places[::2]], say)
+    faces = _calibration_faces(source, train, labels, args, say)
+    quantiser = Quantiser(folder / FILES["fp32"], faces, folder.parent)
+    sensitivity = write_all(quantiser, folder, faces[::2], say)
+    truth = validation_labels(valid, unchosen)
+    which = args.prior or ("fitted" if _enough_for_constants(truth, labels, say) else "none")
     prior = None
-    if args.prior != "none":
+    if which != "none":
         own = names_of(duplicates["train"])
         rows = np.flatnonzero([name not in own for name in train.crops.names])
         some = np.linspace(0, len(rows) - 1, min(LEARNED_CROPS, len(rows))).astype(int)
@@ -149,11 +154,10 @@ def _fill(
             for split, places in ((valid, np.flatnonzero(kept)), (train, rows[some]))
         )
         name = f"{DATA_NAMES[args.layout]} valid"
-        prior = choose_prior(args.prior, unseen, learned, source.labels, name, say)
+        prior = choose_prior(which, unseen, learned, source.labels, name, say)
     if prior:
         for file in FILES.values():
             fold(folder / file, prior.constants["dominant"])
-    truth = validation_labels(valid, unchosen)
     agreement = agree_all(folder, valid.crops.pixels, truth, source.labels)
     for role, found in agreement.items():
         print(row(role, "valid", found))
@@ -162,7 +166,8 @@ def _fill(
     inputs = known_inputs(crop_detector(args.weights), source.recipe.crop.spec())
     np.save(folder / KNOWN_INPUTS, inputs)
     facts = {
-        "calibration_crops": len(places),
+        "calibration_crops": len(faces),
+        "calibration_folder": bool(args.calibration),
         "sensitivity": {
             role: [error.as_dict() for error in errors] for role, errors in sensitivity.items()
         },
@@ -174,6 +179,42 @@ def _fill(
     }
     description = describe(folder, source, args.layout, temperature, prior, facts)
     (folder / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _calibration_faces(
+    source: Source,
+    train: Split,
+    labels: NDArray[np.int64],
+    args: argparse.Namespace,
+    say: Callable[[str], None],
+) -> NDArray[np.uint8]:
+    """Return what INT8 is calibrated on, (N, C, S, S): the pictures of --calibration, or training
+    images balanced by their labels (N,)."""
+    if args.calibration:
+        spec, detector = source.recipe.crop.spec(), crop_detector(args.weights)
+        faces = crops_of(args.calibration, CALIBRATION_CROPS, detector, spec, args.skip_bad, say)
+    else:
+        faces = train.crops.pixels[balanced(labels, len(source.labels), CALIBRATION_CROPS)]
+    if len(faces) < ENOUGH_CROPS:
+        say(
+            f"warning: calibrated on {len(faces)} pictures; below {ENOUGH_CROPS} INT8's ranges may be "
+            f"too narrow. --calibration DIR takes more, without labels"
+        )
+    return faces
+
+
+def _enough_for_constants(
+    truth: NDArray[np.int64], labels: NDArray[np.int64], say: Callable[[str], None]
+) -> bool:
+    """Tell whether constants can be fitted on the labels of valid and train, -1 for none."""
+    counts = [int((known >= 0).sum()) for known in (truth, labels)]
+    if min(counts) >= FEWEST:
+        return True
+    say(
+        f"warning: no constants for the counting, as by --prior none: {counts[0]} images of valid and "
+        f"{counts[1]} of train have a label, {FEWEST} of each are needed"
+    )
+    return False
 
 
 def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -> None:
@@ -212,7 +253,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "export-model",
         "Turn a checkpoint, or a bundle again, into the bundle that the node runs: ONNX in float\n"
         "and INT8, known answers, scores. INT8 is calibrated on the data set's training crops,\n"
-        "balanced by class.",
+        "balanced by class, or on a folder of pictures without labels.",
         "export-model runs/student/best.pt --data ferplus --layout ferplus --out edge/models --test\n"
         "  export-model edge/models --data ferplus --layout ferplus --out plain --prior none",
     )
@@ -221,10 +262,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
     p.add_argument(
         "--prior",
-        default="fitted",
         metavar="fitted|log-prior|none|FILE.json",
         help="constants on the logits for each way of counting: fitted to the validation split's\n"
-        "totals (default), its log shares, none, or a file's",
+        f"totals (default, where {FEWEST} images have a label), its log shares, none, or a file's",
+    )
+    p.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="calibrate INT8 on the pictures in this folder, which need no labels, instead",
     )
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     p.add_argument(
