@@ -32,6 +32,7 @@ from edge.tools.bench import processor
 
 WARM_UP = 3
 PEAK_SIDE = 1024
+SAY_SECONDS = 5.0
 BATCH = 16  # of the ratios
 
 Call = Callable[[NDArray[np.float32]], object]
@@ -112,9 +113,14 @@ def contenders(
 
 
 def measure(
-    running: dict[str, tuple[Backend, tuple[int, ...]]], batches: Sequence[int], rounds: int
+    running: dict[str, tuple[Backend, tuple[int, ...]]],
+    batches: Sequence[int],
+    rounds: int,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Time each network at each batch: median and 95th percentile in ms, faces a second."""
+    """Time each network at each batch: median and 95th percentile in ms, faces a second. say: told
+    every five seconds how far it is."""
+    told = time.monotonic()
     rng = np.random.default_rng(0)
     rows = []
     for batch in batches:
@@ -123,7 +129,11 @@ def measure(
             for name, (_, shape) in running.items()
         }
         taken: dict[str, list[float]] = {name: [] for name in running}
+        say(f"batch {batch}: {len(running)} networks, {WARM_UP + rounds} rounds")
         for turn in range(WARM_UP + rounds):
+            if time.monotonic() - told >= SAY_SECONDS:
+                told = time.monotonic()
+                say(f"  round {turn + 1} of {WARM_UP + rounds}")
             for name, (backend, _) in running.items():
                 seconds = _time(backend.run, inputs[name])
                 if turn >= WARM_UP:
@@ -150,13 +160,19 @@ def ratios(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
 
 
 def bench(
-    bundle: Bundle, settings: Settings, batches: Sequence[int], rounds: int, with_baselines: bool
+    bundle: Bundle,
+    settings: Settings,
+    batches: Sequence[int],
+    rounds: int,
+    with_baselines: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure everything in one run. Raises UsageError where the `train` extra is missing."""
     with tempfile.TemporaryDirectory() as folder:
         baselines: dict[str, tuple[Path, int]] = {}
         why_not = ""
         if with_baselines:
+            say("writing EfficientNet-B0 and MobileFaceNet")
             try:
                 from export.baselines import write_baselines
 
@@ -167,8 +183,9 @@ def bench(
         if why_not:
             absent["other networks"] = why_not
         try:
+            say("the machine's peak: two matrix products")
             before = peaks(settings.runtime.threads, rounds)
-            rows = measure(running, batches, rounds)
+            rows = measure(running, batches, rounds, say)
             after = peaks(settings.runtime.threads, rounds)
         except ImportError as error:
             raise UsageError(f"{error}; install the 'train' extra") from error
@@ -252,7 +269,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         runtime["engines"] = str(args.engines)
     settings = validate(Settings, {"runtime": runtime}, "options")
     bundle, with_baselines = load_bundle(args.bundle), not args.without_baselines
-    result = bench(bundle, settings, (1, 8, BATCH, 32), args.rounds, with_baselines)
+    result = bench(bundle, settings, (1, 8, BATCH, 32), args.rounds, with_baselines, cli.say)
     print(json.dumps(result, indent=1) if args.json else as_text(result))
 
 

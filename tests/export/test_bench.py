@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from edge.inference.bundle import SHIPPED
-from export.bench import ratios
+from export.bench import measure, ratios
 from support.command import Done
 
 
@@ -56,3 +56,50 @@ def test_the_other_networks_are_what_their_papers_say() -> None:
     assert mobile == pytest.approx(0.99e6, rel=0.03)
     efficient = sum(p.numel() for p in _efficientnet(1000).parameters())
     assert efficient == pytest.approx(5.29e6, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_other_networks_compute_on_normal_numbers() -> None:
+    """As transformers makes it, EfficientNet's activations sink to denormal numbers and then to 0."""
+    import torch
+
+    from export.baselines import MobileFaceNet, _efficientnet, denormal_share, make_healthy
+
+    torch.manual_seed(0)
+    for network, side in ((_efficientnet(8), 224), (MobileFaceNet(8), 112)):
+        faces = torch.randint(0, 256, (2, 3, side, side)).float()
+        before = denormal_share(network.eval(), faces)
+        assert denormal_share(make_healthy(network, faces), faces) == 0.0
+        logits = network(faces)
+        size = (logits[0] if isinstance(logits, tuple) else logits).abs().mean()
+        assert 1e-2 < float(size) < 1e2
+        if side == 224:
+            assert before > 0, "what was timed before"
+
+
+def test_numbers_that_are_not_normal_are_seen() -> None:
+    import torch
+    from torch import nn
+
+    from export.baselines import denormal_share
+
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Identity())
+    faces = torch.ones(1, 1, 2, 2)
+    for weight, share in ((1.0, 0.0), (1e-40, 1.0), (0.0, 1.0), (float("inf"), 1.0)):
+        nn.init.constant_(network[0].weight, weight)  # type: ignore[arg-type]
+        assert denormal_share(network, faces) == share
+
+
+def test_progress_is_said_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.inference.bundle import load_bundle
+    from edge.inference.loader import open_backend
+
+    monkeypatch.setattr("export.bench.SAY_SECONDS", 0.0)
+    backend = open_backend("ort", load_bundle().model("int8"), 1)
+    lines: list[str] = []
+    measure({"student int8": (backend, (1, 64, 64))}, [1, 2], 1, lines.append)
+    assert [line for line in lines if line.startswith("batch")] == [
+        "batch 1: 1 networks, 4 rounds",
+        "batch 2: 1 networks, 4 rounds",
+    ]
+    assert lines.count("  round 4 of 4") == 2
