@@ -5,6 +5,7 @@ Nothing is opened but files whose name tells nothing, and of those the first byt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import unicodedata
@@ -165,11 +166,10 @@ class _Walk:
                     self.leave_out("in deeper folders", Path(parent) / name)
 
     def _other(self, path: Path, endings: tuple[str, ...]) -> None:
-        try:
-            with path.open("rb") as content:
+        start = b""
+        if path.is_file():  # of a pipe nothing would ever come
+            with contextlib.suppress(OSError), path.open("rb") as content:
                 start = content.read(12)
-        except OSError:
-            start = b""
         if start.startswith(_MAGIC) or start[4:8] == b"ftyp":
             # .gif, .heic and the like are not read; one without an ending is renamed.
             why = f"pictures without an ending that is read here ({' '.join(endings)})"

@@ -80,6 +80,7 @@ def test_everything_that_is_left_out_is_named_with_its_number(tmp_path: Path) ->
     picture(calm / "2.jpg").rename(calm / "2")
     (calm / "3.gif").write_bytes(b"GIF89a")
     (calm / "4.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    os.mkfifo(calm / "pipe")
     (calm / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
     picture(root / "train" / "stray.jpg")
     picture(root / "val" / "calm" / "0.jpg")
@@ -88,7 +89,7 @@ def test_everything_that_is_left_out_is_named_with_its_number(tmp_path: Path) ->
     assert sum(name.startswith("calm") for name in names(data)) == 7, "all five formats are read"
     assert "in deeper folders: 1 (train/calm/pupil-1/left/0.jpg)" in said
     assert ": 3 (train/calm/2, train/calm/3.gif, train/calm/4.heic)" in said
-    assert "no pictures: 1 (train/calm/Thumbs.db)" in said
+    assert "no pictures: 2 (train/calm/Thumbs.db, train/calm/pipe)" in said
     assert "outside a class folder: 1 (train/stray.jpg)" in said
     assert "no split (train, valid, test): 1 (val)" in said
     assert "which are no classes: 1 (train/empty)" in said
