@@ -25,7 +25,14 @@ from distill.data.duplicates import (
 )
 from distill.data.labels import DATA_NAMES
 from distill.data.sampling import validation_labels
-from distill.data.splits import Split, crops_folder, join, majority, open_crops
+from distill.data.splits import (
+    Split,
+    crops_folder,
+    join,
+    majority,
+    open_crops,
+    refuse_other_classes,
+)
 from distill.evaluation.prior import FEWEST, METHODS, choose_prior, read_prior, sample
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
@@ -66,6 +73,7 @@ def export(args: argparse.Namespace) -> None:
     refuse_other_folders(args.out)
     needs = ("train", "valid", "test") if args.test else ("train", "valid")
     data = data_of(args, cli.say, needs)
+    refuse_other_classes(data.votes("train")[1], source.labels, "the model")  # before any crop
     crops = open_crops(data, spec, args.weights, cli.say)
     train, valid = (
         join(data, name, crops).ordered(source.labels, "the model") for name in ("train", "valid")

@@ -19,7 +19,7 @@ from distill.data.sampling import Examples, log_prior, training_examples, valida
 from distill.data.splits import Split, crops_folder, join, open_crops
 from distill.models.backbones import FrozenBackbones, FrozenStem
 from distill.models.build import build_student, build_teacher, settle_tails
-from distill.models.checkpoint import load_teacher
+from distill.models.checkpoint import load_teacher, read
 from distill.models.dinov2 import Dinov2
 from distill.models.feature_cache import (
     Features,
@@ -97,6 +97,8 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     spec = recipe.crop.spec()
     needs = ("train",) if args.train_on_all else ("train", "valid")
     data = data_of(args, say, needs, args.train_on_all)
+    if args.teacher and (theirs := read(args.teacher[0])[2]) != data.votes("train")[1]:
+        raise UsageError(f"{args.teacher[0]} knows other classes: {', '.join(theirs)}")
     crops = open_crops(data, spec, args.weights, say)
     folder = crops_folder(data, spec)
     duplicates = find_near_duplicates(data, folder, say)
@@ -244,8 +246,6 @@ class RunBuilder:
         recipe, args = self.recipe, self.args
         first, *others = args.teacher
         teacher, frozen, theirs, labels = load_teacher(first, args.dinov2, args.face)
-        if labels != self.train.labels:
-            raise UsageError(f"{first} knows other classes: {', '.join(labels)}")
         if theirs.crop != recipe.crop:
             raise UsageError(f"{first} was trained on another crop; make the recipes' equal")
         assert theirs.teacher is not None

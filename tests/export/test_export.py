@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -302,6 +303,23 @@ def test_what_is_no_checkpoint_is_one_line(
     assert done.code == 2
     assert "--data" in done.last
     assert not (tmp_path / "b").exists()
+
+
+def test_data_of_other_classes_is_refused_before_the_first_crop(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    for split in ("train", "valid"):
+        for label in ("calm", "glad"):
+            (tmp_path / "d" / split / label).mkdir(parents=True)
+            picture = np.full((48, 48), len(split + label), np.uint8)
+            cv2.imwrite(str(tmp_path / "d" / split / label / "0.png"), picture)
+    done = command(
+        "export.model", write_checkpoint(tmp_path / "c.pt"), "--data", tmp_path / "d",
+        *("--layout", "folders", "--out", tmp_path / "b"),
+    )  # fmt: skip
+    assert done.code == 1
+    assert "the data has the classes calm, glad, the model " in done.last
+    assert [path.name for path in (tmp_path / "d.crops").iterdir()] == ["checked.json"]
 
 
 def test_a_card_says_what_scores_are_against_and_reads_entries_that_do_not() -> None:

@@ -1,0 +1,66 @@
+"""What does not go together is refused before a picture is cropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from distill.models.checkpoint import SCHEMA
+from distill.recipe import load_recipe
+from support.command import Done
+from support.paths import ROOT
+
+RECIPES = ROOT / "distill" / "recipes"
+
+
+def school(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid", "test"):
+        for label in ("calm", "glad"):
+            (root / split / label).mkdir(parents=True)
+            noise = rng.integers(0, 255, (6, 6), dtype=np.uint8)
+            cv2.imwrite(str(root / split / label / "0.png"), cv2.resize(noise, (48, 48)))
+    return root
+
+
+def trained_elsewhere(path: Path, recipe: Path) -> Path:
+    """A checkpoint that knows two other classes; of its weights nothing is read here."""
+    content = {
+        "schema": SCHEMA, "recipe": load_recipe(recipe).model_dump(), "labels": ["cat", "dog"],
+        "epoch": 0, "valid_accuracy": 0.5, "frozen": "", "teacher": "", "network": {},
+    }  # fmt: skip
+    torch.save(content, path)
+    return path
+
+
+def test_a_teacher_of_other_classes_is_refused_before_the_first_crop(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    data = school(tmp_path / "school")
+    teacher = trained_elsewhere(tmp_path / "t.pt", RECIPES / "teacher.yaml")
+    done = command(
+        "distill.train", RECIPES / "distilled.yaml", "--teacher", teacher,
+        *("--data", data, "--layout", "folders", "--out", tmp_path / "run"),
+    )  # fmt: skip
+    assert done.code == 2
+    assert "t.pt knows other classes: cat, dog" in done.last
+    assert [path.name for path in (tmp_path / "school.crops").iterdir()] == ["checked.json"]
+
+
+def test_a_data_set_without_a_validation_split_is_refused_or_learned_from_whole(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    data = school(tmp_path / "school")
+    options = ["--data", data, "--layout", "folders", "--out", tmp_path / "run"]
+    done = command("distill.train", RECIPES / "student.yaml", *options, "--train-on-all")
+    assert done.code == 1
+    assert "has a validation split of its own; --train-on-all is for data without" in done.last
+    (data / "valid").rename(tmp_path / "valid")
+    done = command("distill.train", RECIPES / "student.yaml", *options)
+    assert done.code == 1
+    assert "has no images of split 'valid', only of train, test; add its folder" in done.last
+    assert not (tmp_path / "school.crops").exists()
