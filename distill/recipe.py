@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import contextlib
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from edge.base.strict_yaml import Strict, read_yaml, validate
+from edge.base.errors import SettingsError
+from edge.base.strict_yaml import Strict, known_paths, read_yaml, validate
 from edge.inference.bundle import CropSpec
 
 Positive = Annotated[int, Field(ge=1)]
@@ -219,6 +224,62 @@ class Recipe(Strict):
         return self
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises SettingsError in one line."""
-    return validate(Recipe, read_yaml(path), str(path))
+def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, with what `--set` changes in it. Raises SettingsError in one line."""
+    recipe = validate(Recipe, read_yaml(path), str(path))
+    return changed(recipe, parse_settings(settings), f"{path} with --set") if settings else recipe
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting of the recipe, such as training.epochs=3; may be given again",
+    )
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Turn "training.epochs=3" and the like into nested mappings, values as in YAML. Raises
+    SettingsError for what is no such text, and for a key that recipes do not have."""
+    known, changes = known_paths(Recipe), dict[str, Any]()
+    for text in given:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals:
+            raise SettingsError(f"--set {text}: write KEY=VALUE, such as training.epochs=3")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+            raise SettingsError(f"--set {key}: a recipe has no such setting; {hint}")
+        try:
+            parsed = yaml.safe_load(value)
+        except (
+            yaml.YAMLError,
+            ValueError,
+            RecursionError,
+        ) as error:  # a date that is none, brackets
+            raise SettingsError(f"--set {key}: {value[:60]} is not valid YAML; quote it") from error
+        if isinstance(parsed, str):
+            with contextlib.suppress(ValueError):
+                parsed = float(parsed)  # YAML 1.1 reads 1e-3, without a dot, as text
+        for part in reversed(key.split(".")):
+            parsed = {part: parsed}
+        changes = overlay(changes, parsed)
+    return changes
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+    """Lay changes over a recipe, section by section; only what was set stays set. Raises SettingsError,
+    which opens with `where`."""
+    return validate(Recipe, overlay(recipe.model_dump(exclude_unset=True), changes), where)
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy base with changes laid over it, mappings merged, all else replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = overlay(merged[key], value) if both else value
+    return merged

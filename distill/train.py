@@ -24,7 +24,7 @@ from typing import Any
 from distill.data.data_set import add_data_options
 from distill.models import store
 from distill.models.face_files import add_backbone_options
-from distill.recipe import Recipe, load_recipe
+from distill.recipe import Recipe, add_set_option, load_recipe
 from distill.training.distributed import Process, process_group
 from distill.training.setup import TrainingSetup, prepare
 from distill.training.trainer import Trainer
@@ -129,6 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         "    --teacher runs/teacher/best.pt --face face_recognition_sface_2021dec.onnx",
     )
     p.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    add_set_option(p)
     add_data_options(p, "ferplus")
     p.add_argument(
         "--train-on-all",
@@ -170,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    recipe = load_recipe(args.recipe)
+    recipe = load_recipe(args.recipe, args.set)
     if args.seed is not None:
         if args.seed < 0:
             raise UsageError(f"--seed {args.seed}: give a whole number from 0")

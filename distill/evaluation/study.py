@@ -22,7 +22,14 @@ from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.evaluation import evaluate
 from distill.models import store
 from distill.models.face_files import add_face_option, face_files
-from distill.recipe import Recipe, load_recipe
+from distill.recipe import (
+    Recipe,
+    add_set_option,
+    changed,
+    load_recipe,
+    overlay,
+    parse_settings,
+)
 from distill.training.fingerprint import LEARNED_FROM, data_digest
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, SettingsError
@@ -60,23 +67,15 @@ class Study(Strict):
         return self
 
 
-def overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Copy base with changes laid over it, mappings merged, all else replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = overlay(merged[key], value) if both else value
-    return merged
-
-
-def load_study(path: Path) -> tuple[Study, dict[str, Recipe]]:
-    """Read the study and each run's recipe. Raises SettingsError in one line, before anything runs."""
+def load_study(path: Path, settings: Sequence[str] = ()) -> tuple[Study, dict[str, Recipe]]:
+    """Read the study and each run's recipe, with what `--set` changes in all of them. Raises
+    SettingsError in one line, before anything runs."""
     study = validate(Study, read_yaml(path), str(path))
-    recipes = {}
+    recipes, last = {}, parse_settings(settings)
     for run in study.runs:
-        base = load_recipe(path.parent / run.recipe).model_dump(exclude_unset=True)
-        changed = overlay(base, {**run.changes, "name": run.name})
-        recipes[run.name] = validate(Recipe, changed, f"{path} run '{run.name}'")
+        changes = overlay(run.changes, {**last, "name": run.name})
+        recipe = load_recipe(path.parent / run.recipe)
+        recipes[run.name] = changed(recipe, changes, f"{path} run '{run.name}'")
     return study, recipes
 
 
@@ -186,6 +185,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx",
     )
     p.add_argument("study", type=Path, metavar="STUDY.yaml")
+    add_set_option(p)
     add_data_options(p, "ferplus")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
@@ -195,7 +195,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     add_face_option(p, "as for distill-train; each run takes those of its own backbones")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     args = p.parse_args(argv)
-    study, recipes = load_study(args.study)
+    study, recipes = load_study(args.study, args.set)
     options = ["--data", str(args.data), "--layout", args.layout]
     options += ["--skip-bad"] if args.skip_bad else []
     for name in ("cache", "dinov2", "weights"):

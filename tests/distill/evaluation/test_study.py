@@ -13,10 +13,10 @@ from distill.evaluation.study import (
     finished,
     load_study,
     mean_and_deviation,
-    overlay,
     refuse_other_data,
 )
 from distill.models import store
+from distill.recipe import overlay
 from edge.base.errors import SettingsError
 from support.command import Done
 from support.paths import ROOT
@@ -119,6 +119,14 @@ def test_a_face_backbones_file_that_a_later_run_lacks_is_told_of_first(
     assert done.code == 2
     assert "give dlib's face network as .safetensors by --face FILE" in done.last
     assert not out.exists()
+
+
+def test_a_study_takes_settings_for_all_of_its_runs(tmp_path: Path) -> None:
+    _, recipes = load_study(write(tmp_path), ["training.epochs=5", "student.attend=true"])
+    assert {recipe.training.epochs for recipe in recipes.values()} == {5}
+    assert recipes["other"].student
+    assert recipes["other"].student.attend, "the command line comes after the study"
+    assert recipes["other"].name == "other"
 
 
 def test_the_shipped_studies_load() -> None:

@@ -1,0 +1,98 @@
+"""`--set KEY=VALUE` changes a recipe as its file would, and no further."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.recipe import Recipe, load_recipe, parse_settings
+from edge.base.errors import SettingsError
+from edge.base.strict_yaml import known_paths
+from support.command import call
+from support.paths import ROOT
+from support.trained import RECIPE
+
+STUDENT = ROOT / "distill/recipes/student.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "name", "value"),
+    [
+        ("training.epochs=3", "training", "epochs", 3),
+        ("training.learning_rate=1e-3", "training", "learning_rate", 0.001),
+        ("training.learning_rate = 1", "training", "learning_rate", 1.0),
+        ("training.precision=fp32", "training", "precision", "fp32"),
+        ("student.attend=false", "student", "attend", False),
+        ("student.widths=[8, 16, 24, 32]", "student", "widths", [8, 16, 24, 32]),
+    ],
+)
+def test_a_setting_has_the_type_that_its_field_asks_for(
+    text: str, section: str, name: str, value: object
+) -> None:
+    recipe = load_recipe(STUDENT, [text])
+    assert getattr(getattr(recipe, section), name) == value
+    before = load_recipe(STUDENT).model_dump()
+    before[section][name] = value
+    assert recipe.model_dump() == before, "and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training.epoch=3", "a recipe has no such setting; did you mean 'training.epochs'"),
+        ("student.widht=8", "did you mean 'student.width'"),
+        ("epochs=3", "did you mean 'training.epochs'"),
+        ("qqqq=3", "there are name, crop, "),
+        ("training.epochs", "write KEY=VALUE, such as training.epochs=3"),
+        ("training.epochs=three", "'training.epochs' input should be a valid integer"),
+        ("training.epochs=2.5", "'training.epochs' input should be a valid integer"),
+        ("training.epochs=0", "greater than or equal to 1"),
+        ("training.epochs=", "'training.epochs' input should be a valid integer"),
+        ("training.learning_rate=nan", "'training.learning_rate' input should be a finite number"),
+        ("training=3", "'training' input should be"),
+        ("training.epochs=[", "is not valid YAML"),
+        ("student.heads=3", "must be a multiple of heads 3"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(text: str, words: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_recipe(STUDENT, [text])
+    assert words in str(error.value)
+    assert "--set" in str(error.value)
+    assert error.value.exit_code == 2
+
+
+@given(st.sampled_from(known_paths(Recipe)), st.integers(0, 99))
+def test_every_key_of_a_recipe_is_known(key: str, value: int) -> None:
+    changes = parse_settings([f"{key}={value}"])
+    for part in key.split("."):
+        changes = changes[part]
+    assert changes == value
+
+
+@given(st.text(max_size=40) | st.sampled_from(["2026-13-45", "[" * 5000, "!!python/name:os"]))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    for given_text in (text, f"training.epochs={text}"):
+        with contextlib.suppress(SettingsError):
+            load_recipe(STUDENT, [given_text])
+
+
+def test_the_checkpoint_keeps_the_changed_recipe(
+    detector_file: Path, tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE)
+    options = ["--data", tiny_ferplus, "--out", tmp_path / "run"]
+    settings = ["--set", "training.epochs=1", "--set", "training.batch=64"]
+    done = call("distill.train", recipe, *options, *settings, env={})
+    assert done.code == 0, done.err
+    kept = torch.load(tmp_path / "run/best.pt", weights_only=True)["recipe"]
+    assert kept["training"]["epochs"] == 1
+    assert kept["training"]["batch"] == 64
+    assert yaml.safe_load(RECIPE)["training"]["epochs"] == 4
