@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import edge
 from edge.base import cli
 from edge.base.addresses import may_hold_password
 from edge.base.errors import SettingsError, UsageError
@@ -59,7 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="test every part and help to aim the camera; sends nothing",
     )
     cli.add_verbose(p)
-    p.add_argument("--version", action="version", version=f"edge-run {edge.__version__}")
     return p
 
 

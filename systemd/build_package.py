@@ -307,6 +307,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "build_package",
         "Build the node's Debian package for arm64, with all that it needs offline.",
         "build_package --python 3.10",
+        version=False,
     )
     p.add_argument(
         "--version", default=edge.__version__, help="of the package; default: the tree's"

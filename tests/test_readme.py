@@ -93,7 +93,8 @@ def test_every_command_has_help_with_an_example_and_refuses_nonsense(
     shown = process_command(module(script), "--help")
     assert shown.code == 0
     assert f"example:\n  {script} " in shown.out
-    assert all(len(line) <= 110 for line in shown.out.splitlines())
+    assert all(len(line) <= 80 for line in shown.out.splitlines())
+    assert "--version" in shown.out
     wrong = command(module(script), "--no-such-option")
     assert wrong.code == 2
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn
 
+import edge
 from edge.base.addresses import redact
 from edge.base.commands import advice
 from edge.base.errors import EdgeError
 
-EXIT_CODES = "exit codes: 0 done, 1 failed (the last line says what to do), 2 usage, 130 Ctrl-C"
+EXIT_CODES = "exit codes: 0 done, 1 failed (see the last line), 2 usage, 130 Ctrl-C"
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +29,40 @@ class Parser(argparse.ArgumentParser):
         super().error(redact(message))
 
 
+class Help(argparse.HelpFormatter):
+    """Fits any terminal: a paragraph is wrapped, an example goes on behind a backslash, a list stays a
+    list; and a default that its text does not name is named."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = []
+        for paragraph in re.sub(r" *\\\n *", " ", text).split("\n\n"):
+            listed = paragraph.lstrip().startswith(("example:", "  ")) or "\n  " in paragraph
+            lines = paragraph.splitlines() if listed else [" ".join(paragraph.split())]
+            paragraphs.append("\n".join(self._wrapped(line, width) for line in lines))
+        return "\n\n".join(paragraphs)
+
+    def _wrapped(self, line: str, width: int) -> str:
+        if not line.startswith(" "):
+            return "\n".join(textwrap.wrap(line, width, break_on_hyphens=False))
+        lines: list[str] = []
+        for part in re.split(r" (?=--)", line):  # an option stays with its value
+            if lines and len(lines[-1]) + len(part) + 3 <= width:
+                lines[-1] += f" {part}"
+            else:
+                lines.append(f"    {part}" if lines else part)
+        return " \\\n".join(lines)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        value = action.default
+        silent = (
+            value is None or isinstance(value, bool) or value in (argparse.SUPPRESS, "", [], ())
+        )
+        if silent or "default" in text or not action.option_strings:
+            return text
+        return f"{text} (default: %(default)s)".strip()
+
+
 class Formatter(logging.Formatter):
     """Lines of the log, without what could be a password in an address."""
 
@@ -33,15 +70,21 @@ class Formatter(logging.Formatter):
         return redact(super().format(record))
 
 
-def parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser whose help ends with an example and the exit codes."""
-    return Parser(
+def parser(
+    command: str, description: str, example: str, version: bool = True
+) -> argparse.ArgumentParser:
+    """An argument parser whose help ends with an example and the exit codes. version: with an option
+    that prints the kit's."""
+    made = Parser(
         prog=command,
         description=description,
         epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
         allow_abbrev=False,
     )
+    if version:
+        made.add_argument("--version", action="version", version=f"{command} {edge.__version__}")
+    return made
 
 
 def say(line: str) -> None:

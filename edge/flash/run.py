@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import edge
 from edge.base import cli
 
 # module, function, what it does
@@ -28,7 +27,6 @@ def run(argv: Sequence[str] | None = None) -> None:
         f"From a blank card to a publishing node.\n\n{listed}\n\nEach has its own --help.",
         "edge-flash image --help",
     )
-    p.add_argument("--version", action="version", version=f"edge-flash {edge.__version__}")
     p.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     words = list(sys.argv[1:] if argv is None else argv)
     args = p.parse_args(words[:1])

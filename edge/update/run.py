@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import edge
 from edge.base import cli
 from edge.base.clock import plausible, rfc3339
 from edge.base.errors import EdgeError
@@ -350,7 +349,6 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--recover", action="store_true", help="go back where a trial was cut short; no more"
     )
-    p.add_argument("--version", action="version", version=f"edge-update {edge.__version__}")
     p.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     p.add_argument("--prove", type=Path, help=argparse.SUPPRESS)
     return p

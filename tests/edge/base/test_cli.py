@@ -1,0 +1,66 @@
+"""What every command line shares: a help that fits a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+
+import pytest
+
+from edge.base import cli
+
+MORE = {
+    "edge.watch.run": ("simulate", "broker", "forget", "export"),
+    "edge.flash.run": ("ca", "image", "rootfs", "fleet", "write", "wipe", "release"),
+}
+
+
+def shown(module: str, *words: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
+        importlib.import_module(module).main([*words, "--help"])
+    assert stop.value.code == 0
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("module", "word"), [(module, word) for module, words in MORE.items() for word in words]
+)
+def test_a_commands_own_commands_fit_80_columns_too(
+    module: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown(module, word)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "example:\n  " in text
+    assert "exit codes: 0 done" in text
+
+
+def test_paragraphs_are_wrapped_lists_stay_and_an_example_goes_on_behind_a_backslash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    p = cli.parser(
+        "edge-x",
+        "One paragraph that somebody\nhas broken by hand, and that is longer than a line.\n\n"
+        "  a  first\n  b  second",
+        "edge-x --camera rtsp://192.0.2.1/stream --window 10 \\\n    --broker mqtt://192.0.2.2",
+    )
+    p.add_argument("--faces", type=int, default=0, help="in view")
+    p.add_argument("--json", action="store_true", help="lines for programs")
+    p.add_argument("--name", default="", help="of the node")
+    p.add_argument("--size", default=3, help="default: the camera's")
+    text = p.format_help()
+    assert max(map(len, text.splitlines())) <= 60
+    assert "One paragraph that somebody has broken by hand, and that\n" in text
+    assert "  a  first\n  b  second\n" in text
+    assert "  edge-x --camera rtsp://192.0.2.1/stream --window 10 \\\n    --broker mqtt" in text
+    assert "in view (default: 0)" in text
+    assert text.count("default") == 2, "no default where there is none, or where it is told"
+
+
+def test_the_version_is_the_kits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parser("edge-x", "x", "edge-x").parse_args(["--version"])
+    assert capsys.readouterr().out.startswith("edge-x 0.")
