@@ -104,7 +104,7 @@ def test_a_bad_picture_in_a_folder_is_named_after_the_others_were_counted(
     (tmp_path / "19.png").write_bytes(b"")
     done = command("edge.run", "--camera", tmp_path, *SOURCE)
     assert done.code == 1
-    assert "19.png is not a picture" in done.last
+    assert "19.png is empty; remove it" in done.last
     assert [reading["faces"]["max"] for reading in counts(done.out)] == [1, 1]
 
 
@@ -170,6 +170,7 @@ def test_a_healthy_run_says_what_it_does_and_nothing_that_looks_like_a_fault(
         NOTICE,
         "info student on onnxruntime int8",
         "info detector on onnxruntime fp32",
+        "info detector at 640x480, by the pictures' shape",
     ]
     talkative = command("edge.run", *clip, "--verbose").err.splitlines()
     assert [line for line in talkative if not line.startswith("debug ")] == quiet
