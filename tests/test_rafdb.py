@@ -16,10 +16,10 @@ import yaml
 
 from distill.data.labels import RAFDB
 from distill.data.layouts import list_images
+from edge.base.commands import MODULES
 from edge.base.errors import DataError
 from support.command import Done
 from support.paths import ROOT
-from test_readme import SCRIPTS
 
 PAGE = ROOT / "distill" / "RAF-DB.md"
 TRAIN, TEST = 770, 140
@@ -78,7 +78,7 @@ def follow(holders: Path, tmp_path: Path, command: Callable[..., Done]) -> Calla
             str(tmp_path / word) if word.startswith("runs/") else places.get(word, word)
             for word in words
         ]
-        done = command(SCRIPTS[script].split(":")[0], *rest, *more)
+        done = command(MODULES[script], *rest, *more)
         assert done.code == 0, done.err
         return done
 
