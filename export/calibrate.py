@@ -20,7 +20,6 @@ from edge.sources.images import PictureError, read_picture
 from edge.sources.recorded import PICTURES
 from export.to_onnx import INPUT
 
-ENOUGH_CROPS = 512  # of fewer, a range may miss what the next face holds
 BATCH = 32
 
 

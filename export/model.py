@@ -33,10 +33,11 @@ from distill.data.splits import (
     open_crops,
     refuse_other_classes,
 )
-from distill.evaluation.prior import FEWEST, METHODS, choose_prior, read_prior, sample
+from distill.evaluation.prior import METHODS, choose_prior, read_prior, sample
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
 from distill.models.predict import logits_of, predict_bundle
+from distill.training.deployable import ENOUGH_CROPS, FEWEST_LABELS
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, UsageError
 from edge.health.reports import versions
@@ -45,7 +46,7 @@ from edge.inference.weights import locked
 from edge.tools.bench import processor
 from export import card
 from export.agree import torch_equals_onnx
-from export.calibrate import ENOUGH_CROPS, balanced, crops_of, pictures_in
+from export.calibrate import balanced, crops_of, pictures_in
 from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
 from export.precisions import agree_all, refuse_out_of_tolerance, row, write_all
 from export.source import Source, read_source
@@ -216,11 +217,11 @@ def _enough_for_constants(
 ) -> bool:
     """Tell whether constants can be fitted on the labels of valid and train, -1 for none."""
     counts = [int((known >= 0).sum()) for known in (truth, labels)]
-    if min(counts) >= FEWEST:
+    if min(counts) >= FEWEST_LABELS:
         return True
     say(
         f"warning: no constants for the counting, as by --prior none: {counts[0]} images of valid and "
-        f"{counts[1]} of train have a label, {FEWEST} of each are needed"
+        f"{counts[1]} of train have a label, {FEWEST_LABELS} of each are needed"
     )
     return False
 
@@ -272,7 +273,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         "--prior",
         metavar="fitted|log-prior|none|FILE.json",
         help="constants on the logits for each way of counting: fitted to the validation split's\n"
-        f"totals (default, where {FEWEST} images have a label), its log shares, none, or a file's",
+        f"totals (default, where {FEWEST_LABELS} images have a label), its log shares, none, or a\n"
+        "file's",
     )
     p.add_argument(
         "--calibration",

@@ -21,7 +21,7 @@ from distill.data.crops import Crops
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
-from distill.evaluation import counts
+from distill.evaluation import counts, shared
 from distill.evaluation.metrics import PROTOCOLS, fit_temperature, has_votes, score, tempered
 from distill.evaluation.report import (
     format_calibration,
@@ -95,7 +95,7 @@ def _open(args: argparse.Namespace) -> Predictor:
 
 def _labelled(data: DataSet, model: Predictor, crops: dict[str, Crops], name: str) -> Split:
     """Join a split's labels, in the model's order, and leave near-duplicates of the test split out."""
-    split = join(data, name, crops).ordered(model.labels, "the model")
+    split = shared.over(join(data, name, crops), model.labels)
     return without_near_duplicates(split, name, data, model.crop, cli.say)
 
 
@@ -134,7 +134,8 @@ def _score_last_epochs(
     """Score the last epochs next to the chosen one: a choice that was only luck shows."""
     found = []
     for path in paths:
-        p = open_predictor(path, args.dinov2, args.face).predict(split.crops.pixels)
+        model = shared.restrict(open_predictor(path, args.dinov2, args.face), split.labels)
+        p = model.predict(split.crops.pixels)
         found.append(score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy)
     entry = {"last_epochs": [path.stem for path in paths], "accuracies": found, "best": best}
     cells = ", ".join(f"{100 * value:.2f}" for value in found)
@@ -158,7 +159,10 @@ def _count_rooms(
     """Count rooms by the constants of a bundle; a checkpoint has none."""
     none = np.zeros(len(split.labels), dtype=np.float32)
     bundle = load_bundle(args.bundle) if args.bundle else None
-    offsets = {c: bundle.offsets(c) if bundle else none for c in COUNTINGS}
+    offsets = dict.fromkeys(COUNTINGS, none)
+    if bundle:
+        own = [bundle.labels.index(label) for label in split.labels]
+        offsets = {c: bundle.offsets(c)[own] for c in COUNTINGS}
     sizes = sorted(set(args.room_sizes))
     scores = counts.measure(split, probabilities, offsets, sizes, args.rooms, args.seed)
     print(counts.table(scores, args.rooms))
@@ -171,17 +175,23 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     model = _open(args)
     data = data_of(args, cli.say, (args.split,))
+    known, labels = model.labels, data.votes(args.split)[1]
+    common = shared.shared_classes(known, labels)
     crops = open_crops(data, model.crop, args.weights, cli.say)
     names = crops[args.split].names
-    probabilities = model.predict(crops[args.split].pixels)
+    answers = model.predict(crops[args.split].pixels)
     if args.predictions:
-        write_predictions(args.predictions, names, model.labels, probabilities)
+        write_predictions(args.predictions, names, model.labels, answers)
+    model = shared.restrict(model, common)
     split = _labelled(data, model, crops, args.split)
-    probabilities = probabilities[np.isin(names, split.crops.names)]
+    answers = answers[np.isin(names, split.crops.names)]
+    probabilities = shared.columns(answers, known, split.labels)
+    lines, differs = shared.explain(split, labels, known, answers)
     text, entries = report(split, probabilities, args.layout, args.split, model.precision)
     asked = [args.bundle] if args.bundle else args.checkpoint
     print(f"{' and '.join(map(str, asked))} {model.precision} on {args.data} {args.split}")
-    print(text)
+    print("\n".join([*lines, text]))
+    entries += [differs] if differs else []
     scores = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0)
     print(format_confusion(scores, split.labels))
     if "valid" in crops:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.splits import Split, majority
+from distill.training.deployable import FEWEST_LABELS
 from edge.base.errors import DataError
 from edge.classify import softmax
 from edge.records import COUNTINGS, Counting
@@ -37,7 +38,6 @@ TAUS = tuple(round(0.05 * step, 2) for step in range(21))
 # What argmax may lose in accuracy for rare classes, of 1.
 ACCURACY_LOSS = 0.01
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of fitted constants, until the loss is within
-FEWEST = 50  # images of a split to fit anything on
 ROOM, ROOMS = 25, 1000
 
 Array = NDArray[np.float64]
@@ -130,12 +130,12 @@ class Sample:
 def sample(split: Split, rows: NDArray[np.int64], logits: NDArray[np.float32]) -> Sample:
     """Take some rows of a split, (M,), with their logits (M, K).
 
-    Raises DataError where fewer than FEWEST images have a label."""
+    Raises DataError where fewer than FEWEST_LABELS images have a label."""
     labels = majority(split.votes[rows], len(split.labels))
-    if (count := int((labels >= 0).sum())) < FEWEST:
+    if (count := int((labels >= 0).sum())) < FEWEST_LABELS:
         raise DataError(
-            f"{count} images of a split have a label, constants need {FEWEST}; give more data, or "
-            f"--prior none"
+            f"{count} images of a split have a label, constants need {FEWEST_LABELS}; give more data, "
+            f"or --prior none"
         )
     votes = split.votes[rows][:, : len(split.labels)]
     voted = bool((votes.sum(axis=1) > 1).any())

@@ -36,6 +36,7 @@ from distill.models.student import Student
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from distill.recipe import Distillation, Recipe
 from distill.training.batches import Batches, StudentBatches, TeacherBatches
+from distill.training.deployable import say_needs
 from distill.training.distributed import Process
 from distill.training.fingerprint import LEARNED_FROM, data_digest
 from distill.training.target_cache import cache_targets, ensemble_targets
@@ -119,6 +120,8 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
             f"near-duplicate in a later split, which is too few; split {args.data} by person or by "
             f"recording, not by picture"
         )
+    if recipe.student:
+        say_needs(split.labels, len(examples), truth, say)
     torch.manual_seed(recipe.training.seed)
     builder = RunBuilder(recipe, args, process.device, folder, examples, split, valid, say, start)
     networks = builder.teacher() if recipe.teacher else builder.student()

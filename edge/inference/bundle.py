@@ -26,6 +26,7 @@ SHIPPED = Path(__file__).parents[1] / "models"
 ROLES = {"int8": "int8-cpu", "fp32": "fp32"}
 TENSORRT_ROLES = {"int8": "int8-trt", "fp16": "fp16-trt"}
 ANSWER_TOLERANCE = 0.25
+MOST_LABELS = 62  # with the two below, the columns of a reading
 RESERVED = frozenset({UNCLASSIFIED, OTHER})  # columns of a reading that are not classes
 
 
@@ -76,7 +77,7 @@ class BundleFile(_Part):
 
     schema_: str = Field(alias="schema")
     labels: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
-        min_length=2, max_length=62
+        min_length=2, max_length=MOST_LABELS
     )
     input: InputEntry
     crop: CropEntry
