@@ -26,6 +26,7 @@ from edge.health.reports import versions
 from edge.inference.loader import open_student
 from edge.records import Frame, Tick
 from edge.settings import Settings
+from edge.sizes import camera_shape
 from edge.sources.open import open_source
 from edge.sources.synthetic import scene
 
@@ -56,17 +57,19 @@ def _items(settings: Settings, faces: int, frames: int) -> Iterator[Frame | Tick
             raise UsageError(f"no file or folder '{shown(name)}'; a camera sets its own pace")
         yield from open_source(settings.camera)
         return
+    height, width = camera_shape(settings)
     for index in range(frames):
         moment = index / settings.camera.rate
-        yield Frame(pixels=scene(moment, faces), time=moment, utc=moment)
+        yield Frame(pixels=scene(moment, faces, width, height), time=moment, utc=moment)
 
 
 def measure(settings: Settings, faces: int, frames: int) -> dict[str, Any]:
     """Run the node's stages over the source as fast as it goes; one process, nothing published.
 
-    The pattern's pictures lie as far apart in time as the node looks, so that what runs by the clock
-    has its share. core_seconds_a_minute: what a minute of that takes of one core, all threads added up,
-    without a camera's own driver. The first WARM_UP frames are not counted. Raises as the node does.
+    The pattern's pictures have the camera's shape, and lie as far apart in time as the node looks, so
+    that what runs by the clock has its share. core_seconds_a_minute: what a minute of that takes of one
+    core, all threads added up, without a camera's own driver. The first WARM_UP frames are not counted.
+    Raises as the node does.
     """
     cv2.setNumThreads(settings.runtime.threads)
     bundle, student = open_student(settings)

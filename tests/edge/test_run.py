@@ -269,7 +269,7 @@ def test_check_looks_only_where_and_when_the_node_may(
 def test_bench_has_the_nodes_masks_and_opens_no_camera(command: Command, tmp_path: Path) -> None:
     config = tmp_path / "node.yaml"
     config.write_text(
-        "camera: {source: 'rtsp://192.0.2.1/', analyse_per_second: 4}\n"
+        "camera: {source: 'rtsp://192.0.2.1/', analyse_per_second: 4, width: 640, height: 360}\n"
         "privacy: {masks: [[0, 0, 1, 1]]}\n"
     )
     done = command("edge.tools.bench", "--config", config, "--faces", 3, "--frames", 24, "--json")
@@ -280,6 +280,8 @@ def test_bench_has_the_nodes_masks_and_opens_no_camera(command: Command, tmp_pat
     # 240 pictures a minute, each of which was computed.
     assert 0 < result["core_seconds_a_minute"] < 240
     assert (conditions["masks"], conditions["faces_in_view"]) == (1, "0 to 0, mean 0.0")
+    assert conditions["source"] == "test pattern 640x360"
+    assert conditions["detector"] == "onnxruntime fp32 640x384"
     for camera in ("0", "rtsp://u:p@192.0.2.1/", "loop:x.mp4"):
         done = command("edge.tools.bench", "--camera", camera)
         assert done.code == 2
