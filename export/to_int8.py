@@ -158,7 +158,7 @@ def fold_division(model: onnx.ModelProto) -> None:
     def readers(name: str) -> list[onnx.NodeProto]:
         return [node for node in graph.node if name in node.input]
 
-    def scale(name: str, factor: NDArray[np.float32]) -> None:
+    def scale(name: str, factor: NDArray[Any]) -> None:
         value = numpy_helper.to_array(constants[name]) * factor
         constants[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
 

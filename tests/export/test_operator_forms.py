@@ -11,11 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edge.base.errors import EdgeError
 from edge.inference.bundle import SHIPPED
 from edge.inference.loader import open_backend
+from export.describe import FILES
 from export.operator_forms import refuse_unknown_forms, unknown_forms, write_portably
+
+
+@pytest.mark.parametrize("role", ["fp32", "int8-trt", "fp16-trt"])
+def test_the_shipped_files_hold_only_forms_that_every_tensorrt_reads(role: str) -> None:
+    model = onnx.load(str(SHIPPED / FILES[role]))
+    assert unknown_forms(model) == []
+    assert "GlobalAveragePool" in {node.op_type for node in model.graph.node}
 
 
 def test_the_file_for_onnx_runtime_is_seen_not_to_be_one_for_tensorrt() -> None:
@@ -59,7 +68,7 @@ def test_a_mean_over_places_is_written_as_pooling_and_answers_the_same(
     assert unknown_forms(model) == []
     assert not model.graph.initializer, "the axes are gone with their reader"
     onnx.checker.check_model(model)
-    answer = onnx.reference.ReferenceEvaluator(model).run(None, {"faces": faces})[0]
+    answer = ReferenceEvaluator(model).run(None, {"faces": faces})[0]
     assert answer.shape == ((batch, 3, 1, 1) if keep else (batch, 3))
     assert np.allclose(answer, faces.mean(axis=(2, 3), keepdims=bool(keep)), atol=1e-6)
 

@@ -108,7 +108,9 @@ def types(found: list[Kernel]) -> set[tuple[str, str]]:
 def textbook(folder: Path) -> Path:
     """Two convolutions between codes, each as NVIDIA's documents draw it: Q/DQ, weights by channel, no
     bias, no Relu, nothing else."""
-    rng, constants, nodes = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    constants: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
 
     def constant(name: str, value: object) -> str:
         constants.append(numpy_helper.from_array(np.asarray(value), name))
@@ -135,7 +137,7 @@ def textbook(folder: Path) -> Path:
         name = f"c{index}"
         nodes.append(helper.make_node("Conv", inputs, [name], f"conv_{index}", pads=[1, 1, 1, 1]))
     nodes.append(helper.make_node("Identity", [codes(name)], ["y"]))
-    sides = ["N", 64, 16, 16]
+    sides: list[str | int | None] = ["N", 64, 16, 16]
     graph = helper.make_graph(
         nodes,
         "textbook",
@@ -160,7 +162,9 @@ def test_the_int8_file_is_fused_as_far_as_the_textbook_form(tmp_path: Path) -> N
     assert types(shipped("int8-trt")) == types(built(textbook(tmp_path)))
 
 
-def test_codes_cost_one_kernel_a_convolution_at_most() -> None:
+def test_codes_cost_one_kernel_a_convolution_at_most_and_the_head_none() -> None:
     int8, fp16 = shipped("int8-trt"), shipped("fp16-trt")
     assert types(fp16) == {("fp16", "fp16")}
     assert len(int8) <= len(fp16) + 9
+    heads = [k for k in int8 if "linear_8" in k.name]
+    assert all(k.reads != "int8" for k in heads)
