@@ -212,7 +212,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             face_files(reads.face, args.face)  # a file that the last run lacks is told of now
     folders = [args.out / one.name / str(seed) for one in study.runs for seed in one.seeds]
     data = data_of(args, cli.say, LEARNED_FROM)
-    unknown = refuse_other_data(folders, data)
+    uncompared = refuse_other_data(folders, data)
     flags = ["--compile"] * args.compile + ["--allow-other-machine"] * args.allow_other_machine
     first_seed = {run.name: run.seeds[0] for run in study.runs}
     for one in chosen:
@@ -221,7 +221,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             teacher = args.out / one.teacher / str(first_seed[one.teacher]) / "best.pt"
         for seed in one.seeds:
             folder = args.out / one.name / str(seed)
-            if finished(folder, recipes[one.name]) and folder not in unknown:
+            if finished(folder, recipes[one.name]) and folder not in uncompared:
                 continue
             print(f"== {one.name}, seed {seed}", flush=True)
             if teacher and not finished(teacher.parent, recipes[str(one.teacher)]):

@@ -26,9 +26,9 @@ def data_digest(data: DataSet, splits: Iterable[str]) -> str:
     No image is opened. Raises DataError where their labels are bad."""
     digest = hashlib.sha256()
     for split in splits:
-        images = data.images.get(split, [])
-        votes = data.votes(split)[0] if images else []
-        for (name, path), row in zip(images, votes, strict=True):
+        if split not in data.images:
+            continue
+        for (name, path), row in zip(data.images[split], data.votes(split)[0], strict=True):
             digest.update(f"{split}/{name}\0{path.stat().st_size}\0{row.tolist()}\n".encode())
     return digest.hexdigest()
 
