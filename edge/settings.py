@@ -52,6 +52,7 @@ class Camera(Strict):
         min_length=1,
         description="0 | /dev/v4l/by-id/... | FILE | FOLDER | rtsp://... | csi:0 | loop:FILE | "
         "test[:FAULT]",
+        json_schema_extra={"type": ["string", "integer"]},  # see _index
     )
     width: int = Field(default=1280, ge=160, le=7680, description="asked of the camera, pixels")
     height: int = Field(default=720, ge=120, le=4320, description="asked of the camera, pixels")

@@ -229,6 +229,11 @@ def weights(cache: Path) -> Path:
     return path
 
 
+def where_installed(settings: str) -> str:
+    """Return node.yaml's text with the schema's place on a node, for whoever edits it there."""
+    return settings.replace("../edge/schemas/", "/usr/share/edge-node/")
+
+
 def share(
     tree: Path,
     cache: Path,
@@ -253,7 +258,10 @@ def share(
     copy(detector, folder / "weights" / detector.name)
     for path in sorted((tree / "edge/models").iterdir()):
         copy(path, folder / "bundle" / path.name)
+    copy(tree / "edge/schemas/node.yaml.json", folder / "node.yaml.json")
     copy(tree / "systemd/node.yaml", folder / "node.yaml")
+    settings = folder / "node.yaml"
+    settings.write_text(where_installed(settings.read_text(encoding="utf-8")), encoding="utf-8")
     (folder / "version").write_text(f"{version}\n")
     inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     lines = [f"{sha256_of(path)}  {path.relative_to(folder)}\n" for path in inside]

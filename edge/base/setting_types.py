@@ -6,9 +6,11 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from edge.base.errors import SettingsError
 
@@ -62,5 +64,20 @@ def _auto(value: object) -> object:
     return None if value == "auto" else value
 
 
-# Of a setting that is None in code where node.yaml says `auto`.
-AUTO = BeforeValidator(_auto)
+class _Auto:
+    """Of a setting that is None in code where node.yaml says `auto`; its JSON Schema says so too."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(_auto, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        known = handler(core)
+        values = [one for one in known["anyOf"] if one != {"type": "null"}]
+        return {**known, "anyOf": [*values, {"const": "auto"}]}
+
+
+AUTO = _Auto()

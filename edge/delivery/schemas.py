@@ -1,8 +1,8 @@
 """The contract as files: a JSON Schema a message, an AsyncAPI 3 document, and what each version meant.
 
-`python -m edge.delivery.schemas DIR` writes them; `edge/schemas/` holds them. A message whose schema
-changed
-needs another number in `schema`: what was published under a number stays what it was.
+`python -m edge.delivery.schemas DIR` writes them, and one of node.yaml, by which an editor completes
+it; `edge/schemas/` holds them. A message whose schema changed needs another number in `schema`: what
+was published under a number stays what it was.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import edge
 from edge.base.errors import UsageError
 from edge.delivery.commands import NAMES
 from edge.delivery.messages import MESSAGES, PREFIX, schema_of
+from edge.settings import Settings
 
 # The last part of a message's topic; who writes it; whether it is retained; what it is for.
 CHANNELS: dict[str, tuple[str, str, bool, str]] = {
@@ -107,6 +108,18 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
+def settings_schema() -> dict[str, Any]:
+    """Return the JSON Schema of node.yaml, without what differs between machines."""
+    schema = Settings.model_json_schema()
+    for section in schema["$defs"].values():
+        for setting in section["properties"].values():
+            if {"const": "auto"} in setting.get("anyOf", ()):
+                setting["default"] = "auto"  # None in code
+    schema["title"] = "node.yaml of a classroom node"
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
 def write(folder: Path) -> None:
     """Raises UsageError where a message changed without a step of its version."""
     schemas = {message.__name__.lower(): schema_of(message) for message in MESSAGES}
@@ -118,6 +131,7 @@ def write(folder: Path) -> None:
             raise UsageError(f"'{name}' is not what it was: give the message another number")
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Any] = {f"{name}.json": schema for name, schema in schemas.items()}
+    files["node.yaml.json"] = settings_schema()
     files |= {"asyncapi.json": asyncapi(), "versions.json": dict(sorted(known.items()))}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -45,7 +45,10 @@ OF_ONE_MACHINE = (
     "/var/lib/systemd/credential.secret",
     "/var/lib/NetworkManager/secret_key",
 )
-HEADER = "# Written by edge-flash. Every setting: /usr/share/doc/edge-node/examples/node.yaml\n"
+HEADER = (
+    "# yaml-language-server: $schema=/usr/share/edge-node/node.yaml.json\n"
+    "# Written by edge-flash. Every setting: /usr/share/doc/edge-node/examples/node.yaml\n"
+)
 
 
 @dataclass(frozen=True, slots=True)

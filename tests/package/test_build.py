@@ -171,6 +171,12 @@ def test_files_go_where_their_first_lines_say() -> None:
             assert said[1].removesuffix(".") == "/" + re.sub(r"^lib/", "usr/lib/", target)
 
 
+def test_the_first_settings_name_their_schema_where_it_is_installed() -> None:
+    text = build_package.where_installed((ROOT / "systemd/node.yaml").read_text())
+    first = text.splitlines()[0]
+    assert first == "# yaml-language-server: $schema=/usr/share/edge-node/node.yaml.json"
+
+
 def test_commands_of_the_package_are_commands_of_ours() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     links = re.findall(r"usr/bin/(\S+)", (DEBIAN / "edge-node.links").read_text())

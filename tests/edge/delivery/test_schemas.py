@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -14,11 +15,14 @@ from typing import Any
 import jsonschema
 import paho.mqtt.client as mqtt
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from edge.base.errors import UsageError
 from edge.delivery.commands import NAMES
 from edge.delivery.messages import MESSAGES, schema_of
 from edge.delivery.schemas import CHANNELS, asyncapi, fingerprint, identity, write
+from edge.settings import Settings
 from support.brokers import Mosquitto
 from support.paths import ROOT
 from support.patience import PATIENCE
@@ -34,6 +38,39 @@ def test_the_checked_in_contract_is_the_codes_own(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in SCHEMAS.iterdir()}
     for path in tmp_path.iterdir():
         assert path.read_text() == (SCHEMAS / path.name).read_text(), path.name
+
+
+def test_node_yamls_schema_takes_what_the_node_takes_and_refuses_what_it_refuses() -> None:
+    path = ROOT / "systemd" / "node.yaml"
+    named = re.search(r"^# yaml-language-server: \$schema=(\S+)$", path.read_text(), re.M)
+    assert named is not None
+    schema = json.loads((path.parent / named[1]).read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    example = yaml.safe_load(path.read_text())
+    texts: list[Any] = [
+        example,
+        {},
+        {"camera": {"source": 0}},
+        {"detector": {"width": "auto", "height": "auto"}},
+        {"camera": {"analyse_per_second": "auto"}},
+        {"camera": {"analyse_per_second": 4}},
+        {"camera": {"analyse_per_second": "fast"}},
+        {"camera": {"sauce": "0"}},
+        {"classifier": {"counting": "guessed"}},
+        {"detector": {"width": 100, "height": 96}},
+        {"window": {"seconds": 0}},
+        {"privacy": {"masks": [[0, 0, 1, 1]]}},
+        {"room": "1"},
+    ]
+    taken = []
+    for text in texts:
+        with contextlib.suppress(ValidationError):
+            Settings.model_validate(text)
+            taken.append(text)
+    assert 5 < len(taken) < len(texts)
+    assert [
+        text for text in texts if jsonschema.Draft202012Validator(schema).is_valid(text)
+    ] == taken
 
 
 def test_a_message_that_changed_needs_another_number(tmp_path: Path) -> None:
