@@ -112,7 +112,8 @@ class Node:
         path, window = self.settings.node.path, self.pipeline.window
         size = self.pipeline.detector.size
         readings = self.pipeline.step(item)
-        if self.pipeline.detector.size != size:
+        # A folder's pictures may each have a shape of their own, and info says so once.
+        if self.pipeline.detector.size != size and self.source.kind != "folder":
             log.info("detector at %s, by the pictures' shape", self.pipeline.detector.size)
             self.publish_info()
         for reading in readings:

@@ -123,7 +123,7 @@ class Reports:
     def info(self, detector: Detector, opened: Opened, camera: str, window: Window) -> Outgoing:
         """Say what this node is. opened: the detector's runtime; camera: kind of source;
         window: how it counts now, which a command may have changed."""
-        p = self._settings.privacy
+        p, of_pictures = self._settings.privacy, camera == "folder"
         message = Info(
             **self._stamp(),
             versions=versions(),
@@ -140,13 +140,13 @@ class Reports:
                 "sha256": locked()["yunet"]["sha256"],
                 "backend": detector.backend.name,
                 "precision": opened.precision,
-                "size": detector.size,
+                "size": "by each picture" if of_pictures and detector.choose else detector.size,
             },
             camera=camera,
             window_seconds=window.seconds,
             counting=window.counting,
             # Of a folder every picture is analysed, whatever is asked of cameras and files.
-            analyse_per_second=None if camera == "folder" else self._settings.camera.rate,
+            analyse_per_second=None if of_pictures else self._settings.camera.rate,
             privacy=PrivacyPolicy(
                 min_group=window.min_group, min_cell=p.min_cell, legal_basis=p.legal_basis
             ),

@@ -96,6 +96,19 @@ def test_what_was_counted_before_a_clip_breaks_off_is_published(
     assert '"state":"stopped"' in done.out.splitlines()[-1]
 
 
+def test_info_says_once_that_a_folders_pictures_each_have_their_size(
+    command: Command, tmp_path: Path
+) -> None:
+    shutil.copy(PICTURES / "astronaut.png", tmp_path / "1.png")
+    shutil.copy(PICTURES / "portrait-1.jpg", tmp_path / "2.jpg")
+    done = command("edge.run", "--camera", tmp_path, *SOURCE)
+    assert done.code == 0
+    messages = [json.loads(line) for line in done.out.splitlines()]
+    infos = [m["payload"] for m in messages if m["topic"].endswith("/info")]
+    assert [info["detector"]["size"] for info in infos] == ["by each picture"]
+    assert "detector at" not in done.err
+
+
 def test_a_bad_picture_in_a_folder_is_named_after_the_others_were_counted(
     command: Command, tmp_path: Path
 ) -> None:
