@@ -125,7 +125,8 @@ def _counting(counting: dict[str, Any] | None) -> str:
         f"`{counting['folded']}` lie in the files' last bias, so that whoever runs them has them; the "
         f"node adds the difference for the other. Count error is the share of people in the wrong cell "
         f"in simulated rooms of 25, against majority labels for `dominant`, against votes for "
-        f"`expected`; these figures are of the data that the constants were fitted on, in float.\n\n"
+        f"`expected`; these figures are of the data that the constants were fitted on, by the INT8 "
+        f"file.\n\n"
         f"| counting | constants | accuracy | mean class | count error |\n|---|---|---|---|---|\n"
     )
     rows = [
