@@ -147,7 +147,9 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     first = problems[0]
     path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden" and not _is_name(path):
+    # Of an address without quotes in braces, YAML makes a name without a value behind each comma.
+    torn = first["input"] is None
+    if first["type"] == "extra_forbidden" and (torn or not _is_name(path)):
         text = "a setting's name is none of ours; see the annotated node.yaml"
     elif first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, known_paths(model), n=1, cutoff=0.5)

@@ -35,6 +35,7 @@ def test_the_shipped_node_yaml_is_the_defaults_and_names_every_setting() -> None
     ("text", "expected"),
     [
         ("camera: {widht: 640}", "unknown setting 'camera.widht'; did you mean 'camera.width'?"),
+        ("camera: {source: rtsp://192.0.2.1/a,Gh3imX7}", "a setting's name is none of ours"),
         ("brokr: {url: '-'}", "unknown setting 'brokr'; did you mean 'broker'?"),
         ("window: {secnods: 5}", "did you mean 'window.seconds'?"),
         ("window: {seconds: fast}", "'window.seconds' input should be a valid number, not 'fast'"),

@@ -195,7 +195,7 @@ def test_a_camera_that_was_never_there_fails_at_once() -> None:
 
 
 def test_the_test_pattern_is_live_and_stops_in_time() -> None:
-    source = open_source(Camera(source="test", fps=60.0), max_seconds=0.5)
+    source = open_source(Camera(source="test", fps=60.0, analyse_per_second=60), max_seconds=0.5)
     frames = [item for item in source if isinstance(item, Frame)]
     source.close()
     assert source.live
@@ -340,7 +340,7 @@ def test_a_first_opening_that_hangs_is_one_line_and_gives_the_device_back_later(
 def test_a_video_is_played_as_a_camera_again_and_again(tmp_path: Path) -> None:
     path = write_video(tmp_path / "short.avi", shades(range(0, 200, 20)), 50)
     began = time.monotonic()
-    source = open_source(Camera(source=f"loop:{path}"), max_seconds=1.0)
+    source = open_source(Camera(source=f"loop:{path}", analyse_per_second=50), max_seconds=1.0)
     assert source.live
     frames = [item for item in source if isinstance(item, Frame)]
     source.close()
