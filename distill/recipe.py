@@ -255,11 +255,8 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(f"--set {key}: a recipe has no such setting; {hint}")
         try:
             parsed = yaml.safe_load(value)
-        except (
-            yaml.YAMLError,
-            ValueError,
-            RecursionError,
-        ) as error:  # a date that is none, brackets
+        # ValueError: a date that is none; RecursionError: a thousand brackets.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise SettingsError(f"--set {key}: {value[:60]} is not valid YAML; quote it") from error
         if isinstance(parsed, str):
             with contextlib.suppress(ValueError):

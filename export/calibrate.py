@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader
 
 from distill.data.crops import crop_single
-from distill.data.layouts import HIDDEN, NAMED, shown, some
+from distill.data.layouts import NAMED, pictures_below, shown, some
 from edge.base.errors import DataError
 from edge.detect import Detector
 from edge.inference.bundle import CropSpec
@@ -63,21 +62,13 @@ def balanced(
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """List the pictures in a folder and in those inside of it, sorted, without hidden ones. Raises
-    DataError where there are none."""
-    found = []
-    for parent, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
-        found += [
-            Path(parent) / name
-            for name in sorted(files)
-            if not name.startswith(".") and name.lower().endswith(PICTURES)
-        ]
+    """List what `pictures_below` finds, sorted. Raises DataError where that is nothing."""
+    found = sorted(pictures_below(folder))
     if not found:
         raise DataError(
             f"--calibration {folder} holds no picture ({' '.join(PICTURES)}); give a folder of faces"
         )
-    return sorted(found)
+    return found
 
 
 def crops_of(

@@ -196,9 +196,8 @@ def _check_labels(data: DataSet, needs: Collection[str], say: Say) -> None:
     for split in needs:
         votes, labels = data.votes(split)
         counts = votes[:, : len(labels)].sum(axis=0)
-        if (
-            "train" in needs and not counts.any()
-        ):  # a split is also scored alone, then it may be bare
+        # A split that is scored alone may be bare.
+        if "train" in needs and not counts.any():
             raise DataError(f"no image of {data}'s '{split}' has a label; give data with labels")
         if split == "train" and len(labels) < 2:
             raise DataError(f"{data} has one class, '{labels[0]}'; give two or more")

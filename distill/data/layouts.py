@@ -10,7 +10,7 @@ import hashlib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,15 @@ def list_images(data: Path, layout: str, train_on_all: bool = False) -> Listing:
     return Listing(images, dict(walk.left_out), walk.bad)
 
 
+def pictures_below(folder: Path) -> Iterator[Path]:
+    """Find the pictures in a folder and in those inside of it, without hidden ones."""
+    for parent, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(PICTURES):
+                yield Path(parent) / name
+
+
 class _Walk:
     """Goes through a data set's folders; keeps images and notes what is left out."""
 
@@ -151,19 +160,13 @@ class _Walk:
             if path.name.startswith("."):
                 self.leave_out("hidden", path)
             elif path.is_dir():
-                self._deeper(path)
+                for picture in pictures_below(path):
+                    self.leave_out("in deeper folders", picture)
             elif path.suffix.lower() in endings:
                 kept.append(path)
             else:
                 self._other(path, endings)
         return kept
-
-    def _deeper(self, folder: Path) -> None:
-        for parent, below, files in os.walk(folder):
-            below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
-            for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(PICTURES):
-                    self.leave_out("in deeper folders", Path(parent) / name)
 
     def _other(self, path: Path, endings: tuple[str, ...]) -> None:
         start = b""

@@ -23,9 +23,8 @@ KINDS = {
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "dinov3_vit": "DINOv3ViTModel",
 }
-HEAD = (
-    "classifier."  # of a model that was fine-tuned to name classes, which a backbone goes without
-)
+# Of a model that was fine-tuned to name classes, which a backbone goes without.
+HEAD = "classifier."
 
 
 class Dinov2(nn.Module):

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import edge
 from edge.base.addresses import redact
-from edge.base.commands import advice
+from edge.base.commands import lacking
 from edge.base.errors import EdgeError
 
 EXIT_CODES = "exit codes: 0 done, 1 failed (see the last line), 2 usage, 130 Ctrl-C"
@@ -36,7 +36,7 @@ class Help(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = []
         for paragraph in re.sub(r" *\\\n *", " ", text).split("\n\n"):
-            listed = paragraph.lstrip().startswith(("example:", "  ")) or "\n  " in paragraph
+            listed = "\n  " in paragraph  # under a heading, or line by line
             lines = paragraph.splitlines() if listed else [" ".join(paragraph.split())]
             paragraphs.append("\n".join(self._wrapped(line, width) for line in lines))
         return "\n\n".join(paragraphs)
@@ -131,10 +131,7 @@ def run(
         print(f"{command}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if (line := advice(error)) is None:
-            raise
-        print(f"{command}: {line}", file=sys.stderr)
-        return 1
+        return lacking(command, error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

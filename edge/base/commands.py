@@ -70,15 +70,20 @@ def advice(error: ModuleNotFoundError) -> str | None:
     return line
 
 
+def lacking(command: str, error: ModuleNotFoundError) -> int:
+    """Say in one line what a command lacks, and return its exit code; raise what is a defect again."""
+    if (line := advice(error)) is None:
+        raise error
+    print(f"{command}: {line}", file=sys.stderr)
+    return 1
+
+
 def start(command: str) -> int:
     """Run a command; a package that it lacks is one line, exit code 1."""
     try:
         main = importlib.import_module(MODULES[command]).main
     except ModuleNotFoundError as error:
-        if (line := advice(error)) is None:
-            raise
-        print(f"{command}: {line}", file=sys.stderr)
-        return 1
+        return lacking(command, error)
     return int(main())
 
 
