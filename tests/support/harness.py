@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from support.paths import ROOT
 from support.patience import PATIENCE
@@ -46,6 +48,7 @@ class Receiver:
     def __init__(self, port: int, acks: bool = True) -> None:
         self.readings: dict[tuple[str, str, int], dict[str, Any]] = {}
         self.order: list[tuple[str, str, int]] = []
+        self.last: dict[str, tuple[str, str, int]] = {}
         self.late: list[tuple[str, str, int]] = []
         self.conflicts = 0
         self.statuses: dict[str, list[tuple[str, str]]] = {}
@@ -57,7 +60,10 @@ class Receiver:
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda c, u, f, reason, p: c.subscribe("edge/#", qos=1)
         self._client.on_message = self._take
-        self._client.connect("127.0.0.1", port)
+        # A session that a broker with a disk keeps, as a recorder's: it waits for nobody's reconnect.
+        kept = Properties(PacketTypes.CONNECT)
+        kept.SessionExpiryInterval = 3600
+        self._client.connect("127.0.0.1", port, clean_start=False, properties=kept)
         self._client.loop_start()
 
     def _take(self, client: Any, userdata: Any, message: Any) -> None:
@@ -72,6 +78,7 @@ class Receiver:
             if kind != "counts":
                 return
             key = (payload["node"], payload["log"], payload["seq"])
+            self.last[key[0]] = key
             content = {k: v for k, v in payload.items() if k != "historical"}
             self.conflicts += self.readings.setdefault(key, content) != content
             self.order.append(key)
@@ -87,6 +94,13 @@ class Receiver:
         while (key[0], key[1], seq + 1) in self.readings:
             seq += 1
         return seq
+
+    def has_gap(self, node: str) -> bool:
+        """Whether readings are missing below the highest of the node's present log."""
+        log = self.last[node][1]
+        with self._lock:
+            seqs = {key[2] for key in self.readings if key[:2] == (node, log)}
+        return len(seqs) < max(seqs)
 
     def said(self, node: str) -> list[tuple[str, str]]:
         with self._lock:
