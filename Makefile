@@ -5,7 +5,7 @@ PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # What the tests exercise, and mypy reads, besides `node` and `train`.
-TESTED = analysis,demo,flash,metrics
+TESTED = analysis,completion,demo,flash,metrics
 # The tests start a hundred processes, each of which would compile the kit again.
 unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10

@@ -10,9 +10,9 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import edge
 from edge.base.addresses import redact
@@ -22,8 +22,20 @@ from edge.base.errors import EdgeError
 EXIT_CODES = "exit codes: 0 done, 1 failed (see the last line), 2 usage, 130 Ctrl-C"
 
 
+# Set by the shell function of register-python-argcomplete: how many words are the program's, from 1.
+COMPLETING = "_ARGCOMPLETE"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse repeats what it does not understand, and that may be a camera's address."""
+    """argparse repeats what it does not understand, and that may be a camera's address. Where a shell
+    asks for completions it gives those in place of parsing."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if COMPLETING in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         super().error(redact(message))
@@ -85,6 +97,25 @@ def parser(
     if version:
         made.add_argument("--version", action="version", version=f"{command} {edge.__version__}")
     return made
+
+
+def split_command(
+    argv: Sequence[str] | None, commands: Container[str]
+) -> tuple[str | None, list[str]]:
+    """Split the words of a command that has others within: which of them is named first (None: none of
+    them), and what follows it. argv: None for the process's own, or those that a shell completes."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    completing = COMPLETING in os.environ
+    if completing:
+        line = os.environ["COMP_LINE"].encode()[: int(os.environ["COMP_POINT"])].decode()
+        words = line.split()[1:]
+        if line[-1:].strip():
+            words = words[:-1]  # still being typed
+    if not words or words[0] not in commands:
+        return None, words
+    if completing:
+        os.environ[COMPLETING] = "2"
+    return words[0], words[1:]
 
 
 def say(line: str) -> None:

@@ -52,6 +52,7 @@ EXTRAS = {
     "transformers": "train",
     "safetensors": "train",
     "amqtt": "demo",
+    "argcomplete": "completion",
 }
 
 

@@ -28,10 +28,12 @@ def run(argv: Sequence[str] | None = None) -> None:
         "edge-flash image --help",
     )
     p.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = p.parse_args(words[:1])
-    module, function, _ = COMMANDS[args.command]
-    getattr(importlib.import_module(module), function)(words[1:])
+    command, words = cli.split_command(argv, COMMANDS)
+    if command is None:
+        p.parse_args(words[:1])  # help, or an error
+    else:
+        module, function, _ = COMMANDS[command]
+        getattr(importlib.import_module(module), function)(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "edge-watch --broker mqtt://192.0.2.10\n"
         "  edge-watch --broker mqtt://192.0.2.10 --record school.sqlite --web 127.0.0.1:8080",
     )
+    p.add_argument("command", nargs="?", choices=COMMANDS, metavar="NAME", help="another command")
     broker_options(p)
     p.add_argument("--json", action="store_true", help="one JSON object a message")
     p.add_argument("--lines", action="store_true", help="a line a message, on a terminal too")
@@ -158,11 +159,13 @@ def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in COMMANDS:
-        importlib.import_module(COMMANDS[words[0]][0]).run(words[1:])
+    command, words = cli.split_command(argv, COMMANDS)
+    if command is not None:
+        importlib.import_module(COMMANDS[command][0]).run(words)
         return
     args = build_parser().parse_args(words)
+    if args.command is not None:
+        raise UsageError(f"{args.command} comes first: edge-watch {args.command} ...")
     settings = broker_settings(args)
     if not args.record and (args.group or args.client_id or args.keep_days is not None):
         raise UsageError("--group, --client-id and --keep-days go with --record")

@@ -64,3 +64,14 @@ def test_the_version_is_the_kits(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parser("edge-x", "x", "edge-x").parse_args(["--version"])
     assert capsys.readouterr().out.startswith("edge-x 0.")
+
+
+def test_a_command_within_a_command_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:
+    from edge.watch.run import main
+
+    assert main(["--broker", "mqtt://192.0.2.1", "simulate"]) == 2
+    assert "simulate comes first: edge-watch simulate" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["simulat"])
+    assert stop.value.code == 2
+    assert "simulate" in capsys.readouterr().err

@@ -119,3 +119,44 @@ def test_an_extra_brings_what_its_own_packages_need() -> None:
     assert {"numpy", "opencv-python-headless"} <= brought("node")
     assert "opencv-python-headless" not in brought("watch")
     assert {"pyarrow", "sqlalchemy"} <= brought("analysis"), "of the extra that it stands on"
+
+
+def complete(line: str, folder: Path) -> list[str]:
+    """What argcomplete's shell functions are given for a line whose end the cursor stands at."""
+    answer = folder / "answer"
+    answer.write_text("")
+    command = line.split()[0]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import edge.base.commands as c; c.start({command!r})"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "COMP_LINE": line,
+            "COMP_POINT": str(len(line)),
+            "COMP_TYPE": "9",
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_IFS": "\n",
+            "_ARGCOMPLETE_SHELL": "bash",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return [word.strip() for word in answer.read_text().splitlines()]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_shell_completes_options_values_and_commands_within_a_command(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete", reason="needs the 'completion' extra")
+    for line, words in {
+        "edge-run --cam": ["--camera"],
+        "edge-run --backend o": ["ort"],
+        "edge-flash im": ["image"],
+        "edge-flash image --zo": ["--zone"],
+        "edge-flash ca iss": ["issue"],
+        "edge-watch simu": ["simulate"],
+        "edge-watch simulate --nod": ["--nodes"],
+    }.items():
+        assert complete(line, tmp_path) == words, line
