@@ -38,6 +38,14 @@ from edge.delivery.credentials import read_password, tls_context
 from edge.delivery.messages import Outgoing, dumps
 from edge.delivery.protocol import ProtocolChoice, Version
 from edge.delivery.scheduler import IN_FLIGHT
+from edge.delivery.trust import (
+    NO_TLS,
+    WANTS_TLS,
+    describe_tls_error,
+    no_tls_there,
+    tls_there,
+    verdict,
+)
 from edge.settings import Broker
 
 if TYPE_CHECKING:
@@ -90,6 +98,9 @@ def away(detail: str) -> ConnectionStatus:
     return ConnectionStatus(ConnectionState.AWAY, detail)
 
 
+UNANSWERED = away("closed the connection without an answer")
+
+
 class Address:
     """Host and port of mqtt:// or mqtts://."""
 
@@ -98,6 +109,10 @@ class Address:
         self.secure = parts.scheme == "mqtts"
         self.host = parts.hostname or ""
         self.port = parts.port or (8883 if self.secure else 1883)
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        return self.host, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +206,7 @@ class Connector:
             day = time.strftime("%Y-%m-%d")
             self.change(away(f"the clock says {day}, TLS waits for the time"))
             return None
-        failure, self._goodbye = self.status, None
+        failure, unanswered, self._goodbye = self.status, False, None
         for version in self.protocol.candidates():
             client = self.new_client(client_id, version)
             client.on_disconnect = self._on_disconnect
@@ -199,7 +214,7 @@ class Connector:
             try:
                 failed, code = self._await_connack(client, stop or threading.Event())
             except OSError as error:
-                failure = describe_connect_error(error)
+                failure = self.describe(error)
                 break
             if failed is None:
                 self.version, self._connack_timeout = version, self._first_timeout
@@ -207,7 +222,7 @@ class Connector:
                 self.protocol.spoken(version)
                 return client
             disconnect(client)
-            failure = failed
+            failure, unanswered = failed, failed == UNANSWERED
             if code not in (None, UNSUPPORTED_VERSION) or (stop and stop.is_set()):
                 break
             if self._settings.protocol != "auto":
@@ -217,8 +232,27 @@ class Connector:
             # Others are slow: wait longer each time.
             self._connack_timeout = min(2 * self._connack_timeout, LONGEST_CONNACK_SECONDS)
         if not (stop and stop.is_set()):
-            self.change(failure)
+            self.change(self._unanswered() or failure if unanswered else failure)
         return None
+
+    def describe(self, error: OSError) -> ConnectionStatus:
+        """Say why no connection came about, with what TLS says of trust."""
+        if self._context is None:
+            return _describe_connect_error(error)
+        if no_tls_there(error, *self._address.peer):
+            return refused(NO_TLS)
+        if isinstance(error, ssl.SSLError):
+            own = self._settings.tls.certificate is not None
+            return refused(describe_tls_error(error, self._address.host, own))
+        return _describe_connect_error(error)
+
+    def _unanswered(self) -> ConnectionStatus | None:
+        """What TLS has to do with a connection that was closed without an answer; None for nothing."""
+        if self._context is None:
+            return refused(WANTS_TLS) if tls_there(*self._address.peer) else None
+        # What the broker said of the certificate may be lost to a reset, since CONNECT was on its way.
+        error = verdict(self._context, *self._address.peer)
+        return None if error is None else self.describe(error)
 
     def _on_disconnect(
         self, client: Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any
@@ -240,7 +274,7 @@ class Connector:
             if not loop_once(client, 0.05) and not answer:
                 if (error := tls_error(client)) is not None:
                     raise error
-                return away("closed the connection without an answer"), None
+                return UNANSWERED, None
             if stop.is_set() or time.monotonic() > deadline:
                 # Some 3.1.1 brokers choke on MQTT 5 without a word (amqtt 0.12 does, on a will).
                 return away(f"silent for {self._connack_timeout:.0f} s after connecting"), None
@@ -258,12 +292,8 @@ def reconnect_delay(was_up: bool, backoff: Backoff, longest: float) -> float:
     return backoff.next()
 
 
-def describe_connect_error(error: OSError) -> ConnectionStatus:
-    """Say why no connection came about: REFUSED for TLS, else AWAY."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return refused(f"its certificate is not trusted ({error.verify_message})")
-    if isinstance(error, ssl.SSLError):
-        return refused(f"TLS failed ({error.reason or error})")
+def _describe_connect_error(error: OSError) -> ConnectionStatus:
+    """Say why no connection came about, where TLS has no part in it."""
     if isinstance(error, socket.gaierror):
         return away("its name is not known here")
     if isinstance(error, TimeoutError):

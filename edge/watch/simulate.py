@@ -31,7 +31,6 @@ from edge.delivery.connection import (
     UNSUPPORTED_VERSION,
     ConnectionStatus,
     Connector,
-    describe_connect_error,
     reconnect_delay,
     refused,
 )
@@ -230,7 +229,7 @@ class SimulatedFleet:
         try:
             self._connector.open(client)
         except OSError as error:
-            self.reason = describe_connect_error(error)
+            self.reason = self._connector.describe(error)
             self._later(node, now)
             return
         node.deaf = version  # until it answers

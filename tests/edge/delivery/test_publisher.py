@@ -244,9 +244,9 @@ def test_mutual_tls_connects_and_each_missing_part_is_named(tmp_path: Path) -> N
     broker = Mosquitto(tmp_path, tls=tls)
     own = {"certificate": files["node.pem"], "key": files["node.key"]}
     assert probe(Broker(url=broker.url, tls=Tls(ca=files["ca.pem"], **own))) == "MQTT 5"
-    with pytest.raises(BrokerError, match="not trusted"):
+    with pytest.raises(BrokerError, match="not from this authority"):
         probe(Broker(url=broker.url, tls=Tls(**own)))
-    with pytest.raises(BrokerError, match=r"refused|away|no answer"):
+    with pytest.raises(BrokerError, match="wants a client certificate"):
         probe(Broker(url=broker.url, tls=Tls(ca=files["ca.pem"])))
     with pytest.raises(SettingsError, match=r"broker\.tls\.ca"):
         probe(Broker(url=broker.url, tls=Tls(ca=tmp_path / "absent.pem", **own)))
