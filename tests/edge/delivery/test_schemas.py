@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from edge.delivery.commands import NAMES
 from edge.delivery.messages import MESSAGES, schema_of
 from edge.delivery.schemas import CHANNELS, asyncapi, fingerprint, identity, write
 from edge.settings import Settings
-from support.brokers import Mosquitto
+from support.brokers import Mosquitto, school_broker
 from support.paths import ROOT
 from support.patience import PATIENCE
 
@@ -125,13 +129,56 @@ def examples(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
-def hears(command: list[str], broker: Mosquitto, cwd: Path = ROOT) -> str:
+@dataclass(frozen=True)
+class Heard:
+    """A broker, and what a subscriber needs of it. folder: where `server/` with its certificate lies;
+    node: TLS of who publishes; None without TLS."""
+
+    broker: Mosquitto
+    folder: Path
+    node: ssl.SSLContext | None
+
+    def told(self, script: str) -> str:
+        """An example, told where this broker is."""
+        host = "broker.north.example" if self.node else "192.0.2.10"
+        port = str(self.broker.port)
+        return script.replace(host, "127.0.0.1").replace("8883", port)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def heard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Heard]:
+    """A broker without TLS, and a school's own with certificates and access list."""
+    if request.param == "plain":
+        broker = Mosquitto(tmp_path)
+        yield Heard(broker, tmp_path, None)
+    else:
+        broker = school_broker(tmp_path, ["server", "a/b/c"])
+        (tmp_path / "server").mkdir()
+        for name in ("ca.pem", "server.pem", "server.key"):
+            shutil.copy(tmp_path / name, tmp_path / "server")
+        node = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        node.load_cert_chain(tmp_path / "a-b-c.pem", tmp_path / "a-b-c.key")
+        yield Heard(broker, tmp_path, node)
+    broker.stop()
+
+
+def example(language: str, heard: Heard) -> str:
+    """The only one of a language that subscribes so."""
+    host = "broker.north.example" if heard.node else "192.0.2.10"
+    topic = "edge/v1/+/+/+/counts"
+    (found,) = [text for text in examples(language) if host in text and topic in text]
+    return heard.told(found)
+
+
+def hears(command: list[str], heard: Heard) -> str:
     """What a program prints that subscribed before the counts are published."""
     program = subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=heard.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-    school.connect("127.0.0.1", broker.port)
+    if heard.node is not None:
+        school.tls_set_context(heard.node)
+    school.connect("127.0.0.1", heard.broker.port)
     school.loop_start()
     message = {
         "faces": {"mean": 6.0, "max": 7},
@@ -154,31 +201,32 @@ def hears(command: list[str], broker: Mosquitto, cwd: Path = ROOT) -> str:
     raise AssertionError(program.communicate()[0])
 
 
-def test_mosquitto_sub_as_shown(mosquitto: Mosquitto) -> None:
+@pytest.mark.broker
+def test_mosquitto_sub_as_shown(heard: Heard) -> None:
     if shutil.which("mosquitto_sub") is None:
         pytest.skip("needs mosquitto_sub (Debian: apt-get install mosquitto-clients)")
-    (line,) = [e for e in examples("text") if e.startswith("mosquitto_sub -h 192.0.2.10")]
-    words = line.replace("192.0.2.10", "127.0.0.1").replace("'", "").split()
-    out = hears([*words, "-p", str(mosquitto.port), "-C", "1"], mosquitto)
-    assert '"calm": 6' in out
+    words = shlex.split(example("text", heard).replace("\\\n", " "))
+    port = [] if heard.node else ["-p", str(heard.broker.port)]
+    assert '"calm": 6' in hears([*words, *port, "-C", "1"], heard)
 
 
-def test_paho_as_shown(mosquitto: Mosquitto) -> None:
-    (script,) = examples("python")
-    script = script.replace('"192.0.2.10"', f'"127.0.0.1", {mosquitto.port}')
+@pytest.mark.broker
+def test_paho_as_shown(heard: Heard) -> None:
+    script = example("python", heard)
+    script = script.replace('("127.0.0.1")', f'("127.0.0.1", {heard.broker.port})')
     script = script.replace("client.loop_forever()", "while not shown: client.loop(0.1)")
     script = script.replace("    print(", "    shown.append(1); print(")
-    out = hears([sys.executable, "-c", f"shown = []\n{script}"], mosquitto)
+    out = hears([sys.executable, "-c", f"shown = []\n{script}"], heard)
     assert "a/b/c" in out
     assert "'calm': 6" in out
 
 
-def test_mqtt_js_as_shown(mosquitto: Mosquitto, tmp_path: Path) -> None:
+@pytest.mark.broker
+def test_mqtt_js_as_shown(heard: Heard) -> None:
     if shutil.which("node") is None or not (TOOLS / "mqtt").is_dir():
         pytest.skip("needs Node.js and its package mqtt (make node-tools)")
-    (script,) = examples("js")
-    script = script.replace("192.0.2.10", f"127.0.0.1:{mosquitto.port}")
+    script = example("js", heard).replace('//127.0.0.1"', f'//127.0.0.1:{heard.broker.port}"')
     script = script.replace("console.log(", "process.exitCode = client.end() && 0; console.log(")
-    (TOOLS / ".." / "example.mjs").resolve().write_text(script)
-    out = hears(["node", "example.mjs"], mosquitto, TOOLS.parent)
-    assert "calm: 6" in out
+    (heard.folder / "node_modules").symlink_to(TOOLS)
+    (heard.folder / "example.mjs").write_text(script)
+    assert "calm: 6" in hears(["node", "example.mjs"], heard)
