@@ -56,11 +56,21 @@ class StudentRecipe(Strict):
     heads: int = Field(default=4, ge=1)
     dropout: float = Field(default=0.2, ge=0, lt=1)
     attend: bool = Field(default=True, description="false: a perceptron of equal cost, an ablation")
+    pool: Literal["mean", "queries"] = Field(
+        default="mean",
+        description="what the head reads: the mean over places of what two-way attention and a "
+        "convolution made of both streams, or the answers of learned queries that ask both",
+    )
+    queries: int = Field(default=4, ge=1, le=8, description="how many, with pool: queries")
 
     @model_validator(mode="after")
     def _heads(self) -> StudentRecipe:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.pool == "queries" and not self.attend:
+            raise ValueError(
+                "'attend: false' is a form of 'pool: mean'; with 'pool: queries' leave attend out"
+            )
         return self
 
 
@@ -213,8 +223,11 @@ class Recipe(Strict):
                     f"'student.width' {self.student.width} must be a multiple of "
                     f"'distillation.relation_heads' {d.relation_heads}"
                 )
-            if d.relations and not self.student.attend:
-                raise ValueError("'distillation.relations' needs 'student.attend'")
+            if d.relations and not (self.student.attend and self.student.pool == "mean"):
+                raise ValueError(
+                    "'distillation.relations' needs the two-way form: 'student.attend: true' and "
+                    "'student.pool: mean'"
+                )
         if self.distillation and self.training.mixup and not self.distillation.live:
             raise ValueError(
                 "'training.mixup' with a teacher's cached outputs teaches the wrong image; use live"

@@ -43,7 +43,7 @@ def export_onnx(student: Student, path: Path) -> None:
     strip_metadata(model)
     write_portably(model)
     onnx.save(model, str(path))
-    check_graph(path)
+    check_graph(path, config.attentions)
 
 
 def write_onnx(network: nn.Module, image: tuple[int, int, int], path: Path) -> None:
@@ -78,9 +78,9 @@ def strip_metadata(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def check_graph(path: Path) -> None:
-    """Raise EdgeError unless the file holds its weights, the asked opset, an open batch and the
-    fused attention, no shape arithmetic, and only forms that every TensorRT reads."""
+def check_graph(path: Path, attentions: int) -> None:
+    """Raise EdgeError unless the file holds its weights, the asked opset, an open batch and that many
+    attentions, no shape arithmetic, and only forms that every TensorRT reads."""
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
@@ -96,8 +96,10 @@ def check_graph(path: Path) -> None:
     kinds = [node.op_type for node in model.graph.node]
     if found := SHAPE_OPS & set(kinds):
         raise EdgeError(f"{path.name}: shape arithmetic in the graph: {sorted(found)}")
-    if kinds.count("Softmax") != 2:
-        raise EdgeError(f"{path.name}: {kinds.count('Softmax')} Softmax, the fused block has 2")
+    if kinds.count("Softmax") != attentions:
+        raise EdgeError(
+            f"{path.name}: {kinds.count('Softmax')} Softmax, the fused block has {attentions}"
+        )
     refuse_unknown_forms(path)
 
 

@@ -42,6 +42,8 @@ def build_student(recipe: Recipe, classes: int) -> Student:
             heads=s.heads,
             dropout=s.dropout,
             attend=s.attend,
+            pool=s.pool,
+            queries=s.queries,
         )
     )
 

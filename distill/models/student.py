@@ -1,11 +1,18 @@
 """Define the student: one trunk, two token streams, one fused cross-attention block, one head.
 
     faces (B, 1, S, S) -> trunk (B, C, G, G) -> scene tokens and face tokens (B, N, D) each
-        -> cross-attention in both directions -> convolutions over the fused grid -> logits (B, K)
+        -> fused block -> embedding (B, E) -> logits (B, K)
 
-B batch, S image side, G grid side (S / 8), N = G * G tokens, D width, H heads, K classes.
+B batch, S image side, G grid side (S / 8), N = G * G tokens, D width, H heads, K classes, Q queries.
 
-The block has the teacher's form (two streams that attend to each other, then a convolution), narrower.
+The fused block has one of three forms, of equal cost:
+
+    two-way      cross-attention in both directions, a convolution over both, the mean: the teacher's
+                 form, narrower; E = D
+    perceptron   the same with a perceptron in place of each attention, for an ablation
+    queries      a perceptron and a convolution for each stream; Q learned queries ask the tokens of
+                 both, and their answers take the place of the mean; E = Q D
+
 Deployed, the trunk is plain 3x3 convolutions with ReLU, as RepVGG's (Ding et al., CVPR 2021). The
 sizes are our choice.
 """
@@ -13,6 +20,7 @@ sizes are our choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +32,9 @@ class StudentConfig:
     """Sizes of a student.
 
     size: image side in pixels; widths: channels of the first block and of the three stages that
-    halve the grid; depths: blocks in those stages; width, heads: of the fused block; attend: False
-    replaces each attention by a perceptron of equal cost, for an ablation.
+    halve the grid; depths: blocks in those stages; width, heads: of the fused block; pool: "mean" or
+    "queries", and how many of these; attend: False replaces each attention by a perceptron of equal
+    cost, for an ablation of the two-way form. Raises ValueError where both are asked for.
     """
 
     classes: int
@@ -37,6 +46,26 @@ class StudentConfig:
     heads: int = 4
     dropout: float = 0.2
     attend: bool = True
+    pool: Literal["mean", "queries"] = "mean"
+    queries: int = 4
+
+    def __post_init__(self) -> None:
+        if self.pool == "queries" and not self.attend:
+            raise ValueError(
+                "learned queries are an attention: leave attend True, or pool the mean"
+            )
+
+    @property
+    def attentions(self) -> int:
+        """Return how many attentions, each with one softmax, the network has."""
+        if self.pool == "queries":
+            return 1
+        return 2 if self.attend else 0
+
+    @property
+    def embedding_width(self) -> int:
+        """Return E, what the head reads."""
+        return self.width * self.queries if self.pool == "queries" else self.width
 
 
 class RepBlock(nn.Module):
@@ -141,12 +170,72 @@ class Fusion(nn.Module):
         self.mix = RepBlock(2 * width, width)
 
     def forward(self, scene: Tensor, face: Tensor) -> Tensor:
-        """Fuse two streams of tokens, (B, N, D) each, into a grid (B, D, G, G)."""
+        """Fuse two streams of tokens, (B, N, D) each, into an embedding (B, D)."""
         s, f = self.scene_norm(scene), self.face_norm(face)
         scene = scene + self.scene_to_face_attention(s, f)  # (B, N, D)
         face = face + self.face_to_scene_attention(f, s)  # (B, N, D)
         both = torch.cat([scene, face], dim=2).transpose(1, 2)  # (B, 2D, N)
-        return self.mix(both.reshape(-1, both.shape[1], self.grid, self.grid))  # type: ignore[no-any-return]
+        fused = self.mix(both.reshape(-1, both.shape[1], self.grid, self.grid))  # (B, D, G, G)
+        return fused.mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+
+class LearnedQueries(nn.Module):
+    """Let Q learned queries attend to a face's tokens, (B, N, D) -> (B, Q, D).
+
+    Seeds of attention pooling as in Lee et al., "Set Transformer", ICML 2019. The queries are held as
+    the product reads them, with its scale learned too, so that the graph has no work with constants.
+    """
+
+    def __init__(self, width: int, heads: int, tokens: int, queries: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.heads, self.tokens, self.queries, self.depth = heads, tokens, queries, width // heads
+        # As large as the scaled query of CrossAttention at its start.
+        start = torch.randn(1, heads, queries, self.depth) * (3 * self.depth) ** -0.5
+        self.query = nn.Parameter(start)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        split = (-1, self.tokens, self.heads, self.depth)
+        k = self.key(context).reshape(split).permute(0, 2, 3, 1)  # (B, H, D/H, N)
+        v = self.value(context).reshape(split).transpose(1, 2)  # (B, H, N, D/H)
+        answers = torch.softmax(self.query @ k, dim=-1) @ v  # (B, H, Q, D/H)
+        return answers.transpose(1, 2).reshape(-1, self.queries, self.heads * self.depth)
+
+
+class QueryFusion(nn.Module):
+    """Let learned queries ask both streams, which meet in their answers alone.
+
+    It costs what Fusion does but for the head, which is Q times as wide: a convolution for each stream
+    in place of one over both, and perceptrons of hidden width D + N - Q:
+    4 N D (D + N - Q) + 4 N D^2 + 4 Q N D = 8 N D^2 + 4 N^2 D multiply-adds.
+    """
+
+    def __init__(self, width: int, heads: int, grid: int, queries: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.scene_norm, self.face_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        hidden = width + grid * grid - queries
+
+        def perceptron() -> nn.Sequential:
+            return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+
+        self.scene_perceptron, self.face_perceptron = perceptron(), perceptron()
+        self.scene_mix, self.face_mix = RepBlock(width, width), RepBlock(width, width)
+        self.queries = LearnedQueries(width, heads, 2 * grid * grid, queries)
+
+    def forward(self, scene: Tensor, face: Tensor) -> Tensor:
+        """Fuse two streams of tokens, (B, N, D) each, into the queries' answers (B, Q D)."""
+        scene = scene + self.scene_perceptron(self.scene_norm(scene))  # (B, N, D)
+        face = face + self.face_perceptron(self.face_norm(face))  # (B, N, D)
+        both = [self._convolve(self.scene_mix, scene), self._convolve(self.face_mix, face)]
+        return self.queries(torch.cat(both, dim=1)).flatten(1)  # type: ignore[no-any-return]
+
+    def _convolve(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        grid = tokens.transpose(1, 2).reshape(-1, tokens.shape[2], self.grid, self.grid)
+        return block(grid).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class Student(nn.Module):
@@ -169,9 +258,14 @@ class Student(nn.Module):
         self.trunk = nn.Sequential(*blocks)
         self.scene = RepBlock(three, config.width)
         self.face = RepBlock(three, config.width)
-        self.fusion = Fusion(config.width, config.heads, config.size // 8, config.attend)
+        grid = config.size // 8
+        self.fusion: Fusion | QueryFusion
+        if config.pool == "queries":
+            self.fusion = QueryFusion(config.width, config.heads, grid, config.queries)
+        else:
+            self.fusion = Fusion(config.width, config.heads, grid, config.attend)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.width, config.classes)
+        self.head = nn.Linear(config.embedding_width, config.classes)
 
     def tokens(self, faces: Tensor) -> tuple[Tensor, Tensor]:
         """Return both streams, (B, N, D) each; token n is the place (n // G, n % G)."""
@@ -181,8 +275,8 @@ class Student(nn.Module):
         return scene, face
 
     def embed(self, faces: Tensor) -> Tensor:
-        """Return the pooled embedding, (B, D)."""
-        return self.fusion(*self.tokens(faces)).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        """Return the pooled embedding, (B, E)."""
+        return self.fusion(*self.tokens(faces))  # type: ignore[no-any-return]
 
     def forward(self, faces: Tensor) -> Tensor:
         return self.head(self.dropout(self.embed(faces)))  # type: ignore[no-any-return]
@@ -212,6 +306,8 @@ def multiply_adds(student: Student) -> int:
             total += output[0].numel() * module.in_features
         elif isinstance(module, CrossAttention):
             total += 2 * module.tokens**2 * module.heads * module.depth
+        elif isinstance(module, LearnedQueries):
+            total += 2 * module.queries * module.tokens * module.heads * module.depth
 
     deployed = reparameterise(student)
     hooks = [module.register_forward_hook(count) for module in deployed.modules()]

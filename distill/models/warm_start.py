@@ -136,7 +136,9 @@ def warm_start(
 
 def _blocks(start: StudentConfig, recipe: StudentConfig) -> dict[str, str | None]:
     """Map the trunk's blocks in the recipe's student to the start's by name, a new one to None."""
-    for part in ("size", "channels", "widths", "width", "heads", "attend"):
+    parts = ["size", "channels", "widths", "width", "heads", "attend", "pool"]
+    parts += ["queries"] if recipe.pool == "queries" else []
+    for part in parts:
         if getattr(start, part) != getattr(recipe, part):
             raise UsageError(
                 f"--start has '{part}' {getattr(start, part)}, the recipe {getattr(recipe, part)}; "

@@ -89,7 +89,7 @@ class DistillationTask(nn.Module):
             )
         self.to_scene = nn.Linear(width, sizes.scene_width)
         self.to_face = nn.Linear(width, sizes.face_width)
-        self.to_embedding = nn.Linear(width, sizes.width)
+        self.to_embedding = nn.Linear(student.config.embedding_width, sizes.width)
         self.scene_standard = RunningStandard(sizes.scene_width)
         self.face_standard = RunningStandard(sizes.face_width)
         self.embedding_standard = RunningStandard(sizes.width)
@@ -103,7 +103,7 @@ class DistillationTask(nn.Module):
         backbones' grids on the student's, (B, D, S / 8, S / 8)."""
         config, student = self.config, self.network
         scene, face = student.tokens(faces)  # (B, N, D)
-        embedding = student.fusion(scene, face).mean(dim=(2, 3))  # (B, D)
+        embedding = student.fusion(scene, face)  # (B, E)
         logits = student.head(student.dropout(embedding)).float()
         losses: Losses = {}
         if config.votes:
@@ -138,7 +138,9 @@ class DistillationTask(nn.Module):
 
     def _relations(self, scene: Tensor, face: Tensor, outputs: TeacherOutputs) -> Tensor:
         teacher = self._teacher[0]
-        own = _qkv(self.network.fusion, scene, face)
+        fusion = self.network.fusion
+        assert isinstance(fusion, Fusion)  # a recipe with relations pools by the mean
+        own = _qkv(fusion, scene, face)
         with torch.no_grad():
             s = teacher.scene_in(_tokens(outputs.scene))
             f = teacher.face_in(_tokens(outputs.face))

@@ -29,6 +29,7 @@ STUDENT = ROOT / "distill/recipes/student.yaml"
         ("training.learning_rate = 1", "training", "learning_rate", 1.0),
         ("training.precision=fp32", "training", "precision", "fp32"),
         ("student.attend=false", "student", "attend", False),
+        ("student.pool=queries", "student", "pool", "queries"),
         ("student.widths=[8, 16, 24, 32]", "student", "widths", [8, 16, 24, 32]),
     ],
 )
@@ -58,6 +59,9 @@ def test_a_setting_has_the_type_that_its_field_asks_for(
         ("training=3", "'training' input should be"),
         ("training.epochs=[", "is not valid YAML"),
         ("student.heads=3", "must be a multiple of heads 3"),
+        ("student.pool=max", "'student.pool' input should be 'mean' or 'queries'"),
+        ("student.queries=9", "less than or equal to 8"),
+        ("student={pool: queries, attend: false}", "is a form of 'pool: mean'"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(text: str, words: str) -> None:

@@ -11,11 +11,13 @@ import pytest
 from onnx import numpy_helper
 
 from distill.models.predict import logits_of
+from distill.models.student import Student
 from edge.base.errors import DataError, EdgeError
 from edge.inference.bundle import SHIPPED
 from edge.inference.loader import open_backend
 from export.calibrate import balanced
 from export.describe import FILES
+from export.operator_forms import refuse_unknown_forms
 from export.precisions import refuse_out_of_tolerance, same_convolutions, write_all
 from export.sensitivity import NodeError, float_nodes, measure
 from export.to_fp16 import to_fp16
@@ -286,3 +288,34 @@ def test_the_division_of_grey_levels_goes_into_the_first_scale(
     a, b = (logits_of(tmp_path / f"{name}.onnx", crops(32)) for name in ("folded", "divided"))
     assert np.abs(a - b).max() < 1e-3
     assert folded.graph.node[0].op_type != "Div"
+
+
+def test_every_form_of_student_is_quantised_with_attention_and_head_in_float(
+    other_form: tuple[Student, Path], tmp_path: Path
+) -> None:
+    student, source = other_form
+    (tmp_path / FILES["fp32"]).write_bytes(source.read_bytes())
+    own = Quantiser(tmp_path / FILES["fp32"], crops(512), tmp_path)
+    looks = attentions(own.model)
+    assert len(looks) == student.config.attentions
+    errors = write_all(own, tmp_path, crops(64), lambda line: None)
+    head = head_of(own.model).name
+    products = {name for look in looks for name in (look.scores, look.values)}
+    for role, of_role in errors.items():
+        kept = {error.node: error.stays for error in of_role if error.stays}
+        assert kept[head] == "head", role
+        assert {n for n, why in kept.items() if why == "attention product"} == products, role
+    refuse_unknown_forms(tmp_path / FILES["int8-trt"])
+    refuse_unknown_forms(tmp_path / FILES["fp16-trt"])
+    exact = logits_of(tmp_path / FILES["fp32"], crops(64))
+    constants = np.linspace(-1, 1, 8)
+    for role in ("int8-cpu", "int8-trt", "fp16-trt"):
+        path = tmp_path / FILES[role]
+        plain = logits_of(path, crops(64))
+        # An untrained student's logits differ little from face to face: closer than any two of them.
+        assert np.abs(plain - exact).max() < 0.25 * np.ptp(exact, axis=1).max(), role
+        model = onnx.load(str(path))
+        weights = next(t for t in model.graph.initializer if t.name == head_of(model).input[1])
+        assert weights.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16), role
+        fold(path, constants)
+        assert logits_of(path, crops(64)) == pytest.approx(plain + constants, abs=5e-3), role

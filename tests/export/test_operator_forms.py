@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from distill.models.student import Student
 from edge.base.errors import EdgeError
 from edge.inference.bundle import SHIPPED
 from edge.inference.loader import open_backend
@@ -137,6 +139,19 @@ def test_what_no_file_for_tensorrt_may_hold_is_named(
     body: Callable[[list[onnx.TensorProto]], list[onnx.NodeProto]], lines: list[str]
 ) -> None:
     assert unknown_forms(network(body)) == lines
+
+
+def test_every_form_of_student_is_exported_in_those_forms(
+    other_form: tuple[Student, Path],
+) -> None:
+    student, path = other_form
+    refuse_unknown_forms(path)
+    faces = np.random.default_rng(0).integers(0, 256, (3, 1, 32, 32)).astype(np.float32)
+    backend = open_backend("ort", path, 1)
+    assert backend.run(faces[:0])["logits"].shape == (0, 8)
+    with torch.no_grad():
+        expected = student(torch.from_numpy(faces)).numpy() / 1.7
+    assert np.abs(backend.run(faces)["logits"] - expected).max() < 1e-4
 
 
 def test_a_student_is_exported_in_those_forms(fp32: Path) -> None:

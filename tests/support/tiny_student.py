@@ -10,9 +10,9 @@ from distill.models.student import Student, StudentConfig
 CONFIG = StudentConfig(classes=8, size=32, widths=(4, 6, 8, 8), depths=(1, 1, 1), width=8, heads=2)
 
 
-def student() -> Student:
+def student(config: StudentConfig = CONFIG) -> Student:
     torch.manual_seed(0)
-    made = Student(CONFIG).eval()
+    made = Student(config).eval()
     for name, weight in made.named_parameters():
         if name.endswith("norm.bias"):  # of zero they would leave no trace in the exported graph
             torch.nn.init.normal_(weight, std=0.1)

@@ -1,9 +1,31 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from distill.models.student import Student, StudentConfig, multiply_adds, reparameterise
+from distill.models.student import (
+    LearnedQueries,
+    Student,
+    StudentConfig,
+    multiply_adds,
+    reparameterise,
+)
 from support.trained import in_use
+
+TWO_WAY = StudentConfig(classes=8)
+FORMS = [
+    TWO_WAY,
+    replace(TWO_WAY, attend=False),
+    *(replace(TWO_WAY, pool="queries", queries=n) for n in (1, 4, 8)),
+]
+
+
+def name_of(config: StudentConfig) -> str:
+    if config.pool == "queries":
+        return f"{config.queries}-queries"
+    return "two-way" if config.attend else "perceptron"
 
 
 def trained_like(config: StudentConfig) -> Student:
@@ -18,8 +40,9 @@ def faces(count: int) -> torch.Tensor:
     return torch.rand(count, 1, 64, 64, generator=torch.Generator().manual_seed(1)) * 255
 
 
-def test_reparameterised_student_answers_as_the_training_one() -> None:
-    student = trained_like(StudentConfig(classes=8))
+@pytest.mark.parametrize("config", FORMS, ids=name_of)
+def test_reparameterised_student_answers_as_the_training_one(config: StudentConfig) -> None:
+    student = trained_like(config)
     deployed = reparameterise(student)
     with torch.no_grad():
         difference = (student(faces(5)) - deployed(faces(5))).abs().max()
@@ -28,8 +51,9 @@ def test_reparameterised_student_answers_as_the_training_one() -> None:
     assert [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)], "left as it was"
 
 
-def test_deployed_student_keeps_to_its_budget() -> None:
-    student = Student(StudentConfig(classes=8))
+@pytest.mark.parametrize("config", FORMS, ids=name_of)
+def test_deployed_student_keeps_to_its_budget(config: StudentConfig) -> None:
+    student = Student(config)
     parameters = sum(p.numel() for p in reparameterise(student).parameters())
     assert parameters <= 2_500_000
     assert multiply_adds(student) <= 150_000_000
@@ -46,6 +70,55 @@ def test_without_attention_the_student_costs_the_same_and_tokens_do_not_meet() -
     assert torch.equal(x, y)
     x, y = (with_it.fusion.scene_to_face_attention(scene, f) for f in (face, other))
     assert not torch.allclose(x, y)
+
+
+@pytest.mark.parametrize("config", FORMS, ids=name_of)
+@pytest.mark.parametrize("sizes", [{}, {"size": 32, "width": 48, "heads": 2}], ids=["64", "32"])
+def test_all_forms_cost_the_same_but_for_the_head(
+    config: StudentConfig, sizes: dict[str, int]
+) -> None:
+    config, two_way = replace(config, **sizes), replace(TWO_WAY, **sizes)
+    wider_head = (config.embedding_width - config.width) * config.classes
+    assert multiply_adds(Student(config)) == multiply_adds(Student(two_way)) + wider_head
+
+
+def test_learned_queries_answer_what_attention_gives_token_by_token() -> None:
+    torch.manual_seed(2)
+    attention = LearnedQueries(width=6, heads=2, tokens=5, queries=3)
+    context = torch.randn(4, 5, 6)
+    with torch.no_grad():
+        answers = attention(context)
+        k, v = attention.key(context), attention.value(context)
+    assert answers.shape == (4, 3, 6)
+    for face in range(4):
+        for query in range(3):
+            for head in range(2):
+                own = slice(3 * head, 3 * head + 3)
+                look = attention.query[0, head, query].detach()
+                weights = torch.softmax(torch.stack([look @ token[own] for token in k[face]]), 0)
+                expected = sum(w * token[own] for w, token in zip(weights, v[face], strict=True))
+                torch.testing.assert_close(answers[face, query, own], expected)
+
+
+def test_learned_queries_ask_every_token_of_both_streams() -> None:
+    student = trained_like(replace(TWO_WAY, pool="queries"))
+    scene, face = (torch.randn(1, 64, 128, requires_grad=True) for _ in range(2))
+    student.fusion(scene, face).pow(2).sum().backward()
+    for stream in (scene, face):
+        assert (stream.grad.norm(dim=2) > 0).all()
+
+
+def test_one_look_by_all_queries_is_not_forced() -> None:
+    """Each query starts at its own place: were two equal, they would learn the same for ever."""
+    student = Student(replace(TWO_WAY, pool="queries", queries=4))
+    looks = student.fusion.queries.query[0].transpose(0, 1).flatten(1)  # (Q, D)
+    distances = torch.cdist(looks, looks) + torch.eye(4) * 1e3
+    assert float(distances.detach().min()) > 0.5
+
+
+def test_queries_without_attention_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave attend True"):
+        replace(TWO_WAY, pool="queries", attend=False)
 
 
 def test_multiply_adds_of_a_case_worked_out_by_hand() -> None:

@@ -17,13 +17,14 @@ from distill.models import store
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint, state
 from distill.models.predict import open_predictor
-from distill.models.student import RepBlock, Student
-from distill.models.warm_start import read_start, warm_start
+from distill.models.student import RepBlock, Student, reparameterise
+from distill.models.warm_start import _initialisers, read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import BundleError, DataError, UsageError
 from edge.base.files import sha256
 from edge.inference.bundle import SCHEMA, SHIPPED, load_bundle
 from edge.inference.loader import open_backend
+from export.to_onnx import deployed, export_onnx
 from support.command import Done
 from support.trained import RECIPE, in_use
 
@@ -135,6 +136,49 @@ def test_what_the_counting_added_is_taken_out_of_a_start_and_of_a_teacher(tmp_pa
     assert counted == pytest.approx(plain_teacher.predict(faces)), "the graph as it is"
 
 
+@pytest.mark.parametrize("form", [{"pool": "queries", "queries": 2}, {"attend": False}])
+def test_a_start_of_another_form_answers_as_it_did_also_from_its_file(
+    tmp_path: Path, form: dict[str, Any]
+) -> None:
+    torch.manual_seed(5)
+    trained, path = build_student(recipe(**form), len(LABELS)), tmp_path / "best.pt"
+    in_use(trained)
+    for weight in trained.parameters():  # equal ones would be stored once in the file
+        weight.data += 0.01 * torch.randn_like(weight)
+    store.save(path, state(trained, recipe(**form), LABELS, 3, 0.8))
+    loaded = load_checkpoint(path)
+    assert loaded.recipe.student is not None
+    assert loaded.recipe.student.pool == form.get("pool", "mean")
+    deeper = build_student(recipe(**form, depths=[1, 2, 1]), len(LABELS))
+    warm_start(deeper, read_start(path), LABELS, faces(16))
+    expected = answers(trained, faces(5))
+    assert torch.allclose(answers(deeper, faces(5)), expected, atol=1e-4)
+    export_onnx(deployed(loaded.student, 1.0), tmp_path / "fp32.onnx")
+    weights = _initialisers(tmp_path / "fp32.onnx")
+    for name, value in reparameterise(trained).state_dict().items():
+        assert torch.allclose(weights[name], value, atol=1e-6), name
+
+
+def test_more_queries_than_the_start_has_are_refused(tmp_path: Path) -> None:
+    two, path = recipe(pool="queries", queries=2), tmp_path / "best.pt"
+    store.save(path, state(build_student(two, len(LABELS)), two, LABELS, 3, 0.8))
+    four = build_student(recipe(pool="queries", queries=4), len(LABELS))
+    with pytest.raises(UsageError, match="'queries' 2, the recipe 4"):
+        warm_start(four, read_start(path), LABELS, faces(8))
+
+
+def test_a_checkpoint_from_before_pooling_could_be_chosen_is_the_two_way_form(
+    trained: Path,
+) -> None:
+    content, now = store.load(trained), load_checkpoint(trained).student
+    for name in ("pool", "queries"):
+        del content["recipe"]["student"][name]
+    store.save(trained, content)
+    student = load_checkpoint(trained).student
+    assert student.config == now.config
+    assert torch.equal(answers(student, faces(5)), answers(now, faces(5)))
+
+
 def test_classes_that_the_start_does_not_know_stay_fresh(trained: Path) -> None:
     torch.manual_seed(9)
     student = build_student(recipe(), 3)
@@ -152,6 +196,7 @@ def test_classes_that_the_start_does_not_know_stay_fresh(trained: Path) -> None:
         ({"widths": [4, 6, 8, 16]}, r"'widths' \(4, 6, 8, 8\), the recipe \(4, 6, 8, 16\)"),
         ({"attend": False}, "'attend' True"),
         ({"heads": 4}, "'heads' 2, the recipe 4"),
+        ({"pool": "queries"}, "'pool' mean, the recipe queries"),
     ],
 )
 def test_another_shape_is_refused_in_one_line(

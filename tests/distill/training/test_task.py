@@ -34,10 +34,13 @@ def batch(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Teacher
     return faces, torch.softmax(torch.randn(size, 3, generator=g), dim=1), outputs
 
 
-def task(**weights: object) -> DistillationTask:
+QUERIES = replace(STUDENT, pool="queries", queries=3)
+
+
+def task(student: StudentConfig = STUDENT, **weights: object) -> DistillationTask:
     torch.manual_seed(0)
     config = Distillation(**weights)  # type: ignore[arg-type]
-    return DistillationTask(Student(STUDENT), config, Teacher(TEACHER).eval())
+    return DistillationTask(Student(student), config, Teacher(TEACHER).eval())
 
 
 def test_every_loss_has_its_name_and_its_weight() -> None:
@@ -80,10 +83,17 @@ def test_the_prior_is_the_log_of_the_classes_shares() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["logits", "tokens", "embedding", "relations"])
-def test_each_loss_by_itself_can_be_learned(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        *((name, STUDENT) for name in ("logits", "tokens", "embedding", "relations")),
+        *((name, QUERIES) for name in ("votes", "logits", "tokens", "embedding")),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given.pool,
+)
+def test_each_loss_by_itself_can_be_learned(name: str, student: StudentConfig) -> None:
     only = {"votes": 0.0, "logits": 0.0, "tokens": 0.0, "embedding": 0.0, "relations": 0.0}
-    it = task(**{**only, name: 1.0}, relation_heads=2)
+    it = task(student, **{**only, name: 1.0}, relation_heads=2)
     inputs = batch(8)
     learns = torch.optim.Adam([p for p in it.parameters() if p.requires_grad], lr=0.01)
     seen = []
