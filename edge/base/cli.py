@@ -83,14 +83,14 @@ class Formatter(logging.Formatter):
 
 
 def parser(
-    command: str, description: str, example: str, version: bool = True
+    command: str, description: str, example: str, version: bool = True, codes: str = EXIT_CODES
 ) -> argparse.ArgumentParser:
     """An argument parser whose help ends with an example and the exit codes. version: with an option
-    that prints the kit's."""
+    that prints the kit's; codes: its exit codes, where it has its own."""
     made = Parser(
         prog=command,
         description=description,
-        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+        epilog=f"example:\n  {example}\n\n{codes}",
         formatter_class=Help,
         allow_abbrev=False,
     )

@@ -28,6 +28,7 @@ from edge.base.setting_types import default_state
 from edge.delivery.credentials import read_password
 from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker
+from edge.watch import ask
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.minutes import AHEAD, KEEP_MINUTES
@@ -49,6 +50,7 @@ COMMANDS = {
     "forget": ("edge.watch.forget", "delete what a recorder stored, by age or by room"),
     "export": ("edge.watch.parquet", "stored readings as Parquet files"),
 }
+COMMANDS |= {name: ("edge.watch.ask", text.short) for name, text in ask.TEXTS.items()}
 TABLE_SECONDS = 0.5
 
 
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         "edge-watch",
         "Show what every node of a broker publishes: a table (a line a message where there is no\n"
         "terminal), JSON, or a page; and record it. More commands, each with its own --help:\n"
-        + "".join(f"\n  edge-watch {name:<9} {text}" for name, (_, text) in COMMANDS.items()),
+        + "".join(f"\n  edge-watch {name:<13} {text}" for name, (_, text) in COMMANDS.items()),
         "edge-watch --broker mqtt://192.0.2.10\n"
         "  edge-watch --broker mqtt://192.0.2.10 --record school.sqlite --web 127.0.0.1:8080",
     )
@@ -160,6 +162,9 @@ def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
 
 def run(argv: Sequence[str] | None = None) -> None:
     command, words = cli.split_command(argv, COMMANDS)
+    if command in ask.TEXTS:
+        ask.run(command, words)
+        return
     if command is not None:
         importlib.import_module(COMMANDS[command][0]).run(words)
         return
