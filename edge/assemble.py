@@ -7,6 +7,7 @@ The first one is reported, and whatever was open by then is closed again.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import uuid
@@ -20,8 +21,11 @@ from edge.base.jetson import nvidia_driver
 from edge.base.timing import Stages
 from edge.classify import Classifier
 from edge.delivery.commands import Commands
+from edge.delivery.narrator import Narrator
 from edge.delivery.outbox import Limits, Outbox
 from edge.delivery.publisher import open_publisher
+from edge.delivery.tally import Tally
+from edge.delivery.terminal import Terminal
 from edge.detect import Detector, open_detector
 from edge.health.certificate import check_owner
 from edge.health.monitor import Monitor
@@ -128,9 +132,11 @@ def assemble(
     max_seconds: float | None,
     stop: threading.Event,
     force_stop: threading.Event,
+    at_terminal: bool = False,
 ) -> Node:
     """Open everything that a node runs on. stop: ends the source, then what waits is delivered;
-    force_stop: ends that waiting too. Raises EdgeError, with everything closed again."""
+    force_stop: ends that waiting too; at_terminal: stdout is a person's.
+    Raises EdgeError, with everything closed again."""
     check_owner(settings)
     with ExitStack() as opened:
         bundle, student = open_student(settings)
@@ -157,7 +163,11 @@ def assemble(
         # A file run while the camera's goes on must not take its connection over.
         path = settings.node.path
         own = path if source.live else f"{path}/{reports.session[:8]}"
-        publisher = open_publisher(settings.broker, f"edge/{own}", reports.will(), outbox)
+        publisher = open_publisher(
+            settings.broker, f"edge/{own}", reports.will(), outbox, not at_terminal
+        )
+        tally = Tally(settings.window.seconds, settings.privacy.min_group)
+        terminal = Terminal(sys.stdout, tally, file_start, source.seconds) if at_terminal else None
         seconds = settings.runtime.health_seconds
         monitor = Monitor(reports, publisher, outbox, Systemd(), metrics, seconds)
         # A TensorRT engine takes one size; ONNX Runtime's detector any.
@@ -172,6 +182,7 @@ def assemble(
             outbox=outbox,
             publisher=publisher,
             monitor=monitor,
+            narrator=Narrator(tally, source.kind, terminal),
             throttle=Throttle(HALVED if any_size else HALVED - 1),
             schedule=schedule.read(settings.privacy.hours, settings.privacy.zone),
             conditions=Conditions(camera="live" if source.live else "file"),

@@ -14,6 +14,7 @@ from edge.base.errors import BrokerError, EdgeError, OutboxError
 from edge.base.schedule import Schedule
 from edge.delivery.commands import Commands
 from edge.delivery.messages import counts_message
+from edge.delivery.narrator import Narrator
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import Publisher
 from edge.health.monitor import Monitor
@@ -49,6 +50,7 @@ class Node:
     outbox: Outbox
     publisher: Publisher
     monitor: Monitor
+    narrator: Narrator
     throttle: Throttle
     schedule: Schedule
     conditions: Conditions
@@ -69,6 +71,7 @@ class Node:
         self.publisher.start()
         self.monitor.set_status(Standing(State.STARTING))
         self.publish_info()
+        self.narrator.begin()
         reason = "a defect of the program; its own log says which"
         try:
             for item in self.source:
@@ -104,6 +107,7 @@ class Node:
         elif isinstance(item, Frame) and live:
             item = self._apply_throttle(item)
         self._count(item)
+        self.narrator.progress(item.time)
         self._report(item.time)
         self.monitor.systemd.progress()
 
@@ -120,6 +124,7 @@ class Node:
             message = counts_message(
                 reading, path, window.min_group, window.min_cell, base, window.counting
             )
+            self.narrator.reading(message)
             try:
                 self.outbox.append(message)
             except OutboxError as error:
@@ -202,6 +207,7 @@ class Node:
         self.monitor.systemd.stopping()
         live = self.source.live
         wait = CAMERA_WAIT_SECONDS if live else FILE_WAIT_SECONDS
+        self.narrator.finish(failed=bool(reason), stopped=self.stop.is_set())
         self.stop.set()  # from here on, a signal means: do not wait
         if not self.publisher.state.connected and self.outbox.pending_count():
             log.info("waiting up to %.0f s for the broker; Ctrl-C ends that", wait)

@@ -43,6 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
         "(and its faults: test:die, test:freeze, test:hang, test:lie)",
     )
     p.add_argument("--broker", metavar="mqtt://host[:port]|mqtts://...|-", help="- writes lines")
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="JSON lines of --broker - on a terminal too, where there are lines for people",
+    )
     p.add_argument("--bundle", type=Path, metavar="DIR", help="model bundle; default: the shipped")
     p.add_argument(
         "--backend", choices=("auto", "ort", "trt", "fake"), help="runtime.backend; default: auto"
@@ -131,7 +136,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     refuse_unlawful_service(settings)
     from edge.assemble import assemble
 
-    assemble(settings, args.max_seconds, stop, force_stop).run()
+    at_terminal = sys.stdout.isatty() and not args.json
+    assemble(settings, args.max_seconds, stop, force_stop, at_terminal).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

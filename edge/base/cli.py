@@ -12,13 +12,15 @@ import threading
 import traceback
 from collections.abc import Callable, Container, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import edge
 from edge.base.addresses import redact
 from edge.base.commands import lacking
 from edge.base.errors import EdgeError
 
+# To a terminal: back to the first column, and what stands there is gone.
+CLEAR_LINE = "\r\x1b[K"
 EXIT_CODES = "exit codes: 0 done, 1 failed (see the last line), 2 usage, 130 Ctrl-C"
 
 
@@ -76,10 +78,12 @@ class Help(argparse.HelpFormatter):
 
 
 class Formatter(logging.Formatter):
-    """Lines of the log, without what could be a password in an address."""
+    """Lines of the log, without what could be a password in an address. On a terminal each takes the
+    place of a line that tells how far something is."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        text = redact(super().format(record))
+        return CLEAR_LINE + text if moves(sys.stderr) else text
 
 
 def parser(
@@ -116,6 +120,11 @@ def split_command(
     if completing:
         os.environ[COMPLETING] = "2"
     return words[0], words[1:]
+
+
+def moves(out: TextIO) -> bool:
+    """Tell whether a line can be written over: on a terminal that knows how."""
+    return out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def say(line: str) -> None:

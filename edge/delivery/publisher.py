@@ -368,8 +368,10 @@ class MqttPublisher:
         return late
 
 
-def open_publisher(settings: Broker, client_id: str, will: Outgoing, outbox: Outbox) -> Publisher:
-    """The publisher that `settings.url` names."""
+def open_publisher(
+    settings: Broker, client_id: str, will: Outgoing, outbox: Outbox, lines: bool = True
+) -> Publisher:
+    """The publisher that `settings.url` names. lines: whether `-` writes any."""
     if settings.url == "-":
-        return StdoutPublisher(outbox, sys.stdout)
+        return StdoutPublisher(outbox, sys.stdout if lines else None)
     return MqttPublisher(settings, client_id, will, outbox)

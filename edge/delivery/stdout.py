@@ -14,10 +14,11 @@ from edge.delivery.outbox import Outbox
 
 @dataclass(slots=True)
 class StdoutPublisher:
-    """One JSON object a line: topic, qos, retain, payload."""
+    """One JSON object a line: topic, qos, retain, payload. out: None writes none, for a terminal that
+    a person reads."""
 
     outbox: Outbox
-    out: TextIO
+    out: TextIO | None
     state: ConnectionStatus = field(default_factory=lambda: connected("stdout"))
     commands: deque[tuple[str, bytes, bool]] = field(default_factory=deque)
 
@@ -28,6 +29,8 @@ class StdoutPublisher:
         pass
 
     def _write(self, message: Outgoing) -> None:
+        if self.out is None:
+            return
         line = dumps(
             {
                 "topic": message.topic,

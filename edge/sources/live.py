@@ -248,6 +248,7 @@ class Live:
     """Give Frames as they come, and Ticks where none comes."""
 
     live = True
+    seconds: float | None = None
 
     def __init__(
         self,

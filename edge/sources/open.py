@@ -34,6 +34,7 @@ class Source(Protocol):
 
     live: bool
     kind: str
+    seconds: float | None  # of a file, by what it says of itself; None where it will not end
 
     def __iter__(self) -> Iterator[Frame | Tick]: ...
 
@@ -108,7 +109,7 @@ class Rotated:
     """Give the frames of another source turned clockwise."""
 
     def __init__(self, source: Source, degrees: int) -> None:
-        self.live, self.kind = source.live, source.kind
+        self.live, self.kind, self.seconds = source.live, source.kind, source.seconds
         self._source, self._degrees = source, degrees
 
     def __iter__(self) -> Iterator[Frame | Tick]:

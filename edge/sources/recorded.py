@@ -27,6 +27,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", "
 NAMED = 5
 
 
+def _shorter(length: float | None, most: float | None) -> float | None:
+    return min((s for s in (length, most) if s is not None), default=None)
+
+
 class VideoFile:
     """Give the due frames of a video file, in the file's own time; the others are stepped over."""
 
@@ -54,6 +58,7 @@ class VideoFile:
         fps, count = (self._capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self._time = FileTime(fps)
         self._promised = count / fps if fps > 0 else 0.0  # seconds
+        self.seconds = _shorter(self._promised or None, max_seconds)
 
     def __iter__(self) -> Iterator[Frame | Tick]:
         began, clock = time.time(), self._time
@@ -160,6 +165,7 @@ class Folder:
         self._entries = sorted(path.iterdir())
         if not self._entries:
             raise SourceError(f"{path} holds no picture; give another folder")
+        self.seconds = _shorter(len(self._entries) * self._step, max_seconds)
 
     def __iter__(self) -> Iterator[Frame | Tick]:
         began, count = time.time(), 0

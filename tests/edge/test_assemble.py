@@ -21,7 +21,7 @@ STEPS = ("open_student", "open_detector", "open_source", "open_outbox", "Metrics
 class Part:
     """Notes in `closed` that it was closed."""
 
-    live, kind, name, width, height = True, "test", "fake", 64, 64
+    live, kind, seconds, name, width, height = True, "test", None, "fake", 64, 64
 
     def __init__(self, step: str, closed: list[str]) -> None:
         self._step, self._closed = step, closed

@@ -33,7 +33,7 @@ Steps = Iterator[Frame | Tick]
 class Script:
     """A live source that gives what a test wrote down."""
 
-    live, kind = True, "test"
+    live, kind, seconds = True, "test", None
 
     def __init__(self, items: Steps) -> None:
         self._items = items

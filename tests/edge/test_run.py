@@ -172,12 +172,30 @@ def test_a_service_without_a_legal_basis_is_refused_and_the_foreground_told(
     assert "AI Act" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--max-seconds", 1], "no whole window of 2 s in a clip of 1 s: give --window 1"),
+        (
+            ["--max-seconds", 2, "--min-group", 30],
+            "fewer than 30 people in the one window: --min-group 1 shows them",
+        ),
+    ],
+)
+def test_a_pipe_is_told_on_stderr_why_nothing_was_counted(
+    command: Command, options: list[object], why: str
+) -> None:
+    done = command("edge.run", "--camera", CLIP, *SOURCE, *options)
+    assert done.code == 0
+    assert done.last == f"warning {why}"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(nvidia_driver(), reason="a driver without an engine is worth a line")
 def test_a_healthy_run_says_what_it_does_and_nothing_that_looks_like_a_fault(
     command: Command,
 ) -> None:
-    clip = ["--camera", CLIP, "--max-seconds", 1, *SOURCE]
+    clip = ["--camera", CLIP, "--max-seconds", 2, *SOURCE]
     quiet = command("edge.run", *clip).err.splitlines()
     assert quiet == [
         NOTICE,
