@@ -16,6 +16,7 @@ from edge.base import cli
 from edge.base.addresses import may_hold_password
 from edge.base.errors import SettingsError, UsageError
 from edge.base.files import readable_for_all
+from edge.base.legal import is_reason, not_a_reason
 from edge.base.process import forbid_core_dumps
 from edge.base.strict_yaml import read_yaml, validate
 from edge.settings import Settings
@@ -107,9 +108,12 @@ def warn_of_open_secrets(config: Path | None, settings: Settings) -> None:
 
 def refuse_unlawful_service(settings: Settings) -> None:
     """Raise SettingsError for a service without a written reason; in the foreground, say the law."""
-    if settings.privacy.legal_basis.strip():
+    basis = settings.privacy.legal_basis
+    if is_reason(basis):
         return
     if os.environ.get("NOTIFY_SOCKET"):
+        if basis.strip():
+            raise SettingsError(not_a_reason(basis))
         raise SettingsError(
             "'privacy.legal_basis' is empty: a service may not run without it (AI Act, Article 5); "
             "write the medical or safety reason into node.yaml"

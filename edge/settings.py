@@ -199,7 +199,10 @@ class Privacy(Strict):
         le=1000,
         description="smaller counts go into 'other' (complementary suppression; min_group above 1)",
     )
-    legal_basis: str = Field(default="", description="why this may run here; a service needs it")
+    legal_basis: str = Field(
+        default="",
+        description="why this may run here, 'medical: ...' or 'safety: ...'; a service needs it",
+    )
     hours: list[str] = Field(
         default=[], description="when to look, such as 'mon-fri 08:00-16:00'; empty is always"
     )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from edge.base.errors import EdgeError, SettingsError, UsageError
+from edge.base.legal import is_reason, not_a_reason
 from edge.base.setting_types import CREDENTIALS
 from edge.base.strict_yaml import read_yaml, validate
 from edge.flash import ssh
@@ -117,6 +118,8 @@ def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: 
             f"{file}: 'privacy.legal_basis' is empty: no node is flashed without it (AI Act, Article "
             f"5); write the medical or safety reason"
         )
+    if not is_reason(settings.privacy.legal_basis):
+        raise SettingsError(f"{file}: {not_a_reason(settings.privacy.legal_basis)}")
     if settings.broker.url == "-":
         raise SettingsError(
             f"{file}: 'broker.url' is -; a node needs its school's mqtts:// address"

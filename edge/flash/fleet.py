@@ -1,8 +1,8 @@
 """`edge-flash fleet`: a whole school's images in one go, a row of a table each.
 
     site,room,name,address,gateway,dns,broker,camera
-    north,room-12,cam-1,192.0.2.21/24,192.0.2.1,192.0.2.53,,
-    north,room-13,cam-1,,,,,csi:0
+    north,room-13,cam-1,192.0.2.21/24,192.0.2.1,192.0.2.53,,
+    north,room-14,cam-1,,,,,csi:0
 
 site, room and name are needed; the rest may be left out, and what is empty is as in node.yaml. Every
 row is checked before the first image is made; an image that is there already is kept, so that a run
@@ -23,7 +23,7 @@ import yaml
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
 from edge.base.strict_yaml import read_yaml
-from edge.flash.content import node_settings
+from edge.flash.content import check_name_free, node_settings
 from edge.flash.image import add_site_options, make_image, read_site
 from edge.flash.network import Network, parse_network
 
@@ -125,7 +125,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         files = {row.file: _settings_file(args.node, row, Path(folder)) for row in rows}
         for row in rows:
             try:
-                node_settings(files[row.file], row.names, site)
+                _, settings = node_settings(files[row.file], row.names, site)
+                if not (args.out / row.file).exists():
+                    check_name_free(site, settings.node.path)
             except EdgeError as error:
                 raise UsageError(f"{args.table} line {row.line}: {error}") from error
         args.out.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ detector: {{width: 320, height: 256}}
 tracker: {{confirm_frames: 1, hold_seconds: 0.0}}
 window: {{seconds: {WINDOW_SECONDS}, max_gap_seconds: 10.0}}
 runtime: {{threads: 1}}
-privacy: {{legal_basis: "none: a test with a clip of public-domain pictures"}}
+privacy: {{legal_basis: "safety: a trial with a clip of public-domain pictures"}}
 broker: {{url: "mqtts://{HOST}:PORT"}}
 update: {{url: URL, ca: /etc/edge-node/ca.pem}}
 """

@@ -253,7 +253,8 @@ def test_another_arm64_board_gets_systemd_networkd(bench: Path, flash: Flash) ->
 @pytest.mark.parametrize(
     ("change", "words", "code", "says"),
     [
-        ("empty", [], 2, "legal_basis"),
+        ("empty", [], 2, "'privacy.legal_basis' is empty"),
+        ("blank", [], 2, "'privacy.legal_basis' gives no reason ('medical: tbd')"),
         ("", ["--out", "base.img"], 2, "is there already"),
         ("", ["--partition", "ROOT"], 1, "it has: APP, esp"),
         ("", ["--address", "192.0.2.20"], 2, "192.0.2.20/24"),
@@ -268,7 +269,12 @@ def test_another_arm64_board_gets_systemd_networkd(bench: Path, flash: Flash) ->
 def test_bad_input_is_one_line_and_leaves_no_image(
     bench: Path, flash: Flash, change: str, words: list[str], code: int, says: str
 ) -> None:
-    changes = {"empty": ("medical: a named study", ""), "plain": ("mqtts", "mqtt"), "": ("", "")}
+    changes = {
+        "empty": ("medical: a named study", ""),
+        "blank": ("a named study", "tbd"),
+        "plain": ("mqtts", "mqtt"),
+        "": ("", ""),
+    }
     (bench / "node.yaml").write_text(NODE.replace(*changes[change]))
     common = ["--node", "node.yaml", "--package", "edge-node_0.1.0_arm64.deb", "--ca", "ca"]
     common += ["--ssh-key", "key.pub", "--out", "node.img"]
@@ -440,6 +446,17 @@ def test_a_fleet_is_made_from_a_table(bench: Path, flash: Flash) -> None:
     settings = yaml.safe_load(second.read("/etc/edge-node/node.yaml") or b"")
     assert settings["node"] == {"site": "north", "room": "room-13", "name": "cam-1"}
     assert settings["camera"]["source"] == "csi:0"
+
+
+def test_a_fleet_with_a_node_that_was_made_before_is_refused_before_the_first_image(
+    bench: Path, flash: Flash
+) -> None:
+    assert flash("image", "base.img", "--out", "room-12.img").code == 0
+    (bench / "nodes.csv").write_text("site,room,name\nnorth,a,cam\nnorth,room-12,cam-1\n")
+    done = flash("fleet", "nodes.csv", "--base", "base.img", "--out", "images")
+    assert done.code == 2
+    assert "line 3: north/room-12/cam-1 has a valid certificate; say --renew" in done.last
+    assert not (bench / "images").exists()
 
 
 def test_a_fleet_that_was_stopped_goes_on(

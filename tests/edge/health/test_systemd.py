@@ -48,7 +48,7 @@ def test_a_service_is_ready_after_its_first_frame_alive_after_and_says_that_it_s
 ) -> None:
     listener = Listener(str(tmp_path / "notify"))
     config = tmp_path / "node.yaml"
-    config.write_text("privacy:\n  legal_basis: a test\n")
+    config.write_text("privacy:\n  legal_basis: 'safety: a drill of the watchdog'\n")
     node = subprocess.Popen(
         [sys.executable, "-m", "edge.run", "--camera", "test", "--config", config, "--broker", "-"],
         cwd=ROOT,
