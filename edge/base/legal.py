@@ -16,129 +16,16 @@ GROUNDS = re.compile(
     re.IGNORECASE,
 )
 # What stands where a reason should: blanks, and the words by which forms and examples ask for one.
-FILLERS = frozenset(
-    [
-        "todo",
-        "tbd",
-        "tba",
-        "fixme",
-        "wip",
-        "na",
-        "none",
-        "null",
-        "nil",
-        "unknown",
-        "test",
-        "testing",
-        "tests",
-        "tested",
-        "example",
-        "sample",
-        "dummy",
-        "placeholder",
-        "default",
-        "lorem",
-        "ipsum",
-        "dolor",
-        "sit",
-        "amet",
-        "asdf",
-        "qwerty",
-        "qwertz",
-        "foo",
-        "bar",
-        "baz",
-        "blah",
-        "bla",
-        "abc",
-        "etc",
-        "yes",
-        "no",
-        "ok",
-        "okay",
-        "true",
-        "false",
-        "later",
-        "soon",
-        "reason",
-        "reasons",
-        "grund",
-        "motif",
-        "basis",
-        "legal",
-        "law",
-        "article",
-        "act",
-        "ai",
-        "gdpr",
-        "ground",
-        "grounds",
-        "text",
-        "words",
-        "word",
-        "value",
-        "string",
-        "something",
-        "anything",
-        "nothing",
-        "whatever",
-        "here",
-        "there",
-        "this",
-        "that",
-        "these",
-        "it",
-        "is",
-        "are",
-        "be",
-        "to",
-        "do",
-        "done",
-        "determined",
-        "defined",
-        "filled",
-        "fill",
-        "in",
-        "out",
-        "add",
-        "change",
-        "changeme",
-        "replace",
-        "insert",
-        "enter",
-        "write",
-        "say",
-        "put",
-        "your",
-        "our",
-        "my",
-        "own",
-        "school",
-        "schools",
-        "s",
-        "the",
-        "a",
-        "an",
-        "of",
-        "for",
-        "on",
-        "or",
-        "and",
-        "and/or",
-        "with",
-        "because",
-        "why",
-        "which",
-        "what",
-        "please",
-        "me",
-        "as",
-        "may",
-        "run",
-        "lawful",
-        "lawfully",
-    ]
-)
+FILLERS = """
+    todo tbd tba fixme wip na none null nil unknown test testing tests tested example sample
+    dummy placeholder default lorem ipsum dolor sit amet asdf qwerty qwertz foo bar baz blah bla
+    abc etc yes no ok okay true false later soon reason reasons grund motif basis legal law
+    article act ai gdpr ground grounds text words word value string something anything nothing
+    whatever here there this that these it is are be to do done determined defined filled fill
+    in out add change changeme replace insert enter write say put your our my own school schools
+    s the a an of for on or and with because why which what please me as may run lawful lawfully
+"""
+FILLER_WORDS = frozenset(FILLERS.split())
 
 
 def is_reason(text: str) -> bool:
@@ -148,13 +35,13 @@ def is_reason(text: str) -> bool:
         return False
     # One letter again and again is a blank too.
     words = {word for word in re.findall(r"[^\W\d_]+", text.casefold()) if len(set(word)) > 1}
-    own = {word for word in words if word not in FILLERS and not GROUNDS.match(word)}
+    own = {word for word in words if word not in FILLER_WORDS and not GROUNDS.match(word)}
     return len(own) >= 2 and sum(map(len, own)) >= 8
 
 
 def not_a_reason(text: str) -> str:
     """Say of a text that is none what to write."""
     return (
-        f"'privacy.legal_basis' gives no reason ('{text.strip():.40}'): the law knows medical and safety "
-        f"ones alone (AI Act, Article 5); {WANTED}"
+        f"'privacy.legal_basis' gives no reason ('{text.strip():.40}'): the law knows medical and "
+        f"safety ones alone (AI Act, Article 5); {WANTED}"
     )
