@@ -82,7 +82,7 @@ tensorrt: .venv/ready  ## NVIDIA's code that needs no GPU, for two of the tests:
 node-tools:  ## AsyncAPI's specification and MQTT's client for JavaScript, for the tests that want them
 	npm install --silent --no-audit --no-fund --prefix .node @asyncapi/specs@6 mqtt@5
 
-clip: .venv-node/ready  ## demo/classroom.mp4 from demo/pictures
+clip: .venv-node/ready  ## demo/classroom.mp4, drawn anew
 	.venv-node/bin/python demo/make_clip.py
 
 schemas: .venv-node/ready  ## edge/schemas from the messages

@@ -1,10 +1,11 @@
-"""Make `demo/classroom.mp4` from the public-domain portraits in `demo/pictures`.
+"""Make `demo/classroom.mp4`: a class of drawn people whose expressions change.
 
     python demo/make_clip.py [OUT]
 
 25 seconds, 640x480, 30 frames/s: seven people from the start, two more entering, two crossing, one
-dark, one out of focus, large and small; from 17 s on people leave until three are left, so that a
-subscriber sees both published and suppressed windows.
+dark, one out of focus, large and small. They look on, are surprised at 6 s, laugh from 9 s and divide
+at 14 s; from 17 s on people leave until three are left, so that a subscriber sees both published and
+suppressed windows.
 """
 
 from __future__ import annotations
@@ -12,38 +13,51 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
+import faces
 import numpy as np
+from faces import ANGRY, HAPPY, NEUTRAL, SAD, SURPRISED, Expression, Person
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT, FPS, SECONDS = 640, 480, 30, 25
 SLIDE_SECONDS = 1.5
+CHANGE_SECONDS, CHANGE_STEPS = 0.6, 8
+BLINK_SECONDS = 0.13
+FACE = 0.8 * faces.HEAD  # the detector's box ends at the brow
 
-# Face boxes in the pictures (left, top, width, height), read off once with the detector.
-FACES = {
-    "astronaut.png": (179, 63, 91, 111),
-    "portrait-1.jpg": (371, 91, 241, 329),
-    "portrait-2.jpg": (643, 273, 265, 345),
-    "portrait-3.jpg": (427, 176, 287, 399),
-}
+PEOPLE = (
+    Person((150, 180, 222), (30, 40, 55), (160, 70, 30)),
+    Person((95, 125, 175), (15, 18, 22), (130, 130, 40), 0.45),
+    Person((170, 195, 235), (60, 110, 150), (110, 70, 100), 0.6),
+    Person((60, 85, 130), (12, 12, 15), (70, 60, 130), 0.55),
+    Person((125, 160, 205), (18, 22, 30), (60, 110, 60), 0.62),
+    Person((160, 185, 228), (40, 60, 120), (80, 80, 80), 0.5),
+    Person((80, 108, 155), (20, 18, 20), (150, 150, 160), 0.6),
+    Person((140, 172, 215), (90, 95, 100), (40, 60, 150), 0.45),
+    Person((165, 190, 230), (25, 50, 85), (120, 60, 60), 0.55),
+)
+
+Moods = tuple[tuple[float, Expression], ...]
 
 
 @dataclass(frozen=True)
 class Actor:
-    """One person. x, y: centre of the face in pixels; size: height of the face; enter, leave:
-    seconds at which the slide in or out begins (None: there from the start, or to the end)."""
+    """One person. x, y: centre of the face in pixels; size: height of the face; moods: from which
+    second on which expression; enter, leave: seconds at which the slide in or out begins (None: there
+    from the start, or to the end)."""
 
-    picture: str
+    person: Person
     size: int
     x: float
     y: float
+    moods: Moods
     enter: float | None = None
     leave: float | None = None
     side: int = 1
-    mirror: bool = False
     gain: float = 1.0
     blur: float = 0.0
     walk_to: float | None = None
@@ -52,6 +66,14 @@ class Actor:
         """Any part of the person in the picture, or just outside."""
         here = self.enter is None or t >= self.enter
         return here and (self.leave is None or t < self.leave + SLIDE_SECONDS)
+
+    def expression(self, t: float) -> Expression:
+        """The one of the moment, between two in steps; the eyes close for a moment, too."""
+        now = self.moods[0][1]
+        for since, mood in self.moods[1:]:
+            part = min(max((t - since) / CHANGE_SECONDS, 0), 1)
+            now = now.towards(mood, round(part * CHANGE_STEPS) / CHANGE_STEPS)
+        return now.blinking() if (t + self.x) % (3 + self.size / 50) < BLINK_SECONDS else now
 
     def place(self, t: float) -> tuple[float, float]:
         x, y = self.x, self.y
@@ -69,62 +91,87 @@ class Actor:
 
 # Painted in this order: who stands later is nearer.
 ACTORS = (
-    Actor("portrait-1.jpg", 34, 250, 120),
-    Actor("astronaut.png", 40, 500, 130, mirror=True, leave=19.0),
-    Actor("portrait-2.jpg", 46, 110, 150, leave=17.5, side=-1),
-    Actor("portrait-3.jpg", 60, 390, 215, enter=3.0, leave=18.0),
-    Actor("astronaut.png", 66, 180, 260, walk_to=470.0),
-    Actor("portrait-1.jpg", 72, 480, 285, mirror=True, walk_to=200.0, leave=17.0, side=-1),
-    Actor("portrait-2.jpg", 84, 330, 360, mirror=True, gain=0.45),
-    Actor("astronaut.png", 90, 545, 390, enter=6.0, leave=20.0, blur=1.6),
-    Actor("portrait-3.jpg", 96, 95, 385, mirror=True, leave=18.5, side=-1),
-)
+    Actor(PEOPLE[0], 34, 250, 120, ((0, NEUTRAL), (6.2, SURPRISED), (9, HAPPY), (14, NEUTRAL))),
+    Actor(PEOPLE[1], 40, 500, 130, ((0, HAPPY), (6, SURPRISED), (9.5, HAPPY)), leave=19.0),
+    Actor(PEOPLE[6], 46, 110, 150, ((0, NEUTRAL), (10, HAPPY), (14.5, SAD)), leave=17.5, side=-1),
+    Actor(PEOPLE[3], 60, 390, 215, ((0, NEUTRAL), (6.4, SURPRISED), (9.2, HAPPY)), 3.0, 18.0),
+    Actor(
+        PEOPLE[4], 66, 180, 260, ((0, HAPPY), (6, SURPRISED), (9, HAPPY), (15, ANGRY), (20, NEUTRAL)),
+        walk_to=470.0,
+    ),
+    Actor(
+        PEOPLE[5], 72, 480, 285, ((0, NEUTRAL), (6.3, SURPRISED), (10, NEUTRAL), (14, SAD)),
+        leave=17.0, side=-1, walk_to=200.0,
+    ),
+    Actor(
+        PEOPLE[2], 84, 330, 360, ((0, NEUTRAL), (6.1, SURPRISED), (9.3, HAPPY), (21, SURPRISED)),
+        gain=0.45,
+    ),
+    Actor(PEOPLE[7], 90, 545, 390, ((0, HAPPY), (8, NEUTRAL), (14.2, ANGRY)), 6.0, 20.0, blur=1.6),
+    Actor(PEOPLE[8], 96, 95, 385, ((0, SAD), (7, SURPRISED), (9.6, HAPPY)), leave=18.5, side=-1),
+)  # fmt: skip
 
 
-def stamp(actor: Actor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Head of an actor at its size (H, W, 3), and its soft oval mask (H, W, 1)."""
-    picture = cv2.imread(str(HERE / "pictures" / actor.picture))
-    if picture is None:
-        sys.exit(f"make_clip: {HERE / 'pictures' / actor.picture} is missing")
-    left, top, width, height = FACES[actor.picture]
-    margin_x, margin_y = int(0.45 * height), int(0.4 * height)
-    cut = picture[
-        max(top - margin_y, 0) : top + height + margin_y,
-        max(left - margin_x, 0) : left + width + margin_x,
-    ]
-    scale = actor.size / height
-    head = cv2.resize(cut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    head = head[:, ::-1] if actor.mirror else head
+@cache
+def stamp(actor: Actor, expression: Expression) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Head and shoulders of an actor at its size (H, W, 3), and what of it is the actor (H, W, 1)."""
+    scale = actor.size / FACE
+    head, mask = (
+        cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for part in faces.draw(actor.person, expression)
+    )
     if actor.blur:
         head = cv2.GaussianBlur(head, (0, 0), actor.blur)
-    h, w = head.shape[:2]
-    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
-    distance = np.sqrt(((x - w / 2) / (w / 2)) ** 2 + ((y - h / 2) / (h / 2)) ** 2)
-    mask = np.clip((1.0 - distance) / 0.12, 0, 1)[:, :, None]
-    return head.astype(np.float32) * actor.gain, mask.astype(np.float32)
+    return np.asarray(head * actor.gain, np.float32), mask.astype(np.float32)[:, :, None]
 
 
 def backdrop() -> NDArray[np.float32]:
-    """A plain wall with a board and desks."""
+    """A wall with a board, a window, a map, a clock, a shelf, and desks. What stands tells the node who
+    moves: it needs marks."""
     wall = np.linspace(176, 138, HEIGHT, dtype=np.float32)[:, None, None]
     room = np.repeat(np.repeat(wall, WIDTH, axis=1), 3, axis=2) * np.array([0.95, 0.98, 1.0])
     room = np.ascontiguousarray(room.astype(np.float32))
+    random = np.random.default_rng(0)
     cv2.rectangle(room, (170, 15), (470, 75), (78, 92, 70), -1)
+    for row in range(3):  # words on the board
+        x = 185
+        while x < 430:
+            width = int(random.integers(10, 34))
+            cv2.line(room, (x, 28 + 16 * row), (x + width, 28 + 16 * row), (190, 200, 190), 2)
+            x += width + 9
+    cv2.rectangle(room, (20, 10), (120, 100), (235, 225, 205), -1)
+    for x in (20, 70, 120):
+        cv2.line(room, (x, 10), (x, 100), (120, 130, 140), 4)
+    for y in (10, 55, 100):
+        cv2.line(room, (20, y), (120, y), (120, 130, 140), 4)
+    cv2.circle(room, (145, 28), 13, (235, 235, 235), -1)
+    cv2.line(room, (145, 28), (145, 19), (30, 30, 30), 2)
+    cv2.line(room, (145, 28), (152, 31), (30, 30, 30), 2)
+    cv2.rectangle(room, (500, 15), (545, 70), (190, 160, 110), -1)
+    for x, y, rx, ry in ((512, 30, 8, 9), (530, 38, 9, 12), (518, 55, 7, 6)):
+        cv2.ellipse(room, (x, y), (rx, ry), 20, 0, 360, (90, 140, 100), -1)
+    for x in range(562, 632, 7):
+        height = int(random.integers(24, 40))
+        colour = tuple(float(v) for v in random.integers(50, 190, 3))
+        cv2.rectangle(room, (x, 62 - height), (x + 5, 62), colour, -1)
+    cv2.rectangle(room, (556, 62), (636, 67), (70, 95, 125), -1)
     for y in (205, 320, 445):
         cv2.rectangle(room, (0, y), (WIDTH, y + 14), (96, 126, 158), -1)
-    return np.asarray(cv2.GaussianBlur(room, (0, 0), 2), dtype=np.float32)
+        for x in range(25, WIDTH, 107):
+            cv2.rectangle(
+                room, (x, y - 7), (x + 22, y - 1), (225, 228, 232), -1
+            )  # a sheet of paper
+            cv2.rectangle(room, (x + 60, y + 14), (x + 68, y + 60), (80, 100, 124), -1)
+    return np.asarray(cv2.GaussianBlur(room, (0, 0), 1.2), dtype=np.float32)
 
 
-def paint(
-    room: NDArray[np.float32],
-    stamps: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
-    t: float,
-) -> NDArray[np.uint8]:
+def paint(room: NDArray[np.float32], t: float) -> NDArray[np.uint8]:
     """The picture at t seconds, (480, 640, 3) uint8 BGR."""
     picture = room.copy()
-    for actor, (head, mask) in zip(ACTORS, stamps, strict=True):
+    for actor in ACTORS:
         if not actor.present(t):
             continue
+        head, mask = stamp(actor, actor.expression(t))
         x, y = actor.place(t)
         h, w = head.shape[:2]
         left, top = round(x - w / 2), round(y - h / 2)
@@ -141,10 +188,10 @@ def main() -> None:
     code = {".mp4": "mp4v", ".webm": "VP90"}.get(out.suffix)
     if code is None:
         sys.exit(f"make_clip: {out}: give a name that ends in .mp4 or .webm")
-    room, stamps = backdrop(), [stamp(actor) for actor in ACTORS]
+    room = backdrop()
     writer = cv2.VideoWriter(str(out), cv2.VideoWriter.fourcc(*code), FPS, (WIDTH, HEIGHT))
     for index in range(FPS * SECONDS):
-        writer.write(paint(room, stamps, index / FPS))
+        writer.write(paint(room, index / FPS))
     writer.release()
     print(f"{out}: {FPS * SECONDS} pictures, {out.stat().st_size} bytes")
 

@@ -375,7 +375,7 @@ def test_a_covered_or_still_camera_is_called_so_and_ends_no_run(
     hasty: None, caplog: pytest.LogCaptureFixture, level: int, noise: int, said: str
 ) -> None:
     lens = Lens(level, noise)
-    limits = Limits(timeout=0.1, freeze=0.2, give_up=3)
+    limits = Limits(freeze=0.2, give_up=3)
     source = Live("fake", lambda: lens, limits, max_seconds=PATIENCE)
     attempts = 0
     seen: list[str] = []
