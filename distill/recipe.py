@@ -146,6 +146,14 @@ class Distillation(Strict):
         description="the teacher sees the student's very image, for which a GPU is needed; else its "
         "outputs for each image are computed once and cached",
     )
+    views: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="augmented views of each image, of which each epoch shows the next; all "
+        "teachers' logits and the first's embedding are cached for each, no grids. 0: changed anew "
+        "in every epoch, with the outputs for the plain image",
+    )
 
 
 class Augmentation(Strict):
@@ -227,6 +235,15 @@ class Recipe(Strict):
                 raise ValueError(
                     "'distillation.relations' needs the two-way form: 'student.attend: true' and "
                     "'student.pool: mean'"
+                )
+            if d.views and (d.tokens or d.relations):
+                raise ValueError(
+                    "'distillation.views' keeps no grids: set 'distillation.tokens' and "
+                    "'distillation.relations' to 0"
+                )
+            if d.views and self.training.mixup:
+                raise ValueError(
+                    "'training.mixup' mixes no views; set it or 'distillation.views' to 0"
                 )
         if self.distillation and self.training.mixup and not self.distillation.live:
             raise ValueError(

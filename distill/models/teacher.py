@@ -19,7 +19,8 @@ linear head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from torch.nn import functional
 
 from distill.models.grids import to_grid, to_tokens
 from distill.models.student import CrossAttention
+
+Answers = TypeVar("Answers", bound="TeacherAnswers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +76,26 @@ class Residual(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class TeacherOutputs:
-    """What a student learns from, besides the annotators' votes.
-
-    logits: (B, K); embedding: (B, D); scene, face: the backbones' grids, (B, Ds, G, G) and, of
-    all face backbones together, (B, Df, G, G).
-    """
+class TeacherAnswers:
+    """What a student learns from, besides the annotators' votes. logits: (B, K); embedding: (B, D)."""
 
     logits: Tensor
     embedding: Tensor
+
+    def to(self: Answers, device: torch.device) -> Answers:
+        """Copy all tensors to a device."""
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOutputs(TeacherAnswers):
+    """The answers, and the backbones' grids they were made of.
+
+    scene, face: (B, Ds, G, G) and, of all face backbones together, (B, Df, G, G).
+    """
+
     scene: Tensor
     face: Tensor
-
-    def to(self, device: torch.device) -> TeacherOutputs:
-        """Copy all four to a device."""
-        return TeacherOutputs(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
 def join_faces(grids: Sequence[Tensor]) -> Tensor:

@@ -25,6 +25,7 @@ from distill.models.teacher import Teacher
 from distill.recipe import Recipe
 from distill.training.target_cache import TargetCache
 from distill.training.task import resize_grids
+from distill.training.view_cache import Ask, Views, ViewTargets
 
 Inputs = tuple[Any, ...]
 Network = Callable[[Tensor], Tensor]
@@ -62,7 +63,8 @@ class StudentBatches:
     """Batches of images, with at most one source of a teacher's outputs.
 
     target_cache: those of the plain images; live: the networks that compute them from the very
-    image that the student sees."""
+    image that the student sees; views: the images are these, with their answers from a cache or from
+    networks that are asked."""
 
     recipe: Recipe
     examples: Examples
@@ -71,8 +73,11 @@ class StudentBatches:
     target_cache: TargetCache | None = None
     live: tuple[Teacher, FrozenBackbones] | None = None
     bf16: bool = False
+    views: tuple[Views, ViewTargets | Ask] | None = None
 
     def batch(self, rows: NDArray[np.int64], epoch: int, generator: torch.Generator) -> Inputs:
+        if self.views:
+            return self._views(rows, epoch, *self.views)
         faces, targets = self.examples.read(rows)
         affine = random_affine(len(faces), self.recipe.augmentation, generator)
         faces = corrupt(warp(faces, affine), self.recipe.augmentation, generator)
@@ -90,6 +95,18 @@ class StudentBatches:
         elif self.target_cache:
             inputs += (self.target_cache.read(rows, affine, side).to(self.device),)
         return inputs
+
+    def _views(
+        self, rows: NDArray[np.int64], epoch: int, views: Views, answers: ViewTargets | Ask
+    ) -> Inputs:
+        view = epoch % views.count
+        pixels = views.draw(rows, view)
+        read = answers.read(rows, view) if isinstance(answers, ViewTargets) else answers(pixels)
+        return (
+            torch.from_numpy(pixels).float().to(self.device, memory_format=torch.channels_last),
+            torch.from_numpy(self.examples.targets[rows]).to(self.device),
+            read.to(self.device),
+        )
 
     def validate(self, network: Any) -> NDArray[np.float32]:
         return predict_student(network, self.valid)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distill.data.augment import corrupt, random_affine, warp
 from distill.data.data_set import data_of
 from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import Examples, log_prior, training_examples, validation_labels
@@ -30,9 +31,10 @@ from distill.models.feature_cache import (
     weights_digest,
 )
 from distill.models.precision import use_bf16
-from distill.models.predict import open_predictor
+from distill.models.predict import Predictor, open_predictor
 from distill.models.store import digest_of
 from distill.models.student import Student
+from distill.models.teacher import Teacher
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from distill.recipe import Distillation, Recipe
 from distill.training.batches import Batches, StudentBatches, TeacherBatches
@@ -41,6 +43,14 @@ from distill.training.distributed import Process
 from distill.training.fingerprint import LEARNED_FROM, data_digest
 from distill.training.target_cache import cache_targets, ensemble_targets
 from distill.training.task import DistillationTask, StudentTask, Task, TeacherTask
+from distill.training.view_cache import (
+    Ask,
+    Views,
+    ViewTargets,
+    ask_together,
+    cache_view_targets,
+    views_folder,
+)
 from edge.base.errors import DataError, UsageError
 
 Say = Callable[[str], None]
@@ -255,6 +265,13 @@ class RunBuilder:
         teacher.to(self.device).requires_grad_(False)
         frozen.to(self.device)
         named = f"{theirs.name} {digest_of(first)[:16]} on {' and '.join(theirs.teacher.face)}"
+        for path in others:
+            file = path / "bundle.json" if path.is_dir() else path
+            named += f", with {path.name} {digest_of(file)[:16]}"
+        if config.views:
+            batches = self.viewed(config, teacher, frozen, labels, named)
+            task = self.on_device(DistillationTask(student, config, teacher, self.prior()))
+            return Networks(task, batches, teacher=named)
         cache, live = None, None
         if config.live:
             if others:
@@ -265,20 +282,56 @@ class RunBuilder:
             place = features_folder(self.crops, "train", frozen.face_stems()[0], self.bf16)
             cache = cache_targets(place, teacher, grids, self.bf16, self.say)
         if cache and others:
-            members = [
-                open_predictor(path, args.dinov2, args.face, learned=True) for path in others
-            ]
+            members = self.other_teachers()
             self.say(
                 f"computing {len(members)} more networks' outputs for "
                 f"{len(self.train.crops.names)} images"
             )
             pixels = self.pixels("train")
             cache = ensemble_targets(cache, labels, recipe.crop.spec(), members, pixels)
-            for path in others:
-                file = path / "bundle.json" if path.is_dir() else path
-                named += f", with {path.name} {digest_of(file)[:16]}"
         batches = StudentBatches(
             recipe, self.examples, self.pixels("valid"), self.device, cache, live, self.bf16
         )
         task = self.on_device(DistillationTask(student, config, teacher, self.prior()))
         return Networks(task, batches, teacher=named)
+
+    def other_teachers(self) -> list[Predictor]:
+        """Open all teachers on the command line but the first."""
+        args = self.args
+        return [
+            open_predictor(path, args.dinov2, args.face, learned=True) for path in args.teacher[1:]
+        ]
+
+    def viewed(
+        self,
+        config: Distillation,
+        teacher: Teacher,
+        frozen: FrozenBackbones,
+        labels: tuple[str, ...],
+        named: str,
+    ) -> StudentBatches:
+        """Make batches of cached views with the answers of all teachers, or of the same views with
+        the teachers themselves."""
+        recipe, spec = self.recipe, self.recipe.crop.spec()
+
+        def augment(faces: Tensor, generator: torch.Generator) -> Tensor:
+            affine = random_affine(len(faces), recipe.augmentation, generator)
+            return corrupt(warp(faces, affine), recipe.augmentation, generator)
+
+        views = Views(config.views, self.pixels("train"), augment)
+        ask = ask_together(teacher, frozen, labels, spec, self.other_teachers(), self.bf16)
+        answers: ViewTargets | Ask = ask
+        if not config.live:
+            made_by = {
+                "teachers": named,
+                "weights": weights_digest(teacher),
+                "frozen": weights_digest(frozen),
+                "augmentation": recipe.augmentation.model_dump(),
+                "bf16": self.bf16,
+            }
+            folder = views_folder(self.crops, "train", views, made_by)
+            answers = cache_view_targets(folder, views, ask, self.say)
+        valid = self.pixels("valid")
+        return StudentBatches(
+            recipe, self.examples, valid, self.device, bf16=self.bf16, views=(views, answers)
+        )

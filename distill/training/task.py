@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from distill.models.grids import to_tokens
 from distill.models.student import CrossAttention, Fusion, Student
-from distill.models.teacher import Teacher, TeacherOutputs
+from distill.models.teacher import Teacher, TeacherAnswers, TeacherOutputs
 from distill.recipe import Distillation
 from distill.training.losses import (
     RunningStandard,
@@ -96,11 +96,12 @@ class DistillationTask(nn.Module):
         # In a list, so that it is not a submodule: it is neither trained nor saved.
         self._teacher = [teacher]
 
-    def forward(self, faces: Tensor, targets: Tensor, outputs: TeacherOutputs) -> Losses:
+    def forward(self, faces: Tensor, targets: Tensor, outputs: TeacherAnswers) -> Losses:
         """Compute the losses whose weight is not 0.
 
-        faces: (B, C, S, S) of 0..255; targets: (B, K); outputs: the teacher's for these faces, the
-        backbones' grids on the student's, (B, D, S / 8, S / 8)."""
+        faces: (B, C, S, S) of 0..255; targets: (B, K); outputs: the teacher's for these faces; the
+        losses on tokens and relations need TeacherOutputs, the backbones' grids on the student's,
+        (B, D, S / 8, S / 8)."""
         config, student = self.config, self.network
         scene, face = student.tokens(faces)  # (B, N, D)
         embedding = student.fusion(scene, face)  # (B, E)
@@ -111,6 +112,7 @@ class DistillationTask(nn.Module):
         if config.logits:
             losses["logits"] = config.logits * self._logits(logits, outputs.logits.float(), targets)
         if config.tokens:
+            assert isinstance(outputs, TeacherOutputs)  # a recipe with views has no such loss
             losses["tokens"] = config.tokens * (
                 feature_distance(
                     self.to_scene(scene).float(), self.scene_standard(_tokens(outputs.scene))
@@ -125,6 +127,7 @@ class DistillationTask(nn.Module):
                 self.embedding_standard(outputs.embedding.float()),
             )
         if config.relations:
+            assert isinstance(outputs, TeacherOutputs)
             losses["relations"] = config.relations * self._relations(scene, face, outputs)
         return losses
 

@@ -72,6 +72,29 @@ def test_what_cannot_be_meant_is_one_line(text: str, words: str) -> None:
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["distillation.views=4"], "set 'distillation.tokens' and 'distillation.relations' to 0"),
+        (
+            ["distillation.views=4", "distillation.tokens=0", "training.mixup=0.2"],
+            "'training.mixup' mixes no views",
+        ),
+        (["distillation.views=65"], "less than or equal to 64"),
+        (
+            ["distillation.relations=1", "student.pool=queries"],
+            "'distillation.relations' needs the two-way form",
+        ),
+    ],
+)
+def test_what_does_not_go_with_views_or_queries_is_one_line(
+    settings: list[str], words: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_recipe(ROOT / "distill/recipes/distilled.yaml", settings)
+    assert words in str(error.value)
+
+
 @given(st.sampled_from(known_paths(Recipe)), st.integers(0, 99))
 def test_every_key_of_a_recipe_is_known(key: str, value: int) -> None:
     changes = parse_settings([f"{key}={value}"])

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from yaml import safe_load
+
+from distill.models import average, store
+from distill.models.build import build_student
+from distill.models.checkpoint import load_checkpoint, state
+from distill.recipe import Recipe
+from edge.base.errors import DataError, UsageError
+from support.trained import RECIPE, in_use
+
+LABELS = ("calm", "glad", "cross")
+
+
+def written(folder: Path, seed: int, epoch: int = 0, **student: Any) -> Path:
+    """A checkpoint of a student with random weights and statistics."""
+    content = safe_load(RECIPE)
+    content["student"] |= student
+    recipe = Recipe.model_validate(content)
+    torch.manual_seed(seed)
+    network = build_student(recipe, len(LABELS))
+    in_use(network)
+    path = folder / f"{seed}.pt"
+    store.save(path, state(network, recipe, LABELS, epoch, 0.5 + seed / 100))
+    return path
+
+
+def test_the_mean_of_three_is_read_as_each_of_them_is(tmp_path: Path) -> None:
+    paths = [written(tmp_path, seed, epoch=7 - seed) for seed in (0, 1, 2)]
+    average.run([*map(str, paths), "--out", str(tmp_path / "mean.pt")])
+    mean, each = load_checkpoint(tmp_path / "mean.pt"), [load_checkpoint(path) for path in paths]
+    for name, value in mean.student.state_dict().items():
+        own = [one.student.state_dict()[name] for one in each]
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (own[0] + own[1] + own[2]) / 3)
+    assert mean.metadata["valid_accuracy"] is None, "the mean was not scored"
+    assert mean.metadata["epoch"] == 7
+    assert mean.labels == LABELS
+    faces = torch.rand(2, 1, 32, 32) * 255
+    with torch.no_grad():
+        assert mean.student(faces).isfinite().all()
+
+
+def test_the_mean_of_equal_ones_answers_as_each(tmp_path: Path) -> None:
+    path = written(tmp_path, 3)
+    (tmp_path / "again.pt").write_bytes(path.read_bytes())
+    store.save(tmp_path / "mean.pt", average.average([path, tmp_path / "again.pt"]))
+    faces = torch.rand(4, 1, 32, 32) * 255
+    with torch.no_grad():
+        one, mean = (load_checkpoint(p).student(faces) for p in (path, tmp_path / "mean.pt"))
+    torch.testing.assert_close(one, mean)
+
+
+def test_networks_that_differ_are_refused_in_one_line(tmp_path: Path) -> None:
+    one, wider = written(tmp_path, 0), written(tmp_path, 1, width=16)
+    with pytest.raises(DataError, match=r"1\.pt has another 'student' than .*0\.pt"):
+        average.average([one, wider])
+    content = store.load(one)
+    store.save(tmp_path / "x.pt", content | {"labels": ["calm", "glad", "bored"]})
+    with pytest.raises(DataError, match="has another 'labels'"):
+        average.average([one, tmp_path / "x.pt"])
+    broken = {name: value * float("nan") for name, value in content["network"].items()}
+    store.save(tmp_path / "x.pt", content | {"network": broken})
+    with pytest.raises(DataError, match="not finite"):
+        average.average([one, tmp_path / "x.pt"])
+
+
+def test_one_file_or_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    one = written(tmp_path, 0)
+    with pytest.raises(UsageError, match="give two or more"):
+        average.run([str(one), "--out", str(tmp_path / "mean.pt")])
+    with pytest.raises(UsageError, match="choose another name"):
+        average.run([str(one), str(one), "--out", str(one)])
