@@ -173,6 +173,25 @@ class Augmentation(Strict):
     jpeg_share: float = Field(default=0.1, ge=0, le=1)
     jpeg_quality: int = Field(default=20, ge=5, le=95, description="lowest quality")
     erase_share: float = Field(default=0.25, ge=0, le=1)
+    turn_share: float = Field(default=0.0, ge=0, le=1, description="heads turned to a side (yaw)")
+    turn_degrees: float = Field(default=50.0, ge=0, le=60, description="largest yaw")
+    bend_share: float = Field(default=0.0, ge=0, le=1, description="thin-plate splines")
+    bend: float = Field(
+        default=0.03, ge=0, le=0.1, description="largest shift of a landmark, of the side"
+    )
+    side_light_share: float = Field(default=0.0, ge=0, le=1)
+    side_light: float = Field(
+        default=50.0, ge=1, le=256, description="largest ratio of the bright to the dark side"
+    )
+    dark_share: float = Field(default=0.0, ge=0, le=1)
+    darkest: float = Field(default=0.06, gt=0, le=1, description="least share of the grey levels")
+    camera_share: float = Field(
+        default=0.0, ge=0, le=1, description="few pixels, noise and JPEG together"
+    )
+    camera_to: int = Field(default=11, ge=8, le=64, description="smallest side, pixels")
+    camera_noise: float = Field(default=10.0, ge=0, le=64, description="grey levels")
+    mask_share: float = Field(default=0.0, ge=0, le=1, description="mouth and nose covered")
+    sunglasses_share: float = Field(default=0.0, ge=0, le=1, description="eyes covered")
 
 
 class Training(Strict):
@@ -249,8 +268,9 @@ class Recipe(Strict):
             raise ValueError(
                 "'training.mixup' with a teacher's cached outputs teaches the wrong image; use live"
             )
-        if self.augmentation.shrink_to >= self.crop.size:
-            raise ValueError("augmentation.shrink_to must be below crop.size")
+        for name in ("shrink_to", "camera_to"):
+            if getattr(self.augmentation, name) >= self.crop.size:
+                raise ValueError(f"augmentation.{name} must be below crop.size")
         return self
 
 

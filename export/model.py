@@ -250,7 +250,10 @@ def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -
             print(row(role, "test", agreement))
         description["provenance"]["agreement_test"] = {r: a.as_dict() for r, a in found.items()}
     description["provenance"]["robustness"] = measure(
-        split, lambda pixels: predict_bundle(bundle, "int8", pixels), lambda line: None
+        split,
+        bundle.crop.template,
+        lambda pixels: predict_bundle(bundle, "int8", pixels),
+        lambda line: None,
     )
     (folder / card.NAME).write_text(card.write(description), encoding="utf-8")
     path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

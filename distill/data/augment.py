@@ -7,12 +7,28 @@ are (B, C, S, S) float32, 0..255.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distill.data.changes import (
+    NOSE,
+    RADIUS,
+    bend,
+    gaussian_blur,
+    jpeg,
+    side_light,
+    through_camera,
+    turn,
+    wear_mask,
+    wear_sunglasses,
+)
 from distill.recipe import Augmentation
+
+_Random = Callable[..., Tensor]  # faces, generator and how to change them
 
 
 def _uniform(generator: torch.Generator, size: int, low: float, high: float) -> Tensor:
@@ -45,6 +61,113 @@ def warp(grid: Tensor, matrices: Tensor, side: int | None = None) -> Tensor:
     side = side or own_side
     field = functional.affine_grid(matrices, [batch, channels, side, side], align_corners=False)
     return functional.grid_sample(grid, field, padding_mode="border", align_corners=False)
+
+
+def distort(
+    faces: Tensor, config: Augmentation, landmarks: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Cover mouths and eyes, bend faces and turn heads, by where the landmarks lie; each for part of
+    the batch. What a recipe leaves out draws nothing from the generator.
+
+    landmarks: (5, 2), of the crop's template, pixels. Comes before the image is moved as a whole."""
+    for share, change in (
+        (config.mask_share, _random_mask),
+        (config.sunglasses_share, _random_sunglasses),
+        (config.bend_share, _random_bend),
+        (config.turn_share, _random_turn),
+    ):
+        faces = _for_part(faces, share, generator, change, config, landmarks)
+    return faces
+
+
+def _for_part(
+    faces: Tensor, share: float, generator: torch.Generator, change: _Random, *how: Any
+) -> Tensor:
+    """Change a share of the images, chosen anew."""
+    if share == 0:
+        return faces
+    pick = _chosen(generator, len(faces), share)
+    if not bool(pick.any()):
+        return faces
+    changed = faces.clone()
+    changed[pick] = change(faces[pick], generator, *how)
+    return changed
+
+
+def _near(landmarks: Tensor, generator: torch.Generator) -> Tensor:
+    """Move the landmarks as a detector is off, for all images of a call alike."""
+    return landmarks + torch.randn(5, 2, generator=generator) * 0.02 * (
+        landmarks[1, 0] - landmarks[0, 0]
+    )
+
+
+def _random_mask(
+    faces: Tensor, generator: torch.Generator, config: Augmentation, landmarks: Tensor
+) -> Tensor:
+    """Draw masks of any colour, from below the nose to its bridge; form and place are a call's."""
+    batch = len(faces)
+    colour = torch.rand(batch, 3, generator=generator) * 90 - 45
+    colour = (colour + _uniform(generator, batch, 15, 255)[:, None]).clamp(0, 255)
+    covered = _uniform(generator, batch, 0.3, 0.8)
+    width, pleats = (
+        float(_uniform(generator, 1, low, high)) for low, high in ((0.9, 1.2), (0, 0.12))
+    )
+    return wear_mask(faces, _near(landmarks, generator), colour, covered, width, pleats)
+
+
+def _random_sunglasses(
+    faces: Tensor, generator: torch.Generator, config: Augmentation, landmarks: Tensor
+) -> Tensor:
+    """Draw sunglasses of any form and darkness, and clear glasses too."""
+    batch = len(faces)
+    frame = _uniform(generator, batch, 0, 200)[:, None].expand(-1, 3)
+    passes = torch.exp(_uniform(generator, batch, math.log(0.02), 0))
+    width, height = (
+        _uniform(generator, batch, low, high) for low, high in ((0.32, 0.48), (0.2, 0.42))
+    )
+    roundness = float(_uniform(generator, 1, 2, 5))
+    place = _near(landmarks, generator)
+    return wear_sunglasses(faces, place, frame, passes, width, height, roundness)
+
+
+def _random_bend(
+    faces: Tensor, generator: torch.Generator, config: Augmentation, landmarks: Tensor
+) -> Tensor:
+    shifts = torch.rand(len(faces), 5, 2, generator=generator) * 2 - 1
+    return bend(faces, landmarks, shifts * config.bend * faces.shape[-1])
+
+
+def _random_turn(
+    faces: Tensor, generator: torch.Generator, config: Augmentation, landmarks: Tensor
+) -> Tensor:
+    """Turn heads of any depth, not of the mean one alone."""
+    batch = len(faces)
+    degrees = _uniform(generator, batch, -config.turn_degrees, config.turn_degrees)
+    nose = NOSE * _uniform(generator, batch, 0.5, 1.4)
+    radius = RADIUS * _uniform(generator, batch, 0.8, 1.6)
+    return turn(faces, landmarks, degrees, nose, radius)
+
+
+def _random_side_light(faces: Tensor, generator: torch.Generator, config: Augmentation) -> Tensor:
+    batch = len(faces)
+    ratio = torch.exp(_uniform(generator, batch, 0, math.log(config.side_light)))
+    return side_light(faces, ratio, _uniform(generator, batch, 0, 360))
+
+
+def _random_darkness(faces: Tensor, generator: torch.Generator, config: Augmentation) -> Tensor:
+    """Dim the light; a sensor's read noise stays."""
+    batch = len(faces)
+    gain = torch.exp(_uniform(generator, batch, math.log(config.darkest), 0)).reshape(-1, 1, 1, 1)
+    noise = float(_uniform(generator, 1, 0, 4))
+    return (faces * gain + noise * torch.randn(faces.shape, generator=generator)).clamp(0, 255)
+
+
+def _random_camera(faces: Tensor, generator: torch.Generator, config: Augmentation) -> Tensor:
+    """Take far faces' pictures; size, noise and quality are a call's."""
+    side = int(torch.randint(config.camera_to, faces.shape[-1], (1,), generator=generator))
+    noise = float(_uniform(generator, 1, 0, config.camera_noise))
+    quality = int(torch.randint(config.jpeg_quality, 96, (1,), generator=generator))
+    return through_camera(faces, side, noise, quality, generator)
 
 
 def photometric(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
@@ -86,17 +209,6 @@ def random_blur(faces: Tensor, config: Augmentation, generator: torch.Generator)
     return changed
 
 
-def gaussian_blur(faces: Tensor, deviation: float) -> Tensor:
-    """Blur (B, C, S, S); deviation in pixels, borders repeated."""
-    reach = max(1, math.ceil(3 * deviation))
-    place = torch.arange(-reach, reach + 1, dtype=faces.dtype, device=faces.device)
-    kernel = torch.exp(-0.5 * (place / deviation) ** 2)
-    kernel = (kernel / kernel.sum()).expand(faces.shape[1], 1, -1)
-    padded = functional.pad(faces, (reach, reach, reach, reach), mode="replicate")
-    across = functional.conv2d(padded, kernel[:, :, None, :], groups=faces.shape[1])
-    return functional.conv2d(across, kernel[:, :, :, None], groups=faces.shape[1])
-
-
 def compress(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Compress as a camera's JPEG does, one quality a call, for part of the batch."""
     if config.jpeg_share == 0:
@@ -108,32 +220,6 @@ def compress(faces: Tensor, config: Augmentation, generator: torch.Generator) ->
     changed = faces.clone()
     changed[pick] = jpeg(faces[pick], quality)
     return changed
-
-
-def jpeg(faces: Tensor, quality: int) -> Tensor:
-    """Pass (B, C, S, S) of 0..255 through JPEG's own loss: the DCT of 8x8 blocks, divided by the
-    standard luminance table at that quality, rounded, and back (ITU-T T.81, annex K.1)."""
-    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    table = torch.tensor(_LUMINANCE, dtype=torch.float32, device=faces.device).reshape(8, 8)
-    table = ((table * scale + 50) / 100).floor().clamp(1, 255)
-    k = torch.arange(8, dtype=torch.float32, device=faces.device)
-    basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) / 2
-    basis[0] /= 2**0.5
-    batch, channels, side, _ = faces.shape
-    blocks = faces.reshape(batch, channels, side // 8, 8, side // 8, 8).transpose(3, 4) - 128
-    coefficients = basis @ blocks @ basis.T
-    coefficients = (coefficients / table).round() * table
-    back = (basis.T @ coefficients @ basis + 128).transpose(3, 4)
-    return back.reshape(batch, channels, side, side).clamp(0, 255)
-
-
-# The example luminance table of ITU-T T.81, row by row.
-_LUMINANCE = (
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
-    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
-    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
-)  # fmt: skip
 
 
 def noise_and_erase(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
@@ -159,7 +245,9 @@ def noise_and_erase(faces: Tensor, config: Augmentation, generator: torch.Genera
 def corrupt(faces: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Change light, distance, focus, noise, occlusion and compression, in the order in which a camera
     does; nothing moves."""
+    faces = _for_part(faces, config.side_light_share, generator, _random_side_light, config)
+    faces = _for_part(faces, config.dark_share, generator, _random_darkness, config)
     faces = random_blur(photometric(faces, config, generator), config, generator)
-    return compress(
-        noise_and_erase(shrink(faces, config, generator), config, generator), config, generator
-    )
+    faces = noise_and_erase(shrink(faces, config, generator), config, generator)
+    faces = _for_part(faces, config.camera_share, generator, _random_camera, config)
+    return compress(faces, config, generator)

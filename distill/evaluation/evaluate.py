@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", choices=("fp32", "int8"), default="int8", help="of a bundle")
     p.add_argument("--predictions", type=Path, metavar="out.csv", help="write the probabilities")
     p.add_argument("--json", type=Path, metavar="out.json", help="write the scores")
-    p.add_argument("--robustness", action="store_true", help="blur, noise, dark, JPEG, small ...")
+    p.add_argument("--robustness", action="store_true", help="small, dark, turned, masked ...")
     p.add_argument(
         "--counts",
         action="store_true",
@@ -148,7 +148,7 @@ def _measure_robustness(model: Predictor, split: Split) -> list[dict[str, Any]]:
         from distill.evaluation import robustness
     except ImportError as error:
         raise DataError("--robustness needs torch; install the 'train' extra") from error
-    rows = robustness.measure(split, model.predict, cli.say)
+    rows = robustness.measure(split, model.crop.template, model.predict, cli.say)
     print(robustness.table(rows))
     return rows
 

@@ -112,11 +112,14 @@ def reliability(
 def robustness(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     """Draw a curve a change, over its strengths as steps, the plain image at 0."""
     figure, axes = _canvas(7.6)
-    for change in CHANGES:
+    for at, change in enumerate(CHANGES):
         own = [row for row in rows if row["change"] == change.name]
+        if not own:
+            continue  # it needs a found face
         values = [100 * row["accuracy"] for row in [rows[0], *own]]
         strengths = ", ".join(f"{row['strength']:g}" for row in own)
-        axes.plot(values, marker="o", label=f"{change.name}: {strengths} {change.unit}")
+        look = {"color": f"C{at % 6}", "linestyle": "-" if at < 6 else "--", "marker": "o"}
+        axes.plot(values, **look, label=f"{change.name}: {strengths} {change.unit}")
     axes.set(xlabel="step (strengths in the legend)", ylabel="accuracy, %", title=title)
     axes.set_xticks(range(1 + max(len(change.strengths) for change in CHANGES)))
     axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data.augment import corrupt, random_affine, warp
+from distill.data.augment import corrupt, distort, random_affine, warp
 from distill.data.sampling import Examples
 from distill.models.backbones import FrozenBackbones
 from distill.models.feature_cache import Features, Grids
@@ -58,6 +58,14 @@ def mixup(
     return tuple(part * x + (1 - part) * x[order.to(x.device)] for x in (targets, *inputs))
 
 
+def augmented(faces: Tensor, affine: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Make the image that is learned from: covered and turned, moved as a whole by `affine`, then as a
+    camera takes it. A teacher's cached grids follow `affine` alone, which covers and turns leave."""
+    landmarks = torch.tensor(recipe.crop.template)
+    faces = distort(faces, recipe.augmentation, landmarks, generator)
+    return corrupt(warp(faces, affine), recipe.augmentation, generator)
+
+
 @dataclass(frozen=True, slots=True)
 class StudentBatches:
     """Batches of images, with at most one source of a teacher's outputs.
@@ -80,7 +88,7 @@ class StudentBatches:
             return self._views(rows, epoch, *self.views)
         faces, targets = self.examples.read(rows)
         affine = random_affine(len(faces), self.recipe.augmentation, generator)
-        faces = corrupt(warp(faces, affine), self.recipe.augmentation, generator)
+        faces = augmented(faces, affine, self.recipe, generator)
         targets, faces = mixup(self.recipe.training.mixup, generator, targets, faces)
         inputs: Inputs = (
             faces.to(self.device, memory_format=torch.channels_last),
@@ -132,7 +140,7 @@ class TeacherBatches:
         faces, targets = self.examples.read(rows)
         affine = random_affine(len(faces), self.recipe.augmentation, generator)
         if any(cached is None for cached in self.cached):
-            faces = corrupt(warp(faces, affine), self.recipe.augmentation, generator)
+            faces = augmented(faces, affine, self.recipe, generator)
         with autocast(self.device, self.bf16):
             grids = [
                 network(faces.to(self.device))

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.augment import corrupt, gaussian_blur, jpeg, random_affine, warp
+from distill.data.augment import corrupt, random_affine, warp
+from distill.data.changes import gaussian_blur, jpeg
 from distill.data.crops import Crops
 from distill.data.sampling import batches, sampling_weights, training_examples, validation_labels
 from distill.data.splits import Split

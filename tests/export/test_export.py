@@ -340,6 +340,34 @@ def test_a_card_says_what_scores_are_against_and_reads_entries_that_do_not() -> 
     assert "annotators chose" not in text
 
 
+def test_a_card_names_the_worst_change_and_the_mean_of_rows_old_and_new() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    old = [
+        {"change": "none", "strength": None, "unit": "", "accuracy": 0.8},
+        {"change": "blur", "strength": 2, "unit": "px deviation", "accuracy": 0.7},
+    ]
+    new = [
+        {**old[0], "n": 10},
+        {**old[1], "plain": 0.8, "n": 10},
+        {**old[1], "change": "mask", "accuracy": 0.5, "plain": 0.75, "n": 4},
+    ]
+    for rows, words in (
+        (
+            old,
+            "blur at 2 px deviation, which costs 10.0 points; the mean over all 1 rows is 70.00 %",
+        ),
+        (
+            new,
+            "mask at 2 px deviation, which costs 25.0 points; the mean over all 2 rows is 60.00 %",
+        ),
+    ):
+        changed = {**description, "provenance": {**description["provenance"], "robustness": rows}}
+        text = card.write(changed)
+        assert words in text
+        assert ("on the 4 of 10 images" in text) is (rows is new)
+        assert "| blur | 2 px deviation | 70.00 % | 10.00 |" in text
+
+
 def test_the_shipped_card_is_written_from_the_shipped_bundle() -> None:
     description = json.loads((SHIPPED / "bundle.json").read_text())
     assert (SHIPPED / "MODEL_CARD.md").read_text() == card.write(description)

@@ -21,7 +21,7 @@ from distill.evaluation import plots, robustness
 from distill.evaluation.metrics import score
 from distill.evaluation.report import format_confusion
 from edge.base.errors import DataError
-from edge.inference.bundle import SHIPPED
+from edge.inference.bundle import SHIPPED, load_bundle
 from support.command import Done
 from support.paths import ROOT
 
@@ -37,6 +37,9 @@ def two_shades(count: int = 60) -> Split:
     return Split(Crops(pixels, names, np.ones(count, dtype=bool)), votes, ("up", "down"))
 
 
+TEMPLATE = load_bundle().crop.template
+
+
 def halves(pixels: np.ndarray) -> np.ndarray:
     """A classifier by mean brightness of the halves; it knows shape, not size or light."""
     top, bottom = (pixels[:, :, rows].mean(axis=(1, 2, 3)) for rows in (slice(32), slice(32, 64)))
@@ -45,13 +48,45 @@ def halves(pixels: np.ndarray) -> np.ndarray:
 
 
 def test_robustness_measures_every_change_at_every_strength() -> None:
-    rows = robustness.measure(two_shades(), halves, lambda line: None)
-    assert rows[0] == {"change": "none", "strength": None, "unit": "", "accuracy": 1.0}
+    rows = robustness.measure(two_shades(), TEMPLATE, halves, lambda line: None)
+    assert rows[0] == {"change": "none", "strength": None, "unit": "", "accuracy": 1.0, "n": 60}
     assert len(rows) == 1 + sum(len(change.strengths) for change in robustness.CHANGES)
     assert all(row["accuracy"] == 1.0 for row in rows if row["change"] in ("blur", "face size"))
     text = robustness.table(rows)
     assert "16: 100.0" in text
+    assert f"mean of {len(rows) - 1} rows" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_needs_landmarks_is_measured_on_images_with_a_found_face_and_the_rest_is_told() -> (
+    None
+):
+    split, said = two_shades(), list[str]()
+    split.crops.found[:15] = False
+    split.votes[20:30] = 0
+    rows = robustness.measure(split, TEMPLATE, halves, said.append)
+    assert rows[0]["n"] == 50
+    by_landmarks = {change.name for change in robustness.CHANGES if change.by_landmarks}
+    assert by_landmarks == {"yaw", "mask", "sunglasses"}
+    assert {row["n"] for row in rows if row["change"] in by_landmarks} == {35}
+    assert {row["n"] for row in rows if row["change"] not in by_landmarks} == {50}
+    assert "15 of 50 images have no found face: without yaw, mask, sunglasses" in said[0]
+    split.crops.found[:] = False
+    rows = robustness.measure(split, TEMPLATE, halves, said.append)
+    assert not by_landmarks & {row["change"] for row in rows}
+    assert robustness.table(rows).count("no face found") == 3
+
+
+def test_the_worst_row_is_the_one_that_loses_most_against_its_own_images() -> None:
+    rows = [
+        {"change": "none", "strength": None, "unit": "", "accuracy": 0.8, "n": 10},
+        {"change": "blur", "strength": 3, "unit": "px", "accuracy": 0.5, "plain": 0.8, "n": 10},
+        {"change": "mask", "strength": 0.5, "unit": "", "accuracy": 0.55, "plain": 0.9, "n": 5},
+        {"change": "old", "strength": 1, "unit": "", "accuracy": 0.6},
+    ]
+    assert robustness.worst(rows)["change"] == "mask"
+    assert robustness.mean_accuracy(rows) == pytest.approx(0.55)
+    assert robustness.lost(rows[3], rows) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("change", robustness.CHANGES, ids=lambda change: change.name)
@@ -62,10 +97,12 @@ def test_each_change_changes_more_with_its_strength(change: robustness.Change) -
     before = pixels.copy()
     moved = []
     for strength in change.strengths:
-        worse = robustness.corrupted(pixels, change, strength)
+        worse = robustness.corrupted(pixels, change, strength, TEMPLATE)
         assert worse.dtype == np.uint8
         assert worse.shape == pixels.shape
-        assert np.array_equal(worse, robustness.corrupted(pixels, change, strength)), "repeats"
+        assert np.array_equal(worse, robustness.corrupted(pixels, change, strength, TEMPLATE)), (
+            "repeats"
+        )
         moved.append(np.abs(worse.astype(float) - pixels).mean())
     assert moved == sorted(moved)
     assert moved[0] > 0
@@ -75,12 +112,12 @@ def test_each_change_changes_more_with_its_strength(change: robustness.Change) -
 def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> None:
     white = np.full((8, 1, 64, 64), 255, np.uint8)
     by_name = {change.name: change for change in robustness.CHANGES}
-    covered = robustness.corrupted(white, by_name["occlusion"], 0.2)
+    covered = robustness.corrupted(white, by_name["occlusion"], 0.2, TEMPLATE)
     assert (covered == 128).mean(axis=(1, 2, 3)) == pytest.approx(np.full(8, 0.2), abs=0.01)
     line = np.zeros((2, 1, 64, 64), np.uint8)
     line[:, :, 31:33] = 255
     for image, sign in zip(
-        robustness.corrupted(line, by_name["rotation"], 20), (1, -1), strict=True
+        robustness.corrupted(line, by_name["rotation"], 20, TEMPLATE), (1, -1), strict=True
     ):
         y, x = np.nonzero(image[0] > 128)
         slope = np.polyfit(x, y, 1)[0]
@@ -92,7 +129,7 @@ def test_occlusion_covers_the_stated_area_and_rotation_the_stated_angle() -> Non
 def test_plots_are_images(tmp_path: Path) -> None:
     split = two_shades()
     p = halves(split.crops.pixels)
-    rows = robustness.measure(split, halves, lambda line: None)
+    rows = robustness.measure(split, TEMPLATE, halves, lambda line: None)
     scores = score(p, split.votes, split.labels, "majority-8", rounds=0)
     plots.confusion(tmp_path / "c.png", scores.confusion, split.labels, "t")
     plots.reliability(
@@ -232,7 +269,6 @@ def test_the_same_images_under_the_challenges_labels(
 ) -> None:
     from distill.data.data_set import crops_root, open_data
     from distill.data.splits import join, open_crops
-    from edge.inference.bundle import load_bundle
 
     data = open_data(eight_classes, "fer2013", crops_root(eight_classes, None), print)
     split = join(data, "test", open_crops(data, load_bundle(SHIPPED).crop))
