@@ -18,6 +18,8 @@ from edge.inference.bundle import CropSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Entry = TypeVar("Entry")
+# Kinds of pictures (`data/domains.py`): low and high side of brightness, contrast and sharpness.
+Domain = Literal["dark", "bright", "flat", "harsh", "blurred", "sharp"]
 # In a file, `x` is `[x]`; what is kept of one is `x` again, as in files from before there were lists.
 OneOrEach = Annotated[
     list[Entry],
@@ -219,6 +221,11 @@ class Training(Strict):
         "learns the logits without tau times the log of the classes' shares; 0 is off",
     )
     mixup: float = Field(default=0.0, ge=0, le=2, description="alpha of mixup; 0 is off")
+    hold_out: Domain | None = Field(
+        default=None,
+        description="a kind of pictures that is kept from training, so that accuracy on it (of "
+        "distill-eval) says how the network does on what it has not seen: to choose between recipes",
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = Field(default=0, ge=0)
 

@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 
 from distill.data.crops import Crops
 from distill.data.data_set import DataSet, add_data_options, data_of
+from distill.data.domains import Grouping
 from distill.data.duplicates import without_near_duplicates
 from distill.data.splits import Split, join, open_crops
 from distill.evaluation import counts, shared
 from distill.evaluation.metrics import PROTOCOLS, fit_temperature, has_votes, score, tempered
 from distill.evaluation.report import (
+    by_domain,
     format_calibration,
     format_confusion,
+    format_domains,
     report,
     write_predictions,
 )
@@ -194,6 +197,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     entries += [differs] if differs else []
     scores = score(probabilities, split.votes, split.labels, PROTOCOLS[0], rounds=0)
     print(format_confusion(scores, split.labels))
+    if "train" in crops:
+        domains = by_domain(
+            split, probabilities, Grouping.by(crops["train"]).of(split.crops.pixels)
+        )
+        print(format_domains(domains))
+        entries.append({"domains": domains})
     if "valid" in crops:
         line, entry = _calibrate(args, data, model, crops, split, probabilities)
         print(line)

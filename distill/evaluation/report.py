@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.domains import DOMAINS
 from distill.data.labels import DATA_NAMES
 from distill.data.splits import Split, majority
 from distill.evaluation.metrics import LABELS, PROTOCOLS, Scores, score, truth_of
@@ -84,6 +85,36 @@ def format_confusion(scores: Scores, labels: Sequence[str]) -> str:
     lines = ["  truth \\ answer " + "".join(f"{name[:7]:>8}" for name in labels)]
     for name, row in zip(labels, scores.confusion, strict=True):
         lines.append(f"  {name[:13]:14}" + "".join(f"{count:8d}" for count in row))
+    return "\n".join(lines)
+
+
+def by_domain(
+    split: Split, probabilities: NDArray[np.float64], domains: NDArray[np.str_]
+) -> dict[str, dict[str, Any]]:
+    """Return n and accuracy by the majority's label in each domain that has a labelled image. domains:
+    (N,), of `Grouping.of`."""
+    truth = majority(split.votes, len(split.labels))
+    hit = probabilities.argmax(axis=1) == truth
+    kept = {name: (truth >= 0) & (domains == name) for name in DOMAINS}
+    return {
+        name: {"n": int(rows.sum()), "accuracy": round(float(hit[rows].mean()), 5)}
+        for name, rows in kept.items()
+        if rows.any()
+    }
+
+
+def mean_of_domains(domains: dict[str, dict[str, Any]]) -> float:
+    """Return the mean accuracy, each domain of `by_domain` weighing the same."""
+    return float(np.mean([entry["accuracy"] for entry in domains.values()]))
+
+
+def format_domains(domains: dict[str, dict[str, Any]]) -> str:
+    """Format for a terminal of 80 columns."""
+    lines = [f"accuracy by kind of picture, mean of them {100 * mean_of_domains(domains):.2f} %"]
+    lines += [
+        f"  {name:10} {100 * entry['accuracy']:6.2f} %  n={entry['n']}"
+        for name, entry in domains.items()
+    ]
     return "\n".join(lines)
 
 

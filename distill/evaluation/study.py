@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.evaluation import evaluate
+from distill.evaluation.report import mean_of_domains
 from distill.models import store
 from distill.models.face_files import add_face_option, face_files
 from distill.recipe import (
@@ -139,14 +140,24 @@ def train_one(
 
 
 def score_one(folder: Path, split: str, data: DataSet, options: Sequence[str]) -> dict[str, Any]:
-    """Return distill-eval's first entry for the chosen checkpoint, kept in its folder by the split's
-    digest."""
+    """Return distill-eval's first entry for the chosen checkpoint, with accuracy by `domains`; kept in
+    its folder by the split's digest."""
     kept = folder / f"{split}-scores-{data_digest(data, [split])[:12]}.json"
     checkpoint = folder / "best.pt"
-    if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
+    entries = _kept_entries(kept, checkpoint)
+    if not any("domains" in entry for entry in entries):
         command = ["--checkpoint", str(checkpoint), "--split", split, "--json", str(kept)]
         evaluate.run([*command, *options])
-    return dict(json.loads(kept.read_text())[0])
+        entries = _kept_entries(kept, checkpoint)
+    domains = next(entry for entry in entries if "domains" in entry)
+    return {**entries[0], **domains}
+
+
+def _kept_entries(kept: Path, checkpoint: Path) -> list[dict[str, Any]]:
+    """Read the scores that were kept; none where the checkpoint is younger than they are."""
+    if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
+        return []
+    return list(json.loads(kept.read_text()))
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -159,6 +170,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 def row(run: Run, recipe: Recipe, out: Path, data: DataSet, options: Sequence[str]) -> str:
     """Format one line of the Markdown table."""
+    held_out = recipe.training.hold_out
     cells = [run.name, str(recipe.training.epochs), str(len(run.seeds))]
     for split in ("valid", "test"):
         if split == "test" and not run.report:
@@ -168,12 +180,18 @@ def row(run: Run, recipe: Recipe, out: Path, data: DataSet, options: Sequence[st
         entries = [score_one(folder, split, data, options) for folder in folders]
         cells.append(mean_and_deviation([entry["accuracy"] for entry in entries]))
         cells.append(mean_and_deviation([entry["mean_class_accuracy"] for entry in entries]))
+        if split == "valid":  # for choosing, which the test split is not
+            kinds = [entry["domains"] for entry in entries]
+            cells.append(mean_and_deviation([mean_of_domains(kind) for kind in kinds]))
+            unseen = [kind[held_out]["accuracy"] for kind in kinds if held_out in kind]
+            cells.append(f"{held_out} {mean_and_deviation(unseen)}" if unseen else "")
     return "| " + " | ".join(cells) + " |"
 
 
 HEAD = (
-    "| run | epochs | seeds | valid, % | mean class | test, % | mean class |\n"
-    "|---|---|---|---|---|---|---|"
+    "| run | epochs | seeds | valid, % | mean class | mean of kinds | held out "
+    "| test, % | mean class |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.data.augment import corrupt, random_affine, warp
 from distill.data.data_set import data_of
+from distill.data.domains import names_in
 from distill.data.duplicates import find_near_duplicates, names_of
 from distill.data.sampling import Examples, log_prior, training_examples, validation_labels
 from distill.data.splits import Split, crops_folder, join, open_crops
@@ -122,7 +123,10 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         f"left out: {len(left_out)} near-duplicates of validation and test images from training, "
         f"{len(unchosen)} near-duplicates of test images from choosing"
     )
-    examples = training_examples(split, left_out)
+    held_out = names_in(split.crops, recipe.training.hold_out)
+    if held_out:
+        say(f"held out: {len(held_out)} images of train that are {recipe.training.hold_out}")
+    examples = training_examples(split, left_out | held_out)
     truth = validation_labels(valid, unchosen)
     if len(examples) < 2 or not ((truth >= 0).any() or args.train_on_all):
         raise DataError(

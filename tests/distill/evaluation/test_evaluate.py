@@ -192,6 +192,9 @@ def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
     entries = json.loads((tmp_path / "s.json").read_text())
     assert entries[0]["protocol"] == "majority-8"
     assert entries[-1]["robustness"][0]["accuracy"] == entries[0]["accuracy"]
+    kinds = next(entry["domains"] for entry in entries if "domains" in entry)
+    assert sum(kind["n"] for kind in kinds.values()) == entries[0]["n"]
+    assert "accuracy by kind of picture" in done.out
 
     label = eight_classes / "FER2013Test" / "label.csv"
     before = label.read_text()

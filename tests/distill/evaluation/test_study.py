@@ -25,6 +25,7 @@ STUDY = """
 runs:
   - {name: short, recipe: tiny.yaml, seeds: [0, 1], report: true}
   - {name: other, recipe: tiny.yaml, changes: {training: {epochs: 1}, student: {attend: false}}}
+  - {name: unseen, recipe: tiny.yaml, changes: {training: {epochs: 1, hold_out: flat}}}
 """
 TINY = """
 name: tiny
@@ -52,7 +53,9 @@ def test_a_study_trains_scores_and_is_not_run_twice(
     done = command("distill.evaluation.study", study, *options)
     assert done.code == 0, done.err
     table = [line for line in done.out.splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0] for line in table] == ["| run", "| short", "| other"]
+    assert [line.split(" | ")[0] for line in table] == ["| run", "| short", "| other", "| unseen"]
+    assert [line.split(" | ")[6].split()[:1] for line in table] == [["held"], [], [], ["flat"]]
+    assert "images of train that are flat" in done.out
     assert " ± " in table[1]
     assert " ± " not in table[2]
     again = command("distill.evaluation.study", study, *options)
