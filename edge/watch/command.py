@@ -78,7 +78,7 @@ def order(name: Name, amount: float | None = None) -> Order:
             return Order(name)
         if not 0 < amount <= LONGEST_MINUTES:
             raise UsageError("a pause must be of more than 0 minutes and at most a year")
-        return Order(name, {"seconds": round(60 * amount, 3) or 0.001})
+        return Order(name, {"seconds": round(60.0 * amount, 3) or 0.001})
     if name in ("set-window", "set-min-group"):
         unit = "seconds" if name == "set-window" else "people"
         if amount is None or not 0 < amount < 1e6:

@@ -39,11 +39,11 @@ def hard_characters(password: str) -> int:
     return found
 
 
-def require_strong(password: str) -> None:
+def require_strong(password: str, option: str = "--web-password-file") -> None:
     """Raise UsageError for a password that is soon guessed."""
     if len(password) < LEAST_CHARACTERS or hard_characters(password) < LEAST_HARD:
         raise UsageError(
-            f"the password in --web-password-file is too easy to guess; it needs {STRENGTH}. "
+            f"the password in {option} is too easy to guess; it needs {STRENGTH}. "
             "`openssl rand -base64 15` makes one"
         )
 

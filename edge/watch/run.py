@@ -38,9 +38,10 @@ from edge.watch.receive import Receiver, SessionOptions, Token
 from edge.watch.rooms import Rooms
 
 if TYPE_CHECKING:
+    from edge.watch.control import Control
     from edge.watch.record import Recorder
     from edge.watch.store import Store
-    from edge.watch.web import Server
+    from edge.watch.web import PageAddress, Server
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--web-certificate", type=Path, metavar="FILE", help="PEM, for https")
     p.add_argument("--web-key", type=Path, metavar="FILE", help="of --web-certificate, PEM")
+    p.add_argument(
+        "--control-password-file",
+        type=Path,
+        metavar="FILE",
+        help="the page gets buttons that command nodes, for who knows its first line too: as strong as "
+        "the page's password, and another one",
+    )
     p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so long")
     return p
 
@@ -176,6 +184,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--group, --client-id and --keep-days go with --record")
     if set(args.group) & set("/+#"):
         raise UsageError("--group must be a name without '/', '+' and '#'")
+    if args.control_password_file and not args.web:
+        raise UsageError("--control-password-file goes with --web")
     if args.group and args.web:
         raise UsageError("--group hears a part of the messages: run a page without it")
     quiet = bool(args.record or args.web)
@@ -271,12 +281,40 @@ def open_page(
 
     password = read_password(args.web_password_file, "--web-password-file")
     address = parse_address(args.web, password, args.web_certificate, args.web_key, args.web_host)
-    server = Server(router.rooms, lambda: f"{receiver.state}{router.twice()}", address)
+    control = open_control(args, router.rooms, address)
+    server = Server(
+        router.rooms, lambda: f"{receiver.state}{router.twice()}", address, control=control
+    )
     server.start()
     if store is not None:
         remember(router, store)
     print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     return server
+
+
+def open_control(args: argparse.Namespace, rooms: Rooms, address: PageAddress) -> Control | None:
+    """Make the page's buttons; None where there is no password for them. Raises UsageError."""
+    from edge.watch.command import Answer, Caller, Order
+    from edge.watch.control import Control
+    from edge.watch.password import require_strong
+
+    option = "--control-password-file"
+    password = read_password(args.control_password_file, option)
+    if password is None:
+        return None
+    require_strong(password, option)
+    if password == address.password:
+        raise UsageError(f"{option} and --web-password-file hold the same password; give another")
+    settings, memory = broker_settings(args), default_state() / MEMORY_FILE
+
+    def ask(nodes: Sequence[str], asked: Order) -> list[Answer]:
+        with Caller(settings, memory) as caller:
+            return caller.ask(nodes, asked)
+
+    def nodes() -> list[str]:
+        return [room.node for room in rooms.snapshot()]
+
+    return Control(password, nodes, ask, address.certificate is not None, address.names)
 
 
 def remember(router: MessageRouter, store: Store) -> threading.Thread | None:

@@ -36,6 +36,7 @@ from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.base.listen import Connection, Listener
 from edge.watch import view
+from edge.watch.control import Control, no_control
 from edge.watch.guard import Guard, host_name
 from edge.watch.password import require_strong
 from edge.watch.rooms import Rooms
@@ -190,9 +191,10 @@ def application(
     stop: threading.Event,
     listeners: Sequence[Listener] = (),
     clock: Callable[[], datetime] = utc_now,
+    control: Control | None = None,
 ) -> Starlette:
     """Make the page's application. broker: describes the connection to it; stop: ends what streams;
-    listeners: through which it is reached."""
+    listeners: through which it is reached; control: its buttons."""
     script = get_plotlyjs().encode()
     streams = 0
 
@@ -265,6 +267,9 @@ def application(
             Route("/state", state),
             Route("/timeline", timeline),
             Route("/events", events),
+            Route("/control.js", file("control.js", "text/javascript")),
+            Route("/control.css", file("control.css", "text/css")),
+            *(control.routes() if control else no_control()),
         ],
         middleware=[
             Middleware(Patience, listeners=listeners),
@@ -320,8 +325,10 @@ class Server:
         broker: Callable[[], str],
         address: PageAddress,
         clock: Callable[[], datetime] = utc_now,
+        control: Control | None = None,
     ) -> None:
-        """broker: describes the connection to it. Raises EdgeError where the address cannot be had."""
+        """broker: describes the connection to it; control: the page's buttons. Raises EdgeError where
+        the address cannot be had."""
         self._address, self._stop = address, threading.Event()
         try:
             self.listeners = open_listeners(address)
@@ -329,7 +336,7 @@ class Server:
             raise self._unserved() from error
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(rooms, broker, address, self._stop, self.listeners, clock),
+                application(rooms, broker, address, self._stop, self.listeners, clock, control),
                 # What accepts through the listener, and tells a client's own address.
                 loop="asyncio",
                 http="h11",
