@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.data.augment import corrupt, random_affine, warp
+from distill.data.augment import random_affine
 from distill.data.data_set import data_of
 from distill.data.domains import names_in
 from distill.data.duplicates import find_near_duplicates, names_of
@@ -38,7 +38,7 @@ from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from distill.recipe import Distillation, Recipe
-from distill.training.batches import Batches, StudentBatches, TeacherBatches
+from distill.training.batches import Batches, StudentBatches, TeacherBatches, augmented
 from distill.training.deployable import say_needs
 from distill.training.distributed import Process
 from distill.training.fingerprint import LEARNED_FROM, data_digest
@@ -320,7 +320,7 @@ class RunBuilder:
 
         def augment(faces: Tensor, generator: torch.Generator) -> Tensor:
             affine = random_affine(len(faces), recipe.augmentation, generator)
-            return corrupt(warp(faces, affine), recipe.augmentation, generator)
+            return augmented(faces, affine, recipe, generator)
 
         views = Views(config.views, self.pixels("train"), augment)
         ask = ask_together(teacher, frozen, labels, spec, self.other_teachers(), self.bf16)
