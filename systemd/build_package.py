@@ -13,12 +13,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import edge
+from build_steps import Steps
 from edge.base import cli
 from edge.base.commands import MODULES
 from edge.base.errors import EdgeError, UsageError
@@ -41,30 +44,54 @@ PIP_SECONDS = 900
 SPARE = 1.15
 
 
-def _run(words: Sequence[str | Path], env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
-    """Return what a command printed. Raises EdgeError with its last line where it fails."""
-    try:
-        done = subprocess.run(
-            list(map(str, words)), cwd=cwd, env=env, capture_output=True, text=True,
-            timeout=PIP_SECONDS,
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise EdgeError(
-            f"{words[0]} is not here; apt-get install dpkg-dev debhelper git"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise EdgeError(f"{words[0]} took more than {PIP_SECONDS} s; try again") from error
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or "it failed").splitlines()
-        errors = [line for line in lines if "error" in line.lower()]
-        raise EdgeError(f"{' '.join(map(str, words[:4]))} ...: {(errors or lines)[-1]}")
-    return done.stdout
+def _ignore(line: str) -> None:
+    pass
 
 
-def _pip(*words: str | Path, env: dict[str, str] | None = None) -> None:
+def _run(
+    words: Sequence[str | Path],
+    env: dict[str, str] | None = None,
+    cwd: Path = ROOT,
+    seen: Callable[[str], None] = _ignore,
+) -> str:
+    """Return what a command printed; `seen` gets each line as it comes. Raises EdgeError with its last
+    line where it fails."""
+    late = threading.Event()
+    with tempfile.TemporaryFile("w+") as faults:
+        try:
+            process = subprocess.Popen(
+                list(map(str, words)), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=faults,
+                text=True,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise EdgeError(
+                f"{words[0]} is not here; apt-get install dpkg-dev debhelper git"
+            ) from error
+        watch = threading.Timer(PIP_SECONDS, lambda: (late.set(), process.kill()))
+        watch.start()
+        printed = []
+        with process:
+            for line in process.stdout or ():
+                printed.append(line)
+                seen(line)
+        watch.cancel()
+        if late.is_set():
+            raise EdgeError(f"{words[0]} took more than {PIP_SECONDS} s; try again")
+        if process.returncode:
+            faults.seek(0)
+            said = faults.read().strip() or "".join(printed).strip() or "it failed"
+            lines = said.splitlines()
+            errors = [line for line in lines if "error" in line.lower()]
+            raise EdgeError(f"{' '.join(map(str, words[:4]))} ...: {(errors or lines)[-1]}")
+    return "".join(printed)
+
+
+def _pip(
+    *words: str | Path, env: dict[str, str] | None = None, seen: Callable[[str], None] = _ignore
+) -> None:
     if importlib.util.find_spec("pip") is None:
         raise EdgeError(f"{sys.executable} has no pip; apt-get install python3-pip")
-    _run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words], env)
+    _run([sys.executable, "-m", "pip", "--disable-pip-version-check", *words], env, seen=seen)
 
 
 def _number(python: str) -> tuple[int, ...]:
@@ -131,22 +158,32 @@ def choose(wanted: dict[str, str], python: str, files: Iterable[str]) -> list[st
     return chosen
 
 
-def fetch_wheels(cache: Path, python: str, wanted: dict[str, str]) -> None:
+def fetch_wheels(cache: Path, python: str, wanted: dict[str, str], steps: Steps) -> None:
     """Download into the cache, from the user's package index."""
-    print(f"fetching {len(wanted)} wheels for Python {python}", file=sys.stderr)
+    begun = 0
+
+    def seen(line: str) -> None:
+        nonlocal begun
+        if line.startswith("Collecting "):
+            begun += 1
+            steps.detail(f"fetching {begun} of {len(wanted)}, {line.split()[1]}")
+
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_aarch64")]
     target = ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:"]
     exact = [f"{name}=={version}" for name, version in wanted.items()]
-    _pip("download", "--no-deps", *target, *platforms, "--dest", cache, *exact)
+    _pip("download", "--no-deps", *target, *platforms, "--dest", cache, *exact, seen=seen)
 
 
-def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, list[Path]]:
+def wheelhouse(
+    cache: Path, pythons: Sequence[str], lock: bool, steps: Steps
+) -> dict[str, list[Path]]:
     """Return the wheels of each Python, checked against wheels.sha256, which `lock` writes first."""
     text = (ROOT / "systemd/wheels.txt").read_text(encoding="utf-8")
     cache.mkdir(parents=True, exist_ok=True)
     if lock:
         for python in pythons:
-            fetch_wheels(cache, python, pins(text, python))
+            with steps.step(f"any wheels for Python {python}"):
+                fetch_wheels(cache, python, pins(text, python), steps)
         there = [path.name for path in sorted(cache.glob("*.whl"))]
         used = {name for python in pythons for name in choose(pins(text, python), python, there)}
         lines = [f"{sha256_of(cache / name)}  {name}\n" for name in sorted(used)]
@@ -156,14 +193,16 @@ def wheelhouse(cache: Path, pythons: Sequence[str], lock: bool) -> dict[str, lis
     for python in pythons:
         wanted = pins(text, python)
         names = choose(wanted, python, known)
-        if not all((cache / name).is_file() for name in names):
-            fetch_wheels(cache, python, wanted)
-        for name in names:
-            if not (cache / name).is_file():
-                raise EdgeError(f"the index has no {name} any more; run this again with --lock")
-            if sha256_of(cache / name) != known[name]:
-                (cache / name).unlink()
-                raise EdgeError(f"{name} has another sha256 than wheels.sha256 says; not used")
+        with steps.step(f"{len(names)} wheels for Python {python}"):
+            if not all((cache / name).is_file() for name in names):
+                fetch_wheels(cache, python, wanted, steps)
+            for number, name in enumerate(names, 1):
+                steps.detail(f"checking {number} of {len(names)}, {named(name)[0]}")
+                if not (cache / name).is_file():
+                    raise EdgeError(f"the index has no {name} any more; run this again with --lock")
+                if sha256_of(cache / name) != known[name]:
+                    (cache / name).unlink()
+                    raise EdgeError(f"{name} has another sha256 than wheels.sha256 says; not used")
         found[python] = [cache / name for name in names]
     return found
 
@@ -239,11 +278,10 @@ def share(
     cache: Path,
     version: str,
     houses: dict[str, list[Path]],
-    env: dict[str, str],
+    ours: Path,
 ) -> None:
-    """Fill tree/share, which becomes /usr/share/edge-node."""
+    """Fill tree/share, which becomes /usr/share/edge-node. ours: the kit's own wheel."""
     folder = tree / "share"
-    ours = own_wheel(tree, cache, env)
     copy(ours, folder / "wheels" / ours.name)
     for python, wheels in houses.items():
         for wheel in wheels:
@@ -291,18 +329,22 @@ def build(version: str, pythons: Sequence[str], lock: bool, out: Path) -> Path:
     # Another build here is waited for.
     with file_lock(work / "lock"):
         shutil.rmtree(work / "tree", ignore_errors=True)
-        houses = wheelhouse(work / "wheels", pythons, lock)
-        for name in tracked():
-            copy(ROOT / name, tree / name)
-        share(tree, work, version, houses, env)
+        steps = Steps(len(pythons) * (1 + lock) + 3)
+        houses = wheelhouse(work / "wheels", pythons, lock, steps)
+        with steps.step("the kit's own wheel"):
+            for name in tracked():
+                copy(ROOT / name, tree / name)
+            ours = own_wheel(tree, work, env)
+        with steps.step("what a node keeps: wheels, weights, bundle, manifest"):
+            share(tree, work, version, houses, ours)
         shutil.copytree(tree / "systemd/debian", tree / "debian")
         changelog = tree / "debian/changelog"
         changelog.write_text(entry(version, changelog.read_text(encoding="utf-8"), epoch))
         # Our own build dependencies are asked for; -d leaves out the compiler for arm64 that dpkg takes
         # every foreign package to need, and this one holds nothing to compile.
         _run(["dpkg-checkbuilddeps", "-I", "-a", "arm64"], env, tree)
-        print("packing", file=sys.stderr)
-        _run(["dpkg-buildpackage", "-b", "-us", "-uc", "-d", "-a", "arm64"], env, tree)
+        with steps.step("packing, the longest"):
+            _run(["dpkg-buildpackage", "-b", "-us", "-uc", "-d", "-a", "arm64"], env, tree)
         out.mkdir(parents=True, exist_ok=True)
         made = tree.parent / f"{PACKAGE}_{version}_arm64.deb"
         path = out / made.name

@@ -41,7 +41,8 @@ def is_reason(text: str) -> bool:
 
 def not_a_reason(text: str) -> str:
     """Say of a text that is none what to write."""
+    shown = " ".join(text.split())
     return (
-        f"'privacy.legal_basis' gives no reason ('{text.strip():.40}'): the law knows medical and "
+        f"'privacy.legal_basis' gives no reason ('{shown:.40}'): the law knows medical and "
         f"safety ones alone (AI Act, Article 5); {WANTED}"
     )

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 import build_package
 import edge
 from build_package import PYTHONS, choose, fits, named, pins, read_lock
+from build_steps import Steps
 from edge.base.commands import MODULES
 from edge.base.errors import EdgeError, UsageError
 from support.paths import ROOT
@@ -120,8 +121,20 @@ def test_a_wheel_of_another_hash_is_not_used(
     (tmp_path / name).write_bytes(b"another")
     monkeypatch.setattr(build_package, "pins", lambda *_: {"pip": named(name)[1]})
     with pytest.raises(EdgeError, match="another sha256"):
-        build_package.wheelhouse(tmp_path, ["3.10"], lock=False)
+        build_package.wheelhouse(tmp_path, ["3.10"], False, Steps(1))
     assert not (tmp_path / name).exists(), "the next run fetches it anew"
+
+
+@pytest.mark.process
+def test_each_line_of_a_command_is_seen_and_its_fault_is_one_line() -> None:
+    seen: list[str] = []
+    script = "import sys; print('a'); print('b'); sys.exit(bool(sys.argv[1:]))"
+    assert build_package._run([sys.executable, "-c", script], seen=seen.append) == "a\nb\n"
+    assert seen == ["a\n", "b\n"]
+    with pytest.raises(EdgeError, match=r"\.\.\.: b$"):
+        build_package._run([sys.executable, "-c", script, "fail"])
+    with pytest.raises(EdgeError, match="no-such-tool is not here"):
+        build_package._run(["no-such-tool"])
 
 
 def test_a_version_that_cannot_name_a_folder_is_refused() -> None:
@@ -154,8 +167,11 @@ def installed() -> dict[str, str]:
 def test_every_file_of_the_folder_is_installed_once() -> None:
     """What is not part of a node is named here."""
     files = {f"systemd/{path.name}" for path in (ROOT / "systemd").iterdir() if path.is_file()}
-    files -= {f"systemd/{name}" for name in ("README.md", "build_package.py", "node.yaml")}
-    files -= {"systemd/wheels.txt", "systemd/wheels.sha256"}
+    files -= {
+        f"systemd/{name}"
+        for name in ("README.md", "build_package.py", "build_steps.py", "node.yaml")
+    }
+    files -= {"systemd/build_steps.py", "systemd/wheels.txt", "systemd/wheels.sha256"}
     places = installed()
     assert {source for source in places if source.count("/") == 1} - {"share/*"} == files
     assert len(set(places.values())) == len(places)

@@ -58,6 +58,7 @@ def test_no_words_of_a_form_make_a_reason(words: list[str]) -> None:
 def test_what_is_wrong_is_one_line_whatever_the_text(text: str) -> None:
     assert is_reason(text) in (True, False)
     assert "safety: " in not_a_reason(text)
+    assert len(not_a_reason(text).splitlines()) == 1
 
 
 def test_what_the_pages_show_is_no_reason() -> None:
