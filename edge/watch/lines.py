@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timezone, tzinfo
+
+from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Faces, Health, Status, as_dict, dumps
 from edge.watch.messages import Message, Payload
 
@@ -30,7 +33,8 @@ def people(message: Counts) -> str:
         return f"nothing seen ({message.quality.camera})"
     if isinstance(message.faces, str):
         return f"<{message.min_group} people: too few to count"
-    return f"{message.faces.mean:g} people"
+    whole = round(message.faces.mean)
+    return f"{whole} {'person' if whole == 1 else 'people'}"
 
 
 def mix(message: Counts) -> str:
@@ -59,11 +63,22 @@ def describe(payload: Payload) -> str:
     )
 
 
-def line(message: Message) -> str:
-    """Format time (UTC), node, kind and content."""
+def clock(moment: str | None, zone: tzinfo) -> str:
+    """Write a message's moment as time of day with its zone; UTC, as in messages, as Z."""
+    if moment is None:
+        return "--:--:--"
+    if zone is timezone.utc or str(zone) == "UTC":
+        return f"{moment[11:19]}Z"
+    try:
+        return parse_rfc3339(moment).astimezone(zone).strftime("%H:%M:%S %Z")
+    except (ValueError, OverflowError):  # before the first or after the last year
+        return f"{moment[11:19]}Z"
+
+
+def line(message: Message, zone: tzinfo = timezone.utc) -> str:
+    """Format time, node, kind and content."""
     m = message.payload
-    moment = m.end if isinstance(m, Counts) else m.time
-    when = f"{moment[11:19]}Z" if moment else "--:--:--"
+    when = clock(m.end if isinstance(m, Counts) else m.time, zone)
     return printable(f"{when} {message.node} {message.kind:<6} {describe(m)}")
 
 

@@ -55,6 +55,18 @@ class Minute:
             return replace(self, seconds=seconds, suppressed=self.suppressed + window.seconds)
         return replace(self, seconds=seconds, unseen=self.unseen + window.seconds)
 
+    def join(self, other: Minute) -> Minute:
+        """Return both as one longer time."""
+        sums = dict(self.by_label)
+        add_cells(sums, other.by_label)
+        return Minute(
+            self.seconds + other.seconds,
+            self.shown + other.shown,
+            self.suppressed + other.suppressed,
+            self.unseen + other.unseen,
+            sums,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -96,7 +108,8 @@ class Minutes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._parts: dict[datetime, dict[str, Minute]] = {}
-        self._changes: dict[datetime, int] = {}
+        self.change = 0  # how often a minute was changed
+        self._changes: dict[datetime, int] = {}  # by minute, the last of them
         self._room_minutes = 0
         # Sums over the school with the change and the labels for which they were made.
         self._sums: dict[datetime, tuple[int, frozenset[str], Sum | None]] = {}
@@ -115,7 +128,8 @@ class Minutes:
             parts = self._parts[at]
             self._room_minutes += node not in parts
             parts[node] = parts.get(node, Minute()).plus(window)
-            self._changes[at] = self._changes.get(at, 0) + 1
+            self.change += 1
+            self._changes[at] = self.change
             first, sums = self._recent.get(node, (at, {}))
             if node in self._recent and at >= first and window.people is not None:
                 sums = dict(sums)
@@ -147,6 +161,24 @@ class Minutes:
         """Return a node's minutes, in no order."""
         with self._lock:
             return {at: parts[node] for at, parts in self._parts.items() if node in parts}
+
+    def places(self, place: str, now: datetime) -> dict[datetime, dict[str, Minute]]:
+        """Return the minutes of a node, of a site's nodes, or of all under "", in order."""
+        span = self.span(now)
+        with self._lock:
+            found = {at: dict(self._parts.get(at, {})) for at in span}
+        if place:
+            inside = f"{place}/"
+            found = {
+                at: {n: part for n, part in parts.items() if n == place or n.startswith(inside)}
+                for at, parts in found.items()
+            }
+        return {at: parts for at, parts in found.items() if parts}
+
+    def changed(self, after: int) -> set[datetime]:
+        """Return the minutes that changed after so many changes."""
+        with self._lock:
+            return {at for at, change in self._changes.items() if change > after}
 
     def since(self, node: str, since: datetime) -> Mapping[str, int]:
         """Sum a node's person-seconds by label from the first whole minute after a moment on."""

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edge.watch.progress import tombstone
-from edge.watch.tables import COUNTS, HEALTH, LOGS, STATUSES, UtcTime
+from edge.watch.tables import COUNTS, HEALTH, LOGS, RETIRED, SLICES, STATUSES, UtcTime
 
 MOST_DAYS = 36_500
 
@@ -22,9 +22,13 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
     place, under a name that says nothing."""
     for table in (HEALTH, STATUSES):
         db.execute(sa.delete(table).where(_selection(table, table.c.received, before, place)))
+    # Sums of many rooms hold those of this one: all of that time are made again of what is left.
+    stale = sa.true() if before is None else SLICES.c.at < before
+    db.execute(sa.delete(SLICES).where(stale))
     start, end, received = COUNTS.c.start, COUNTS.c.end, COUNTS.c.received
     if before is None:
-        gone = _delete_readings(db, _of(COUNTS, place))
+        db.execute(sa.delete(RETIRED).where(of_place(RETIRED, place)))
+        gone = _delete_readings(db, of_place(COUNTS, place))
         _bury(db, place)
         return gone
     # Both by the index on start: a window ends after it starts.
@@ -75,7 +79,7 @@ def _mark_deleted(
 
 
 def _bury(db: sa.Connection, place: str) -> None:
-    whose = sa.and_(_of(LOGS, place), LOGS.c.node != "")
+    whose = sa.and_(of_place(LOGS, place), LOGS.c.node != "")
     logs = [(r.node, r.log) for r in db.execute(sa.select(LOGS.c.node, LOGS.c.log).where(whose))]
     names = [(log, tombstone(log)) for log in logs]
     own = sa.and_(LOGS.c.node == sa.bindparam("n"), LOGS.c.log == sa.bindparam("g"))
@@ -86,7 +90,8 @@ def _bury(db: sa.Connection, place: str) -> None:
         )
 
 
-def _of(table: sa.Table, place: str) -> sa.ColumnElement[bool]:
+def of_place(table: sa.Table, place: str) -> sa.ColumnElement[bool]:
+    """Select what a place (site, site/room or site/room/node; "" for all) said."""
     node = table.c.node
     if not place:
         return sa.true()
@@ -96,4 +101,8 @@ def _of(table: sa.Table, place: str) -> sa.ColumnElement[bool]:
 def _selection(
     table: sa.Table, column: sa.Column[Any], before: datetime | None, place: str
 ) -> sa.ColumnElement[bool]:
-    return _of(table, place) if before is None else sa.and_(column < before, _of(table, place))
+    return (
+        of_place(table, place)
+        if before is None
+        else sa.and_(column < before, of_place(table, place))
+    )

@@ -19,6 +19,7 @@ from typing import Any
 
 from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Faces, Health, Status
+from edge.watch.habits import Habits
 from edge.watch.lines import SHORT, printable
 from edge.watch.messages import Message
 from edge.watch.minutes import MOST_LABELS, REST, Minutes, Window, add_cells
@@ -30,6 +31,7 @@ MOST_SECONDS = 3600.0  # of a window, as the schema has it
 LEAST_SECONDS = 0.001  # what a message's times can tell
 SILENT_WINDOWS = 3  # without a reading for so many windows, and at least SILENT_SECONDS: late
 SILENT_SECONDS = 30.0
+OFF = timedelta(minutes=10)  # a room that is off is a card for so long, and then one of a line
 GONE = timedelta(days=1)  # a room that is off and was not heard for so long is put away
 IMPOSSIBLE = "impossible number of people"
 
@@ -102,6 +104,8 @@ class Rooms:
         self.lock = threading.Lock()
         self.rooms: dict[str, Room] = {}
         self.minutes = Minutes()
+        self.habits = Habits()
+        self.retired: frozenset[str] = frozenset()  # replaced as a whole
         self.refused: Counter[str] = Counter()  # messages, by reason
         self.messages = 0
         # Keys of each node's last readings, as hashes: a broker may send one twice.
@@ -127,6 +131,20 @@ class Rooms:
         with self.lock:
             found = [copy.copy(room) for room in self.rooms.values()]
         return sorted(found, key=lambda room: room.node)
+
+    def trouble(self, room: Room, now: datetime) -> bool:
+        """Tell whether somebody should have a look: a room that was switched off, by its own word or as
+        at every such hour, is in order."""
+        state = room.state(now)
+        if state in ("online", "starting", "stopped") or room.node in self.retired:
+            return False
+        return state not in ("lost", "silent") or self.habits.expected(room.node, now)
+
+    def off(self, room: Room, now: datetime) -> bool:
+        """Tell whether a room is switched off and not heard for some minutes."""
+        if room.state(now) not in ("stopped", "lost", "silent") or self.trouble(room, now):
+            return False
+        return room.heard is None or now - room.heard > OFF
 
     def refuse(self, reason: str) -> None:
         """Count a message that is not shown."""
@@ -171,9 +189,10 @@ class Rooms:
                 (row["end"] - row["start"]).total_seconds(),
                 row["faces_mean"],
                 row["suppressed"],
-                _cells(row["person_seconds"]),
+                cells(row["person_seconds"]),
             )
             if possible(window):
+                self.habits.note(room.node, window.start, now)
                 self._add(room, window, now, old=True)
 
     def _room(self, node: str, now: datetime) -> Room | None:
@@ -185,14 +204,15 @@ class Rooms:
     def _count(self, room: Room, m: Counts, now: datetime) -> None:
         faces = m.faces if isinstance(m.faces, Faces) else None
         mean, suppressed = faces.mean if faces else None, isinstance(m.faces, str)
-        start, person_seconds = parse_rfc3339(m.start), _cells(m.person_seconds)
+        start, person_seconds = parse_rfc3339(m.start), cells(m.person_seconds)
         length = m.window_seconds
         window = Window(m.log, m.seq, start, length, mean, suppressed, person_seconds)
-        counts = _cells(m.counts) if faces else None
+        counts = cells(m.counts) if faces else None
         if not possible(window) or sum(counts.values() if counts else ()) > MOST_PEOPLE:
             self.refused[IMPOSSIBLE] += 1
             return
         room.counted = now
+        self.habits.note(room.node, start, now)
         last = room.shown
         # What comes late never replaces what is newer; a number that is given again proves no age.
         if last is None or not m.historical or (m.log == last.log and m.seq > last.seq):
@@ -243,14 +263,14 @@ def possible(window: Window) -> bool:
     return (window.people or 0.0) <= MOST_PEOPLE and persons <= most
 
 
-def _cells(cells: Mapping[str, int] | None) -> dict[str, int] | None:
+def cells(given: Mapping[str, int] | None) -> dict[str, int] | None:
     """Make labels text that is safe to show, and few."""
-    if cells is None:
+    if given is None:
         return None
-    if len(cells) < MOST_LABELS and all(_label(label) == label for label in cells):
-        return dict(cells)
+    if len(given) < MOST_LABELS and all(_label(label) == label for label in given):
+        return dict(given)
     found: dict[str, int] = {}
-    for label, amount in cells.items():
+    for label, amount in given.items():
         add_cells(found, {_label(label): amount})
     return found
 

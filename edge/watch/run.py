@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ from edge.watch.options import broker_options, broker_settings
 from edge.watch.password import STRENGTH
 from edge.watch.receive import Receiver, SessionOptions, Token
 from edge.watch.rooms import Rooms
+from edge.watch.zones import parse_zone
 
 if TYPE_CHECKING:
     from edge.watch.control import Control
@@ -49,6 +50,7 @@ COMMANDS = {
     "simulate": ("edge.watch.simulate", "play many nodes, to size a broker and a recorder"),
     "broker": ("edge.watch.broker", "write mosquitto's configuration for a school"),
     "forget": ("edge.watch.forget", "delete what a recorder stored, by age or by room"),
+    "retire": ("edge.watch.retire", "take a room that is no more off the page"),
     "export": ("edge.watch.parquet", "stored readings as Parquet files"),
 }
 COMMANDS |= {name: ("edge.watch.ask", text.short) for name, text in ask.TEXTS.items()}
@@ -101,6 +103,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="the page gets buttons that command nodes, for who knows its first line too: as strong as "
         "the page's password, and another one",
     )
+    p.add_argument(
+        "--zone",
+        metavar="NAME",
+        help="in which lines and the page write moments, such as Europe/Berlin; or this machine's own",
+    )
     p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so long")
     return p
 
@@ -108,12 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
 class MessageRouter:
     """Hands every message to the rooms, the terminal and the recorder."""
 
-    def __init__(self, lines: str) -> None:
-        """lines: "" for none, "text" or "json"."""
+    def __init__(self, lines: str, zone: tzinfo = timezone.utc) -> None:
+        """lines: "" for none, "text" or "json"; zone: in which text has moments."""
         self.rooms = Rooms()
         self.recorder: Recorder | None = None
         self.stop = threading.Event()
-        self._lines = lines
+        self._lines, self._zone = lines, zone
 
     def take(self, topic: str, raw: bytes, token: Token) -> None:
         """Read one message and hand it on, or count why it is refused."""
@@ -138,7 +145,10 @@ class MessageRouter:
     def show(self, topic: str, message: Message) -> None:
         """Print it as a line on stdout."""
         try:
-            print(json_line(topic, message) if self._lines == "json" else line(message), flush=True)
+            print(
+                json_line(topic, message) if self._lines == "json" else line(message, self._zone),
+                flush=True,
+            )
         except BrokenPipeError:
             self.stop.set()
 
@@ -195,7 +205,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     table = sys.stdout.isatty() and not (args.json or args.lines or args.group)
     lines = "json" if args.json else "text" if args.lines or not (table or quiet) else ""
     cli.start_log()
-    router = MessageRouter(lines)
+    router = MessageRouter(lines, parse_zone(args.zone)[1])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: router.stop.set())
     if args.max_seconds is not None:
@@ -277,17 +287,26 @@ def open_page(
     args: argparse.Namespace, router: MessageRouter, receiver: Receiver, store: Store | None
 ) -> Server:
     """Serve the page, with what the store holds. Raises UsageError or EdgeError."""
+    from edge.watch.history import History
+    from edge.watch.housekeeping import Housekeeper
     from edge.watch.web import Server, parse_address
 
     password = read_password(args.web_password_file, "--web-password-file")
     address = parse_address(args.web, password, args.web_certificate, args.web_key, args.web_host)
     control = open_control(args, router.rooms, address)
+    history = History(args.record) if store is not None else None
     server = Server(
-        router.rooms, lambda: f"{receiver.state}{router.twice()}", address, control=control
+        router.rooms,
+        lambda: f"{receiver.state}{router.twice()}",
+        address,
+        control=control,
+        zone=parse_zone(args.zone)[0],
+        history=history,
     )
     server.start()
     if store is not None:
         remember(router, store)
+        Housekeeper(args.record, router.rooms, router.stop).start()
     print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     return server
 

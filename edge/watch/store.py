@@ -23,8 +23,9 @@ from edge.delivery.messages import Counts, Health, Status
 from edge.watch.database import Database
 from edge.watch.messages import Message
 from edge.watch.progress import STEP, Log, Progress, advance, lock, write_progress
+from edge.watch.quarters import take_back
 from edge.watch.retention import delete_messages
-from edge.watch.tables import APART, COUNTS, HEALTH, LOGS, STATUSES
+from edge.watch.tables import APART, COUNTS, HEALTH, LOGS, RETIRED, STATUSES
 
 Key = tuple[str, str, int]  # node, log, seq
 Row = dict[str, Any]  # of COUNTS, by column
@@ -68,13 +69,16 @@ class Store(Database):
         with self.transaction() as db:
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
             logs = lock(db, keys, self._insert(LOGS))
-            _write_counts(db, [_row(m, received) for m in counts], logs, written)
+            rows = [_row(m, received) for m in counts]
+            _write_counts(db, rows, logs, written)
+            take_back(db, (row["start"] for row in rows), self.postgresql)
             for health in healths:
                 logs[health.node, health.log].lacks_below(health.outbox_first)
             for key, progress in logs.items():
                 advance(db, key, progress)
                 written.contiguous_seq[key] = progress.whole
             write_progress(db, logs)
+            _bring_back(db, {m.node for m in counts})
             self._write_health(db, healths, received)
             _write_statuses(db, statuses, received)
         return written
@@ -215,6 +219,13 @@ def _take_back(db: sa.Connection, rows: Sequence[Row]) -> None:
             if _same(some[row["node"], row["start"]], dict(row)):
                 own = (COUNTS.c.node == row["node"], COUNTS.c.log == row["log"])
                 db.execute(sa.delete(COUNTS).where(*own, COUNTS.c.seq == row["seq"]))
+
+
+def _bring_back(db: sa.Connection, nodes: Collection[str]) -> None:
+    """Show retired rooms that count again."""
+    gone = set(db.execute(sa.select(RETIRED.c.node)).scalars()) & set(nodes)
+    if gone:
+        db.execute(sa.delete(RETIRED).where(RETIRED.c.node.in_(gone)))
 
 
 def _write_statuses(db: sa.Connection, statuses: Sequence[Status], received: datetime) -> None:

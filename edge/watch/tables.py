@@ -97,3 +97,25 @@ STATUSES = sa.Table(
     sa.Column("state", sa.Text),
     sa.Column("reason", sa.Text),
 )
+
+# Rooms that are no more, until they count again.
+RETIRED = sa.Table(
+    "retired",
+    METADATA,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("since", UtcTime),
+)
+
+# Sums of a quarter of an hour, of a node, a site, or under "" of all; see history.py. people: on
+# average over what was shown, by label.
+SLICES = sa.Table(
+    "slices",
+    METADATA,
+    sa.Column("place", sa.Text, primary_key=True),
+    sa.Column("at", UtcTime, primary_key=True),
+    sa.Column("seconds", sa.Float),
+    sa.Column("shown", sa.Float),
+    sa.Column("suppressed", sa.Float),
+    sa.Column("unseen", sa.Float),
+    sa.Column("people", sa.JSON),
+)

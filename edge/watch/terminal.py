@@ -48,7 +48,7 @@ def expressions(room: Room, now: datetime) -> str:
 
 def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
     """List room, state, people, expressions, last heard, temperature, waiting, lost; by name, without
-    the rooms that are gone."""
+    the rooms that are gone, retired, or off as usual."""
     return [
         (
             room.node,
@@ -61,7 +61,7 @@ def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
             _short(room.lost),
         )
         for room in rooms.snapshot()
-        if not room.gone(now)
+        if not (room.gone(now) or rooms.off(room, now) or room.node in rooms.retired)
     ]
 
 
@@ -95,7 +95,7 @@ def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: s
     more = len(found) - fitting
     foot = f"{broker}; {len(found)} nodes, {rooms.messages} messages"
     if gone := len(rooms.rooms) - len(found):
-        foot += f"; {gone} more not heard for a day"
+        foot += f"; {gone} more off"
     if more > 0:
         foot = f"and {more} nodes more; {foot}"
     with rooms.lock:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from edge.watch.minutes import Sum, sum_up
+from edge.watch.places import place_of
 from edge.watch.rooms import Room, Rooms
 
 LESSON_MINUTES = 45
@@ -14,11 +15,18 @@ LESSON_MINUTES = 45
 def _room(rooms: Rooms, room: Room, now: datetime) -> dict[str, Any]:
     shown = room.shown
     since = now - timedelta(minutes=LESSON_MINUTES)
+    place = place_of(room.node)
     return {
         "node": room.node,
+        "site": place.site,
+        "room": place.room,
+        "floor": place.floor,
         "state": room.state(now),
         "reason": room.reason,
+        "trouble": rooms.trouble(room, now),
+        "off": rooms.off(room, now),
         "gone": room.gone(now),
+        "retired": room.node in rooms.retired,
         # A clock that was set back must not count down.
         "heard_seconds": max(0, int((now - room.heard).total_seconds())) if room.heard else None,
         "people": shown.people if shown else None,
@@ -36,9 +44,10 @@ def _room(rooms: Rooms, room: Room, now: datetime) -> dict[str, Any]:
 
 def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
     """Describe the rooms, those that need a look first. hidden: a suppressed small count, as "<5";
-    gone: off, and not heard for long."""
+    trouble: needs a look; off: switched off as usual; gone: off, and not heard for long; retired: by
+    `edge-watch retire`."""
     shown = [_room(rooms, room, now) for room in rooms.snapshot()]
-    shown.sort(key=lambda room: (room["state"] == "online", room["node"]))
+    shown.sort(key=lambda room: (not room["trouble"], room["state"] == "online", room["node"]))
     people = [r["people"] for r in shown if r["people"] is not None and r["present"]]
     with rooms.lock:
         refused = dict(rooms.refused)
@@ -49,22 +58,41 @@ def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
         "people": round(sum(people), 1),
         "hidden_rooms": sum(r["hidden"] is not None and r["present"] for r in shown),
         "online": sum(room["state"] == "online" for room in shown),
+        "off": sum(room["off"] for room in shown),
         "gone": sum(room["gone"] for room in shown),
+        "retired": sum(room["retired"] for room in shown),
         "refused": refused,
     }
 
 
-def timeline(rooms: Rooms, node: str | None, now: datetime) -> dict[str, Any]:
-    """Average people by label for every minute from the first to the last that is known, of one node or
-    of all. A minute without a reading is null; hidden, unseen: the shares of the time in which small
-    counts were suppressed, and nothing was seen."""
+def timeline(
+    rooms: Rooms,
+    place: str | None,
+    now: datetime,
+    minutes: int | None = None,
+    after: int | None = None,
+) -> dict[str, Any]:
+    """Average people by label for every minute from the first to the last that is known, of one node,
+    of a site or of all. A minute without a reading is null; hidden, unseen: the shares of the time in
+    which small counts were suppressed, and nothing was seen.
+
+    Args:
+        minutes: how many of the last; None for all.
+        after: only those that changed since so many changes of `rooms.minutes`; None for all.
+    """
     labels = rooms.labels
     named = frozenset(labels)
-    if node is None:
+    sums: dict[datetime, Sum | None]
+    if not place:
         sums = {at: rooms.minutes.school(at, named) for at in rooms.minutes.span(now)}
     else:
-        own, span = rooms.minutes.of(node), rooms.minutes.span(now)
-        sums = {at: sum_up([own[at]], named) for at in span if at in own}
+        held = rooms.minutes.places(place, now)
+        sums = {at: sum_up(parts.values(), named) for at, parts in held.items()}
+    if minutes is not None:
+        sums = {at: one for at, one in sums.items() if at > now - timedelta(minutes=minutes)}
+    if after is not None:
+        changed = sorted(rooms.minutes.changed(after) & sums.keys())
+        return {"labels": labels, "minutes": [_minute(at, sums[at], labels) for at in changed]}
     if not sums:
         return {"labels": labels, "minutes": []}
     first, last = min(sums), max(sums)

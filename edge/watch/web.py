@@ -7,6 +7,7 @@ open to who sits there; elsewhere it wants a password, and a certificate or a pr
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ipaddress
 import json
 import logging
@@ -14,12 +15,12 @@ import re
 import socket
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from plotly.offline import get_plotlyjs
@@ -30,28 +31,33 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.base.listen import Connection, Listener
+from edge.base.listen import Listener
+from edge.base.schedule import find_zone
 from edge.watch import view
 from edge.watch.control import Control, no_control
+from edge.watch.feed import Feed, Made, Squeeze, shrink
 from edge.watch.guard import Guard, host_name
+from edge.watch.history import History
+from edge.watch.languages import choose, dress
 from edge.watch.password import require_strong
+from edge.watch.patience import Patience
 from edge.watch.rooms import Rooms
+from edge.watch.timeline_routes import timeline_routes
+from edge.watch.timelines import Timelines
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("page.js", "rooms.js", "timeline.js", "colours.js", "words.js")
 EVENT_SECONDS = 1.0
-TIMELINE_SECONDS = 2.0  # as long a timeline serves all who ask for it
+QUIET_SECONDS = 15.0
 START_SECONDS = 10.0
 MOST_CONNECTIONS = 256
 MOST_STREAMS = 100
 REQUEST_SECONDS = 10.0  # for a TLS handshake and a whole request
-ANSWER_SECONDS = 60.0  # for an answer to be taken, or for one event
-CHUNK = 64 * 1024
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
@@ -121,69 +127,6 @@ def _name(text: str) -> str:
     return name
 
 
-class Patience:
-    """Tells the listener what each connection is at, so that it ends who takes too long."""
-
-    def __init__(self, app: ASGIApp, listeners: Sequence[Listener]) -> None:
-        self._app, self._listeners = app, listeners
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._find(scope)
-        if found is None:
-            await self._app(scope, receive, send)
-            return
-        listener, connection = found
-
-        async def patient(message: Message) -> None:
-            body = message.get("body", b"")
-            while len(body) > CHUNK:  # in parts, each of which waits until the last is taken
-                await send({"type": message["type"], "body": body[:CHUNK], "more_body": True})
-                body = body[CHUNK:]
-            if "body" in message:
-                message = {**message, "body": body}
-            await send(message)
-            if message.get("more_body"):
-                listener.begin(connection, ANSWER_SECONDS)
-
-        listener.begin(connection, ANSWER_SECONDS)
-        try:
-            await self._app(scope, receive, patient)
-        finally:
-            listener.rest(connection)
-
-    def _find(self, scope: Scope) -> tuple[Listener, Connection] | None:
-        client = scope.get("client")
-        if scope["type"] != "http" or client is None:
-            return None
-        for listener in self._listeners:
-            connection = listener.find((client[0], client[1]))
-            if connection is not None:
-                return listener, connection
-        return None
-
-
-class Made:
-    """Texts that are made for everybody who looks, one at a time, and serve for a while."""
-
-    def __init__(self, make: Callable[[str | None], str], seconds: float, most: int) -> None:
-        """make: of a key; most: keys that are kept."""
-        self._make, self._seconds, self._most = make, seconds, most
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str | None, tuple[float, str]] = OrderedDict()
-
-    def get(self, key: str | None = None) -> str:
-        """Return the text of a key, made when it is too old."""
-        with self._lock:
-            made = self._kept.get(key)
-            if made is None or time.monotonic() - made[0] >= self._seconds:
-                text = self._make(key)
-                made = self._kept[key] = time.monotonic(), text
-                self._kept.move_to_end(key)
-                if len(self._kept) > self._most:
-                    self._kept.popitem(last=False)
-            return made[1]
-
-
 def application(
     rooms: Rooms,
     broker: Callable[[], str],
@@ -192,58 +135,76 @@ def application(
     listeners: Sequence[Listener] = (),
     clock: Callable[[], datetime] = utc_now,
     control: Control | None = None,
+    timelines: Timelines | None = None,
+    zone: str = "UTC",
 ) -> Starlette:
     """Make the page's application. broker: describes the connection to it; stop: ends what streams;
-    listeners: through which it is reached; control: its buttons."""
-    script = get_plotlyjs().encode()
+    listeners: through which it is reached; control: its buttons; zone: in which it writes moments."""
+    script = gzip.compress(get_plotlyjs().encode(), 6)
+    drawn = timelines or Timelines(rooms, clock, find_zone(zone))
     streams = 0
 
     def file(name: str, kind: str) -> Callable[[Request], Response]:
         return lambda request: Response((PAGE / name).read_bytes(), media_type=kind)
 
+    def index(request: Request) -> Response:
+        language = choose(request.headers.get("accept-language", ""))
+        facts = {"zone": zone, "spans": drawn.spans}
+        headers = {"content-language": language, "vary": "accept-language"}
+        return Response(dress(PAGE, language, facts), media_type="text/html", headers=headers)
+
     def plotly(request: Request) -> Response:
-        kept = {"cache-control": "private, max-age=86400"}
+        kept = {"cache-control": "private, max-age=86400", "vary": "accept-encoding"}
+        if not _takes_gzip(request):
+            return Response(gzip.decompress(script), media_type="text/javascript", headers=kept)
+        kept["content-encoding"] = "gzip"
         return Response(script, media_type="text/javascript", headers=kept)
 
-    def lines(node: str | None) -> str:
-        return json.dumps(view.timeline(rooms, node, clock()), allow_nan=False)
+    def whole() -> dict[str, Any]:
+        now = clock()
+        return shrink(view.state(rooms, broker(), now), now.timestamp())
 
+    feed = Feed(whole, EVENT_SECONDS)
     now = Made(
         lambda _: json.dumps(view.state(rooms, broker(), clock()), allow_nan=False),
         EVENT_SECONDS,
         1,
     )
-    timelines = Made(lines, TIMELINE_SECONDS, 32)
 
     def state(request: Request) -> Response:
         return Response(now.get(), media_type="application/json")
 
-    def timeline(request: Request) -> Response:
-        node = request.query_params.get("node")
-        if node is not None and node not in rooms.rooms:
-            return Response("no such room\n", 404, media_type="text/plain")
-        return Response(timelines.get(node), media_type="application/json")
+    def snapshot(request: Request) -> Response:
+        return Response(feed.since(None)[1][0], media_type="application/json")
 
     async def events(request: Request) -> Response:
         nonlocal streams
         if streams >= MOST_STREAMS:
             return Response("too many watch\n", 503, {"retry-after": "10"}, "text/plain")
 
-        async def stream() -> AsyncIterator[str]:
+        async def stream() -> AsyncIterator[bytes]:
             nonlocal streams
-            last = ""
+            number: int | None = None
+            squeeze, quiet = Squeeze(_takes_gzip(request)), 0.0
             streams += 1
             try:
                 while not (stop.is_set() or await request.is_disconnected()):
-                    text = await run_in_threadpool(now.get)
-                    # A comment keeps proxies from closing what is quiet.
-                    yield f"data: {text}\n\n" if text != last else ": quiet\n\n"
-                    last = text
+                    number, texts = await run_in_threadpool(feed.since, number)
+                    quiet = 0.0 if texts else quiet + EVENT_SECONDS
+                    if texts:
+                        yield squeeze.event("".join(f"data: {text}\n\n" for text in texts))
+                    elif quiet >= QUIET_SECONDS:
+                        # A comment keeps proxies from closing what is quiet.
+                        yield squeeze.event(": quiet\n\n")
+                        quiet = 0.0
                     await asyncio.sleep(EVENT_SECONDS)
             finally:
                 streams -= 1
 
-        return StreamingResponse(stream(), media_type="text/event-stream")
+        headers = {"vary": "accept-encoding", "x-accel-buffering": "no"}
+        if _takes_gzip(request):
+            headers["content-encoding"] = "gzip"
+        return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     @asynccontextmanager
     async def sweeping(app: Starlette) -> AsyncIterator[None]:
@@ -260,12 +221,13 @@ def application(
     return Starlette(
         lifespan=sweeping,
         routes=[
-            Route("/", file("index.html", "text/html")),
-            Route("/page.js", file("page.js", "text/javascript")),
+            Route("/", index),
+            *(Route(f"/{name}", file(name, "text/javascript")) for name in SCRIPTS),
             Route("/page.css", file("page.css", "text/css")),
             Route("/plotly.js", plotly),
             Route("/state", state),
-            Route("/timeline", timeline),
+            Route("/snapshot", snapshot),
+            *timeline_routes(drawn),
             Route("/events", events),
             Route("/control.js", file("control.js", "text/javascript")),
             Route("/control.css", file("control.css", "text/css")),
@@ -282,6 +244,10 @@ def application(
             Middleware(GZipMiddleware, minimum_size=1000),
         ],
     )
+
+
+def _takes_gzip(request: Request) -> bool:
+    return "gzip" in request.headers.get("accept-encoding", "")
 
 
 def page_names(address: PageAddress) -> frozenset[str] | None:
@@ -326,9 +292,12 @@ class Server:
         address: PageAddress,
         clock: Callable[[], datetime] = utc_now,
         control: Control | None = None,
+        zone: str = "UTC",
+        history: History | None = None,
     ) -> None:
-        """broker: describes the connection to it; control: the page's buttons. Raises EdgeError where
-        the address cannot be had."""
+        """broker: describes the connection to it; control: the page's buttons; zone: in which it writes
+        moments; history: of the recorder, for days and weeks. Raises EdgeError where the address cannot
+        be had."""
         self._address, self._stop = address, threading.Event()
         try:
             self.listeners = open_listeners(address)
@@ -336,7 +305,17 @@ class Server:
             raise self._unserved() from error
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(rooms, broker, address, self._stop, self.listeners, clock, control),
+                application(
+                    rooms,
+                    broker,
+                    address,
+                    self._stop,
+                    self.listeners,
+                    clock,
+                    control,
+                    Timelines(rooms, clock, find_zone(zone), history),
+                    zone,
+                ),
                 # What accepts through the listener, and tells a client's own address.
                 loop="asyncio",
                 http="h11",

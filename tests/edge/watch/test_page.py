@@ -34,9 +34,9 @@ def serve() -> Iterator[Serve]:
     """Serve rooms; returns the page's address."""
     servers = []
 
-    def start(rooms: Rooms, clock: Callable[[], datetime] = utc_now) -> str:
+    def start(rooms: Rooms, clock: Callable[[], datetime] = utc_now, **more: Any) -> str:
         where = PageAddress("127.0.0.1", free_port())
-        servers.append(Server(rooms, lambda: "connected: test", where, clock))
+        servers.append(Server(rooms, lambda: "connected: test", where, clock, **more))
         servers[-1].start()
         return where.url
 
@@ -64,7 +64,7 @@ def test_hostile_text_is_text_and_blanks_nothing(browser: Any, serve: Serve) -> 
     legend = page.locator("#legend li").all_inner_texts()
     assert {"calm", "glad", "__proto__", "<img src=x onerror=alert(1)>"} <= set(legend)
     assert page.evaluate(BARS) >= len(HOSTILE)
-    box = page.locator("#chart .nsewdrag").bounding_box()
+    box = page.locator("#chart .nsewdrag").first.bounding_box()
     for x in range(10, int(box["width"]), 40):
         page.mouse.move(box["x"] + x, box["y"] + box["height"] * 0.7)
     assert page.locator("main img, main script, main a, #legend a, .hoverlayer a").count() == 0
@@ -131,7 +131,8 @@ def seen_in_berlin(browser: Any, serve: Serve, first: datetime, minutes: int) ->
     rooms, now = Rooms(), first + minutes * MINUTE
     for i in range(minutes):
         rooms.hear(heard(counts(i + 1, start=first + i * MINUTE)), now)
-    page = Watched(browser, serve(rooms, lambda: now), timezone_id="Europe/Berlin").page
+    url = serve(rooms, lambda: now, zone="Europe/Berlin")
+    page = Watched(browser, url, timezone_id="America/New_York").page
     page.wait_for_selector("#chart .bars path")
     return page
 

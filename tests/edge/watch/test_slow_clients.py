@@ -17,7 +17,7 @@ import pytest
 
 from edge.base.clock import utc_now
 from edge.health.prometheus import Metrics
-from edge.watch import web
+from edge.watch import patience, web
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server
 from support.brokers import Mosquitto, free_port
@@ -43,7 +43,7 @@ def descriptors() -> Iterator[None]:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A page with one room, whose clients have two seconds."""
     monkeypatch.setattr(web, "REQUEST_SECONDS", 2.0)
-    monkeypatch.setattr(web, "ANSWER_SECONDS", 4.0)
+    monkeypatch.setattr(patience, "ANSWER_SECONDS", 4.0)
     rooms, where = Rooms(), PageAddress("127.0.0.1", free_port())
     rooms.hear(heard(counts(1, start=utc_now())), utc_now())
     server = Server(rooms, lambda: "", where)
