@@ -81,7 +81,7 @@ def test_the_page_is_whole_and_its_facts_end_no_element(language: str) -> None:
     assert "{{" not in text
     (facts,) = re.findall(r'<script type="application/json" id="facts">(.+?)</script>', text)
     assert json.loads(facts)["zone"] == "</script><script>alert(1)"
-    assert text.count("<script") == 2
+    assert text.count("<script") == (PAGE / "index.html").read_text().count("<script")
 
 
 def test_a_german_browser_reads_german(browser: Any, german: str) -> None:
