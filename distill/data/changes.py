@@ -9,6 +9,7 @@ landmarks of an aligned crop lie. What is random comes in as an argument; border
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 # A mean face: how far the nose's tip stands out of the plane of eyes and mouth (as `edge.pose` has it),
 # and the radius of curvature of its front, both in distances between the eyes.
 NOSE, RADIUS = 0.5, 1.25
+Turned = Callable[[Tensor, Tensor], Tensor]  # places across the face, and heights, to where they go
 DISPLAY_GAMMA = 2.2  # of grey levels: light is (grey / 255) to this power
 
 
@@ -83,11 +85,10 @@ def turn(
 
 
 def _aligned_again(
-    landmarks: Tensor, mirror: Tensor, middle: float, turned: object, side: int
+    landmarks: Tensor, mirror: Tensor, middle: float, turned: Turned, side: int
 ) -> tuple[Tensor, Tensor]:
     """Return, for each pixel of the new crop, its place x, y (B, S, S) in the turned picture: through
     the least-squares similarity of `edge.crop`, by complex numbers."""
-    assert callable(turned)
     batch = len(mirror)
     heights = landmarks[:, 1].expand(batch, -1)
     moved = middle + mirror * turned(mirror * (landmarks[:, 0] - middle), heights)

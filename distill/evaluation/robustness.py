@@ -102,11 +102,9 @@ def _masked(faces: Tensor, covered: float, landmarks: Tensor) -> Tensor:
 
 def _in_sunglasses(faces: Tensor, passes: float, landmarks: Tensor) -> Tensor:
     count = len(faces)
-    frame = _round_and_round([FRAME], count)
+    width, height = _round_and_round(LENSES, count).unbind(dim=1)
     light = torch.full((count,), passes)
-    return wear_sunglasses(
-        faces, landmarks, frame, light, *_round_and_round(LENSES, count).unbind(dim=1)
-    )
+    return wear_sunglasses(faces, landmarks, _round_and_round([FRAME], count), light, width, height)
 
 
 def _from_one_side(faces: Tensor, ratio: float) -> Tensor:
