@@ -202,7 +202,7 @@ class LearnedQueries(nn.Module):
         k = self.key(context).reshape(split).permute(0, 2, 3, 1)  # (B, H, D/H, N)
         v = self.value(context).reshape(split).transpose(1, 2)  # (B, H, N, D/H)
         answers = torch.softmax(self.query @ k, dim=-1) @ v  # (B, H, Q, D/H)
-        return answers.transpose(1, 2).reshape(-1, self.queries, self.heads * self.depth)
+        return answers.transpose(1, 2).reshape(-1, self.queries, self.heads * self.depth)  # type: ignore[no-any-return]
 
 
 class QueryFusion(nn.Module):

@@ -143,20 +143,26 @@ def cache_view_targets(
 
     Raises DataError where the disk is too small, the files are damaged, or the views are drawn
     otherwise than when they were answered for."""
-    refuse_full_disk(folder, 0)
-    with file_lock(folder / ".lock"):  # of two runs, the second waits and finds it done
-        try:
+    try:
+        # A finished one may lie on a disk that is read-only.
+        if _done(folder) == views.count * len(views.faces):
             return _cached(folder, views, ask, progress)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{folder} cannot be used ({error}); delete it and start again"
-            ) from error
+        refuse_full_disk(folder, 0)
+        with file_lock(folder / ".lock"):  # of two runs, the second waits and finds it done
+            return _cached(folder, views, ask, progress)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} cannot be used ({error}); delete it and start again") from error
+
+
+def _done(folder: Path) -> int:
+    mark = folder / "done"
+    return int(mark.read_text()) if mark.is_file() else 0
 
 
 def _cached(folder: Path, views: Views, ask: Ask, progress: Callable[[str], None]) -> ViewTargets:
     images, mark, probe = len(views.faces), folder / "done", views.probe()
     total = views.count * images
-    done = int(mark.read_text()) if mark.is_file() else 0
+    done = _done(folder)
     if done == 0:
         _allocate(folder, views, ask, probe)
     known = np.load(folder / "probe.npy")

@@ -177,6 +177,17 @@ def test_answers_are_computed_once_and_their_size_is_said(teacher: Teacher, tmp_
     assert size == 2 * 128 + 3 * IMAGES * 2 * (3 + 16)
 
 
+def test_finished_answers_are_read_where_nothing_can_be_written(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    folder, views = tmp_path / "views", Views(1, faces(10), augment)
+    ask = together(teacher, Frozen())
+    cache_view_targets(folder, views, ask, lambda line: None)
+    (folder / ".lock").unlink()
+    (folder / ".lock").mkdir()  # no run can lock it, as on a disk that is read-only
+    assert len(cache_view_targets(folder, views, ask, lambda line: None).logits[0]) == 10
+
+
 def test_a_killed_cache_resumes_to_the_same_result(teacher: Teacher, tmp_path: Path) -> None:
     views, whole, broken = Views(2, faces(), augment), tmp_path / "whole", tmp_path / "broken"
     frozen = Frozen()
