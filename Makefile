@@ -14,7 +14,7 @@ PARALLEL = -n auto --dist worksteal --durations=10
 	test-boot soak lint gpu deb clip schemas node-tools tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
-	.venv-node/bin/python demo/run.py
+	@trap 'exec 2>/dev/null; kill $$!; wait $$!; exit 0' INT; .venv-node/bin/python demo/run.py & wait $$!
 
 help:  ## these lines
 	@sed -nE 's/^([a-z0-9-]+):[^#]*##/make \1:/p' $(MAKEFILE_LIST)

@@ -1,183 +1,33 @@
-"""`make demo`: a broker, the node on the demo clip, a recorder, a page, and what a subscriber receives.
-
-BROKER=mqtt://host   use this broker instead of the embedded one
-DEMO_SECONDS=60      end after so long (elsewhere than on a terminal: after the clip)
-DEMO_PAGE=8080       port of the page; default: a free one
-"""
+"""`make demo`: sets what Ctrl-C does before the imports, which take seconds; `show.py` is the rest."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shutil
-import socket
-import subprocess
+import signal
 import sys
-import tempfile
-import threading
-import time
-from pathlib import Path
-from typing import IO
 
-from edge.base.errors import BrokerError, EdgeError, UsageError
-from edge.delivery.messages import Counts, as_dict, dumps
-from edge.run import NOTICE
-from edge.watch.lines import line
-from edge.watch.messages import Message
-from edge.watch.options import broker_settings
-from edge.watch.run import MessageRouter, build_parser, watch
-
-CLIP = Path(__file__).with_name("classroom.mp4")
-WINDOW_SECONDS = "5"
-START_SECONDS = 20.0
+STOP = (signal.SIGINT, signal.SIGTERM)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_broker(port: int) -> None:
-    """Start an embedded broker in a thread of its own; it speaks MQTT 3.1.1."""
-    import logging
-
-    from amqtt.broker import Broker as Embedded
-
-    logging.getLogger("amqtt").setLevel(logging.CRITICAL)
-    logging.getLogger("transitions").setLevel(logging.CRITICAL)
-    # A client that leaves because MQTT 5 is not spoken here is a traceback to it.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    settings = {
-        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
-        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
-    }
-
-    async def serve() -> None:
-        broker = Embedded(settings)
-        await broker.start()
-        await asyncio.Event().wait()
-
-    threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        with socket.socket() as knock:
-            if knock.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise BrokerError("the embedded broker did not start; set BROKER=mqtt://host to use another")
-
-
-class DemoRouter(MessageRouter):
-    """A line a message, cut to the terminal, and the last counts whole."""
-
-    def __init__(self) -> None:
-        super().__init__("text")
-        self.ready = threading.Event()
-        self.counts = ""
-
-    def show(self, topic: str, message: Message) -> None:
-        m = message.payload
-        # A small group's message has no counts to show.
-        if isinstance(m, Counts) and (m.counts is not None or not self.counts):
-            self.counts = dumps(as_dict(m))
-        columns, text = shutil.get_terminal_size((80, 24)).columns, line(message)
-        print(text if len(text) <= columns else text[: columns - 3] + "...", flush=True)
-
-
-def seconds_given() -> float:
+def take_terminal() -> None:
+    """Let Ctrl-C reach this process alone: make, which waits for it, would end with an error of its
+    own. Nothing is done where there is no terminal, or where it is another's."""
     try:
-        return float(os.environ.get("DEMO_SECONDS") or 0)
-    except ValueError:
-        raise UsageError("DEMO_SECONDS must be a number of seconds") from None
-
-
-def play(url: str, state: str, seconds: float) -> None:
-    """Run the node on the clip, again and again on a terminal. Raises EdgeError where it fails."""
-    stay = sys.stdout.isatty() or seconds > 0
-    deadline = time.monotonic() + seconds if seconds else float("inf")
-    command = [sys.executable, "-m", "edge.run", "--camera", str(CLIP), "--broker", url]
-    command += ["--window", WINDOW_SECONDS]
-    print(f"$ edge-run --camera demo/{CLIP.name} --broker {url} --window {WINDOW_SECONDS}\n")
-    env = {**os.environ, "XDG_STATE_HOME": state}
-    node = subprocess.Popen(command, env=env, text=True)
-    while True:
-        try:
-            code = node.wait(timeout=max(deadline - time.monotonic(), 0.1) if seconds else None)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-            node.terminate()
-            node.wait(timeout=60)
-            if isinstance(reason, KeyboardInterrupt):
-                return
-            code = 0
-        if code:
-            raise EdgeError(f"the node ended with exit code {code}; its last line says why")
-        if not stay or time.monotonic() >= deadline:
-            return
-        print("\nthe clip is over; again in 3 s (Ctrl-C ends)\n", flush=True)
-        try:
-            time.sleep(min(3.0, max(deadline - time.monotonic(), 0)))
-        except KeyboardInterrupt:
-            return
-        if time.monotonic() >= deadline:
-            return
-        node = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-        threading.Thread(target=repeat_stderr, args=(node.stderr,), daemon=True).start()
-
-
-def repeat_stderr(lines: IO[str] | None) -> None:
-    """Say what a node says, but for the law's notice, which was read when the first one began."""
-    for text in lines or ():
-        if text.rstrip("\n") != NOTICE:
-            print(text, end="", file=sys.stderr, flush=True)
-
-
-def demo() -> None:
-    url = os.environ.get("BROKER", "")
-    seconds = seconds_given()
-    if not url:
-        port = free_port()
-        start_broker(port)
-        url = f"mqtt://127.0.0.1:{port}"
-        print(f"embedded broker at {url}", flush=True)
-    page = os.environ.get("DEMO_PAGE") or str(free_port())
-    with tempfile.TemporaryDirectory(prefix="edge-demo-") as state:
-        record = str(Path(state) / "demo.sqlite")
-        args = build_parser().parse_args(
-            ["--broker", url, "--record", record, "--web", f"127.0.0.1:{page}"]
-        )
-        router, failed = DemoRouter(), []
-
-        def school() -> None:
-            try:
-                watch(args, broker_settings(args), router, table=False, ready=router.ready.set)
-            except EdgeError as error:
-                failed.append(error)
-                router.ready.set()
-
-        server = threading.Thread(target=school)
-        server.start()
-        try:
-            if not router.ready.wait(START_SECONDS) or failed:
-                raise failed[0] if failed else BrokerError(f"no answer from {url}")
-            play(url, state, seconds)
-            time.sleep(0.5)
-        finally:
-            router.stop.set()
-            server.join()
-        if failed:
-            raise failed[0]
-        note = router.note()
-    if not router.counts:
-        raise EdgeError("no counts arrived; run it again, and report it if that repeats")
-    print(f"\nrecorder: {note}\na message on .../counts, whole:\n{router.counts}")
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+        if os.tcgetpgrp(terminal) == os.getpgrp() != os.getpid():
+            # A process in the background may not take it, and Ctrl-Z would stop what nobody can resume.
+            for number in (signal.SIGTTOU, signal.SIGTSTP):
+                signal.signal(number, signal.SIG_IGN)
+            os.setpgid(0, 0)
+            os.tcsetpgrp(terminal, os.getpid())
+    except OSError:
+        return
 
 
 if __name__ == "__main__":
-    try:
-        demo()
-    except EdgeError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(0)
+    for one in STOP:
+        signal.signal(one, lambda *_: os._exit(0))
+    take_terminal()
+    from show import main
+
+    sys.exit(main(STOP))

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
-from demo.run import repeat_stderr
+from demo.show import repeat_stderr
 from edge.base.jetson import nvidia_driver
 from edge.run import NOTICE
 from edge.sources.decoder import converts_interlaced
