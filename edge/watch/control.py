@@ -31,7 +31,7 @@ from edge.delivery.commands import NAMES, Name
 from edge.watch.command import Answer, Order, check_target, matches, order
 from edge.watch.guard import host_name
 from edge.watch.lines import SHORT, printable
-from edge.watch.password import Guesses
+from edge.watch.password import Budget
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Control:
         self._nodes, self._ask, self._clock = nodes, ask, clock
         self._names = frozenset(names)
         self._cookie = f"; Path=/control; HttpOnly; SameSite=Strict{'; Secure' if tls else ''}"
-        self._guesses, self._pace = Guesses(clock), Guesses(clock)
+        self._guesses, self._pace = Budget(clock), Budget(clock)
         self._open: OrderedDict[str, Session] = OrderedDict()
         self._busy = threading.BoundedSemaphore(MOST_AT_ONCE)
 
@@ -162,7 +162,7 @@ class Control:
         if not self._guesses.allowed(address):
             raise Refusal(429, "too many wrong passwords from this address; wait two seconds")
         if not hmac.compare_digest(self._digest(password), self._expected):
-            self._guesses.wrong(address)
+            self._guesses.spend(address)
             log.warning("control wrong password who=%r address=%s", name, address)
             raise Refusal(403, "this is not the password for commands")
         key = secrets.token_urlsafe(32)
@@ -200,7 +200,7 @@ class Control:
         asked, nodes = self._meant(posted)
         if not self._pace.allowed(address):
             raise Refusal(429, "too many commands from this address; wait two seconds")
-        self._pace.wrong(address)  # each counts, right or not
+        self._pace.spend(address)
         session.until = self._clock() + OPEN_SECONDS
         if not self._busy.acquire(blocking=False):
             raise Refusal(503, "other commands wait for their answers; try again")

@@ -11,7 +11,7 @@ import os
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.watch.password import Guesses
+from edge.watch.password import Budget
 
 USER = "school"
 COOKIE = "knows"
@@ -43,7 +43,7 @@ class Guard:
         self._app, self._names = app, names
         self._key = os.urandom(32)
         self._expected = None if password is None else self._digest(f"{USER}:{password}".encode())
-        self._guesses = Guesses()
+        self._guesses = Budget()
         # A browser that once knew the password: others behind its address cannot lock it out.
         self._known = hmac.digest(self._key, b"known", "sha256").hex()
         self._secure = "; Secure" if tls else ""
@@ -93,7 +93,7 @@ class Guard:
             text_given = b""
         right = hmac.compare_digest(self._digest(text_given), self._expected)
         if not right or kind.lower() != b"basic":
-            self._guesses.wrong(address)
+            self._guesses.spend(address)
             return _ask(), ""
         if known:
             return None, ""

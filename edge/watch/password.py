@@ -21,7 +21,7 @@ EASY_WORDS = re.compile(
     "welcome|willkommen|letmein|edge|secret|geheim|changeme|default|page|user|root|test"
 )
 ROWS = ("qwertyuiop", "qwertzuiop", "asdfghjkl", "zxcvbnm", "yxcvbnm", "azertyuiop")
-BURST = 10  # wrong passwords of one address before it must wait
+BURST = 10  # of one address before it must wait, such as wrong passwords
 REFILL_SECONDS = 1.0  # for each further one
 MOST_ADDRESSES = 4096
 
@@ -48,8 +48,9 @@ def require_strong(password: str, option: str = "--web-password-file") -> None:
         )
 
 
-class Guesses:
-    """Bounds how often an address may give a wrong password; in memory, for so many addresses."""
+class Budget:
+    """Bounds how often an address may do a thing, such as give a wrong password; in memory, for so many
+    addresses."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -60,11 +61,11 @@ class Guesses:
         return min(float(BURST), left + (self._clock() - at) / REFILL_SECONDS)
 
     def allowed(self, address: str) -> bool:
-        """Tell whether a password of this address is looked at."""
+        """Tell whether this address may do it now."""
         return self._tries(_network(address)) >= 1
 
-    def wrong(self, address: str) -> None:
-        """Count a wrong one."""
+    def spend(self, address: str) -> None:
+        """Count one."""
         key = _network(address)
         self._left[key] = self._tries(key) - 1, self._clock()
         self._left.move_to_end(key)

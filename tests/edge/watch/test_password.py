@@ -8,7 +8,7 @@ import random
 import pytest
 
 from edge.base.errors import UsageError
-from edge.watch.password import BURST, MOST_ADDRESSES, STRENGTH, Guesses, require_strong
+from edge.watch.password import BURST, MOST_ADDRESSES, STRENGTH, Budget, require_strong
 from edge.watch.rooms import Rooms
 from edge.watch.run import build_parser
 from edge.watch.web import PageAddress, Server
@@ -50,31 +50,31 @@ def test_the_rule_stands_in_the_help_and_on_the_page_of_the_server() -> None:
 
 def test_an_address_has_a_few_tries_and_then_one_a_second() -> None:
     now = [0.0]
-    guesses = Guesses(clock=lambda: now[0])
+    guesses = Budget(clock=lambda: now[0])
     for _ in range(BURST):
         assert guesses.allowed("192.0.2.1")
-        guesses.wrong("192.0.2.1")
+        guesses.spend("192.0.2.1")
     assert not guesses.allowed("192.0.2.1")
     assert guesses.allowed("192.0.2.2")
     now[0] += 1
     assert guesses.allowed("192.0.2.1"), "soon open again"
-    guesses.wrong("192.0.2.1")
+    guesses.spend("192.0.2.1")
     assert not guesses.allowed("192.0.2.1")
     now[0] += 3600
     for _ in range(BURST):
         assert guesses.allowed("192.0.2.1")
-        guesses.wrong("192.0.2.1")
+        guesses.spend("192.0.2.1")
     assert not guesses.allowed("192.0.2.1"), "an hour saves up no more than the burst"
 
 
 def test_an_ipv6_network_is_one_guesser_and_memory_is_bounded() -> None:
-    guesses = Guesses(clock=lambda: 0.0)
+    guesses = Budget(clock=lambda: 0.0)
     for i in range(BURST):
-        guesses.wrong(f"2001:db8::{i:x}")
+        guesses.spend(f"2001:db8::{i:x}")
     assert not guesses.allowed("2001:db8::ffff")
     assert guesses.allowed("2001:db8:0:1::1")
     for i in range(MOST_ADDRESSES + 100):
-        guesses.wrong(f"10.{i >> 8}.{i & 255}.1")
+        guesses.spend(f"10.{i >> 8}.{i & 255}.1")
     assert len(guesses._left) == MOST_ADDRESSES
 
 
