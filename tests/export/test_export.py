@@ -186,8 +186,9 @@ def test_checkpoint_to_bundle_to_scores(
         for entry in bundle.description.scores
         if entry["split"] == "test" and entry["precision"] == "int8"
     ]
-    *scored, more = json.loads(scores.read_text())
+    *scored, kinds, more = json.loads(scores.read_text())
     assert scored == written
+    assert set(kinds) == {"domains"}
     assert set(more) == {"calibrated"}
     header, *rows = predictions.read_text().splitlines()
     assert header == "name," + ",".join(f"p_{label}" for label in LABELS)
