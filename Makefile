@@ -10,7 +10,7 @@ TESTED = analysis,completion,demo,flash,metrics
 unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
-.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package \
+.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package test-extras \
 	test-boot soak lint gpu deb clip schemas node-tools tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
@@ -62,8 +62,12 @@ PYTHONS = 3.10 3.11 3.12
 deb: .venv-node/ready  ## the node's package for arm64, with all that it needs offline, into dist/
 	.venv-node/bin/python systemd/build_package.py --python $(PYTHONS)
 
+# From the package index into fresh environments, minutes and some hundred megabytes.
+test-extras: .venv/ready  ## each extra alone in a fresh environment: its commands, its shortest job
+	.venv/bin/python -m pytest -m package -s tests/package/test_extras.py
+
 test-package: .venv/ready deb  ## installed, cut, upgraded, removed and purged in an arm64 Debian; as root
-	.venv/bin/python -m pytest -m package -s tests/package
+	.venv/bin/python -m pytest -m package -s tests/package --ignore tests/package/test_extras.py
 
 test-boot: .venv/ready deb  ## a blank card to a publishing node on an emulated arm64 computer; as root
 	.venv/bin/python -m pytest -m boot -s tests/boot
