@@ -22,7 +22,7 @@
     return element;
   }
 
-  const section = make("section", undefined, { id: "control", "aria-labelledby": "control-title" });
+  const section = make("section", undefined, { id: "control", lang: "en", "aria-labelledby": "control-title" });
   const status = make("p", "", { id: "control-status", role: "status" });
   const body = make("div");
 
