@@ -214,32 +214,6 @@ def taught_and_resumed(
     return whole
 
 
-def compare_views_with_live_teachers(
-    data: Path, teachers: list[str], folder: Path, command: Callable[..., Done]
-) -> None:
-    """Two teachers' answers for two views: from the cache, again, and live come to the same."""
-    recipe = folder / "views.yaml"
-    recipe.write_text(
-        RECIPE.replace("epochs: 4", "epochs: 3") + "distillation: {tokens: 0, views: 2}\n"
-    )
-    rows = []
-    for name, extra in (
-        ("first", []),
-        ("again", []),
-        ("live", ["--set", "distillation.live=true"]),
-    ):
-        own = arguments(recipe, data, folder / f"views-{name}")
-        done = command("distill.train", *own, *teachers, *extra)
-        assert done.code == 0, done.err
-        assert ("targets of 2 views of 192 images: 0.2 MB" in done.out) == (name != "live")
-        assert ("targets of views: 384/384" in done.out) == (name == "first"), "computed once"
-        rows.append(log(folder / f"views-{name}"))
-    assert rows[0] == rows[1]
-    for cached, live in zip(rows[0], rows[2], strict=True):
-        for loss in ("loss_votes", "loss_logits", "loss_embedding"):
-            assert float(cached[loss]) == pytest.approx(float(live[loss]), rel=0.02), loss
-
-
 @pytest.mark.process
 def test_teacher_then_student_end_to_end_killed_and_resumed(
     detector_file: Path,
@@ -277,8 +251,6 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     by = torch.load(tmp_path / "two" / "best.pt", weights_only=True)["teacher"]
     assert "tiny-teacher" in by
     assert f"with best.pt {digest_of(out / 'best.pt')[:16]}" in by
-    both = [*taught, "--teacher", str(out / "best.pt")]
-    compare_views_with_live_teachers(small_ferplus, both, tmp_path, command)
     together = ["--checkpoint", str(out / "best.pt"), "--checkpoint", str(whole / "best.pt")]
     data = ["--data", str(small_ferplus), "--layout", "ferplus", "--split", "valid"]
     done = command("distill.evaluation.evaluate", *together, *data, *backbones)
