@@ -67,7 +67,12 @@ def _run(
             raise EdgeError(
                 f"{words[0]} is not here; apt-get install dpkg-dev debhelper git"
             ) from error
-        watch = threading.Timer(PIP_SECONDS, lambda: (late.set(), process.kill()))
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        watch = threading.Timer(PIP_SECONDS, give_up)
         watch.start()
         printed = []
         with process:
