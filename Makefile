@@ -10,8 +10,8 @@ TESTED = analysis,completion,demo,flash,metrics
 unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
-.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package test-extras \
-	test-boot soak lint gpu deb clip schemas node-tools tensorrt clean
+.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package \
+	test-extras test-boot soak lint gpu deb clip schemas node-tools hadolint tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
 	@trap 'exec 2>/dev/null; kill $$!; wait $$!; exit 0' INT; .venv-node/bin/python demo/run.py & wait $$!
