@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
 from edge.watch.store import Store
+from edge.watch.tables import COUNTS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 TIME = "timestamp[us, tz=UTC]"
 # The type of every column but those of labels, in their order.
 TYPES = {
-    "node": "string", "log": "string", "seq": "int64", "start": TIME, "end": TIME, "received": TIME,
-    "time_base": "string", "clock_synced": "bool", "historical": "bool", "min_group": "int64",
-    "suppressed": "bool", "faces_mean": "double", "faces_max": "int64", "seen": "double",
-    "frames": "int64", "dropped": "int64", "low_confidence": "double", "camera": "string",
-    "counting": "string",
+    "node": "string", "site": "string", "room": "string", "log": "string", "seq": "int64",
+    "start": TIME, "end": TIME, "received": TIME, "time_base": "string", "clock_synced": "bool",
+    "historical": "bool", "min_group": "int64", "min_cell": "int64", "suppressed": "bool",
+    "faces_mean": "double", "faces_max": "int64", "seen": "double", "frames": "int64",
+    "dropped": "int64", "low_confidence": "double", "camera": "string", "counting": "string",
 }  # fmt: skip
 KINDS = ("counts", "person_seconds")  # an int64 column a label: counts.LABEL, person_seconds.LABEL
 MODE = 0o600
@@ -46,7 +47,8 @@ def schema(labels: Iterable[str]) -> pa.Schema:
 
     types = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_(),
              TIME: pa.timestamp("us", "UTC")}  # fmt: skip
-    own = [pa.field(name, types[kind]) for name, kind in TYPES.items()]
+    said = {name: {"description": str(COUNTS.c[name].comment)} for name in TYPES}
+    own = [pa.field(name, types[kind], metadata=said[name]) for name, kind in TYPES.items()]
     return pa.schema(own + [pa.field(f"{k}.{x}", pa.int64()) for k in KINDS for x in labels])
 
 
@@ -82,6 +84,28 @@ def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
     return paths
 
 
+def write_csv(folder: Path) -> list[Path]:
+    """Write a CSV file beside each Parquet file of a folder, with the same columns. Raises EdgeError
+    where the disk takes nothing."""
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    paths = []
+    for file in sorted(folder.glob("counts-*.parquet")):
+        table = pq.read_table(file, partitioning=None)
+
+        def fill(out: BinaryIO, table: pa.Table = table) -> None:
+            pyarrow.csv.write_csv(table, out)
+
+        try:
+            _replace_file(file.with_suffix(".csv"), fill)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise EdgeError(f"{folder} takes no file ({why}); give another --out") from error
+        paths.append(file.with_suffix(".csv"))
+    return paths
+
+
 def _labels(path: Path, there: pa.Schema) -> set[str]:
     """Read the labels off a file's columns. Raises EdgeError where there are others."""
     parts = [name.partition(".") for name in there.names if name not in TYPES]
@@ -106,15 +130,19 @@ def _conform(table: pa.Table, whole: pa.Schema) -> pa.Table:
 
 
 def _replace(path: Path, table: pa.Table) -> None:
-    """Write whole or not at all; closed to others, but for whom an earlier file was opened."""
     import pyarrow.parquet as pq
 
-    part = path.with_suffix(".part")
+    _replace_file(path, lambda out: pq.write_table(table, out, compression="zstd"))
+
+
+def _replace_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write whole or not at all; closed to others, but for whom an earlier file was opened."""
+    part = path.with_suffix(f"{path.suffix}.part")
     mode = path.stat().st_mode & 0o777 if path.exists() else MODE
     with contextlib.suppress(FileNotFoundError):
         part.unlink()
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        fill(file)
     part.chmod(mode)
     part.replace(path)
 
@@ -128,6 +156,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--csv", action="store_true", help="also a CSV file beside each of the folder's")
     p.add_argument("--since", metavar="YYYY-MM-DD", help="from that day on")
     args = p.parse_args(argv)
     since = None
@@ -140,6 +169,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     store.require_existing()
     paths = write(store.readings(since), args.out)
     store.close()
+    if args.csv:
+        paths += write_csv(args.out)
     for path in paths:
         print(path)
     if not paths:

@@ -25,13 +25,16 @@ from edge.watch.messages import Message
 from edge.watch.progress import STEP, Log, Progress, advance, lock, write_progress
 from edge.watch.quarters import take_back
 from edge.watch.retention import delete_messages
-from edge.watch.tables import APART, COUNTS, HEALTH, LOGS, RETIRED, STATUSES
+from edge.watch.tables import APART, COUNTS, DERIVED, HEALTH, LOGS, RETIRED, STATUSES
 
 Key = tuple[str, str, int]  # node, log, seq
 Row = dict[str, Any]  # of COUNTS, by column
 # What a reading says, and a repetition says again: not when it came, nor whether that was late.
 SAID = tuple(
-    c.name for c in COUNTS.columns if c.name not in ("log", "seq", "received", "historical")
+    c.name
+    for c in COUNTS.columns
+    # What was stored before `min_cell` was, and is said again, is the same reading.
+    if c.name not in ("log", "seq", "received", "historical", "min_cell", *DERIVED)
 )
 
 # What the rooms' timeline needs of a reading.
@@ -255,6 +258,7 @@ def _row(m: Counts, received: datetime) -> dict[str, Any]:
         "clock_synced": m.clock_synced,
         "historical": m.historical,
         "min_group": m.min_group,
+        "min_cell": m.min_cell,
         "suppressed": isinstance(m.faces, str),
         "faces_mean": shown.mean if shown else None,
         "faces_max": shown.max if shown else None,

@@ -44,33 +44,71 @@ LOGS = sa.Table(
 # The rows of COUNTS that stand apart: `log` is LOG~HASH, since another reading has their number in LOG.
 APART = "log LIKE '%~%'"
 
-# A row a window. counts and person_seconds: people and time by label; null for a suppressed small count
-# (fewer than min_group people) and where nothing was seen. counting: null of a node that did not say.
+# A row a window; each column's comment is its description (edge/watch/columns.md).
 COUNTS = sa.Table(
     "counts",
     METADATA,
-    sa.Column("node", sa.Text, primary_key=True),
-    sa.Column("log", sa.Text, primary_key=True),
-    sa.Column("seq", sa.BigInteger, primary_key=True),
-    sa.Column("start", UtcTime, primary_key=True),
-    sa.Column("end", UtcTime),
-    sa.Column("received", UtcTime),
-    sa.Column("time_base", sa.Text),
-    sa.Column("clock_synced", sa.Boolean),
-    sa.Column("historical", sa.Boolean),
-    sa.Column("min_group", sa.BigInteger),
-    sa.Column("suppressed", sa.Boolean),
-    sa.Column("faces_mean", sa.Float),
-    sa.Column("faces_max", sa.BigInteger),
-    sa.Column("counts", sa.JSON(none_as_null=True)),
-    sa.Column("person_seconds", sa.JSON(none_as_null=True)),
-    sa.Column("seen", sa.Float),
-    sa.Column("frames", sa.BigInteger),
-    sa.Column("dropped", sa.BigInteger),
-    sa.Column("low_confidence", sa.Float),
-    sa.Column("camera", sa.Text),
-    sa.Column("counting", sa.Text),
+    sa.Column("node", sa.Text, primary_key=True, comment="the node's whole name, site/room/node"),
+    sa.Column("site", sa.Text, comment="the first part of node: the school; derived from it"),
+    sa.Column("room", sa.Text, comment="the second part of node: the room; derived from it"),
+    sa.Column(
+        "log",
+        sa.Text,
+        primary_key=True,
+        comment="UUID of the node's outbox; LOG~HASH where another reading has its seq",
+    ),
+    sa.Column("seq", sa.BigInteger, primary_key=True, comment="number of the reading in its log"),
+    sa.Column("start", UtcTime, primary_key=True, comment="when the window began, UTC"),
+    sa.Column("end", UtcTime, comment="when the window ended, UTC"),
+    sa.Column("received", UtcTime, comment="when the recorder stored it, UTC"),
+    sa.Column(
+        "time_base", sa.Text, comment="utc for the node's clock, file for a recording's own time"
+    ),
+    sa.Column(
+        "clock_synced",
+        sa.Boolean,
+        comment="whether the node's clock was synchronised; null where it does not know",
+    ),
+    sa.Column(
+        "historical", sa.Boolean, comment="true for what came later than its window, as after a cut"
+    ),
+    sa.Column("min_group", sa.BigInteger, comment="fewest people of whom counts are published"),
+    sa.Column(
+        "min_cell",
+        sa.BigInteger,
+        comment="fewest people in a published cell; null where it was stored before that was kept",
+    ),
+    sa.Column(
+        "suppressed", sa.Boolean, comment="true where fewer than min_group people hide the counts"
+    ),
+    sa.Column(
+        "faces_mean",
+        sa.Float,
+        comment="people in view, on average; null where hidden or nothing was seen",
+    ),
+    sa.Column("faces_max", sa.BigInteger, comment="most people in view at once; null likewise"),
+    sa.Column("counts", sa.JSON(none_as_null=True), comment="people by label; null likewise"),
+    sa.Column(
+        "person_seconds",
+        sa.JSON(none_as_null=True),
+        comment="person-seconds by label; null likewise",
+    ),
+    sa.Column("seen", sa.Float, comment="share of the window covered by pictures, 0 to 1"),
+    sa.Column("frames", sa.BigInteger, comment="frames that were looked at; null where hidden"),
+    sa.Column("dropped", sa.BigInteger, comment="frames that were passed over; null where hidden"),
+    sa.Column(
+        "low_confidence",
+        sa.Float,
+        comment="share of the people's time too unsure to count, 0 to 1; null where hidden",
+    ),
+    sa.Column("camera", sa.Text, comment="how the camera did in the window, such as live"),
+    sa.Column(
+        "counting", sa.Text, comment="how people were counted; null of a node that did not say"
+    ),
 )
+
+# Derived by the database: nothing writes them.
+DERIVED = ("site", "room")
 
 HEALTH = sa.Table(
     "health",

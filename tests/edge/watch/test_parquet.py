@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -18,11 +19,14 @@ import pytest
 import sqlalchemy as sa
 
 from edge.base.errors import EdgeError
+from edge.watch.columns import page
 from edge.watch.database import parse_address
-from edge.watch.parquet import TYPES, write
+from edge.watch.parquet import KINDS, TYPES, schema, write, write_csv
 from edge.watch.run import main
 from edge.watch.store import Store
+from edge.watch.tables import COUNTS
 from support.heard import NODE, NOON, counts, heard, small
+from support.paths import ROOT
 from support.postgres import Postgres
 
 HIDDEN, SHOWN, LATER = NOON, NOON + timedelta(days=1), NOON + timedelta(days=2)
@@ -197,3 +201,58 @@ def test_a_role_that_may_only_select_exports(
     engine.dispose()
     assert (done.code, len(done.out.splitlines())) == (0, 3), done.err
     assert NODE in ds.dataset(tmp_path / "out").to_table()["node"].to_pylist()
+
+
+def test_site_room_and_smallest_cell_are_columns(store: Store, tmp_path: Path) -> None:
+    store.write([heard(counts(1, "north/room-7/node-2"))], NOON)
+    (file,) = write(store.readings(), tmp_path / "out")
+    (row,) = pq.read_table(file).to_pylist()
+    assert (row["node"], row["site"], row["room"]) == ("north/room-7/node-2", "north", "room-7")
+    assert (row["min_group"], row["min_cell"]) == (5, 2)
+
+
+def test_csv_beside_parquet_has_the_same_rows(store: Store, tmp_path: Path) -> None:
+    days(store)
+    out = tmp_path / "out"
+    files = write(store.readings(), out)
+    written = write_csv(out)
+    assert [path.stem for path in written] == [path.stem for path in files]
+    for path, file in zip(written, files, strict=True):
+        table = pq.read_table(file)
+        found = list(csv.DictReader(path.read_text().splitlines()))
+        assert len(found) == table.num_rows
+        assert list(found[0]) == table.column_names
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert not list(out.glob("*.part"))
+
+
+def test_every_column_is_described_by_the_code_and_on_its_page() -> None:
+    assert all(column.comment for column in COUNTS.columns)
+    assert set(TYPES) | set(KINDS) == {column.name for column in COUNTS.columns}
+    described = (ROOT / "edge/watch/columns.md").read_text()
+    assert described == page(), "python -m edge.watch.columns > edge/watch/columns.md"
+    assert pq_description("min_cell") == COUNTS.c.min_cell.comment
+
+
+def pq_description(name: str) -> str:
+    return str(schema([]).field(name).metadata[b"description"].decode())
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_reading_of_an_older_database_gets_its_places_and_stays_one(database: str) -> None:
+    store = Store(database)
+    store.migrate("0003")
+    with store.transaction() as db:
+        db.execute(
+            sa.text(
+                'INSERT INTO counts (node, log, seq, start, "end", received, time_base, historical, '
+                "min_group, suppressed, seen, camera) VALUES ('north/room-7/node-2', 'l', 1, "
+                "'2026-11-25 12:00:00.000000', '2026-11-25 12:00:10.000000', "
+                "'2026-11-25 12:00:10.000000', 'utc', 0, 5, 1, 1.0, 'live')"
+            )
+        )
+    store.migrate()
+    (row,) = store.readings()
+    assert (row["site"], row["room"], row["min_cell"]) == ("north", "room-7", None)
+    store.migrate("head")
+    store.close()
