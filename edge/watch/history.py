@@ -111,7 +111,7 @@ class History(Database):
         with self.transaction() as db:
             if self.postgresql:
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(SLICES_LOCK)))
-            rows = db.execution_options(yield_per=STEP).execute(question)
+            rows = db.execute(question.execution_options(yield_per=STEP))
             for row in rows.mappings():
                 window = _window(row)
                 if possible(window):
@@ -149,7 +149,7 @@ class History(Database):
             SLICES.c.at >= since, SLICES.c.seconds > 0, SLICES.c.place.contains("/")
         )
         with self.transaction(reading=True) as db:
-            for row in db.execution_options(yield_per=STEP).execute(question):
+            for row in db.execute(question.execution_options(yield_per=STEP)):
                 yield row.place, row.at
 
 
