@@ -49,6 +49,7 @@ SHORT = {
     "edge/watch/migrations/versions/0003_counting.py": "one column",
     "edge/watch/migrations/versions/0004_retired.py": "one table",
     "edge/watch/migrations/versions/0005_slices.py": "one table",
+    "edge/watch/migrations/versions/0006_places.py": "three columns",
     "edge/watch/migrations/env.py": "runs the migrations, as Alembic demands a file to",
     "edge/health/probes.py": "two files of the kernel",
     "distill/models/precision.py": "one choice that models and training share",

@@ -176,7 +176,7 @@ def test_on_a_terminal_the_clip_is_read_by_a_person(detector_file: Path, tmp_pat
     rows = last_written(said)
     assert [row[:11] for row in rows[:2]] == ["00:00-00:02", "00:02-00:04"]
     assert rows[2] == "2 windows of 2 s: all counted"
-    assert re.match(r"7\.\d people on average: happiness \d\d %", rows[3])
+    assert re.match(r"7\.\d people on average: neutral \d\d %, happiness", rows[3])
     assert all(len(row) <= 80 for row in re.split(r"\n|" + re.escape(CLEAR_LINE), said))
 
 
