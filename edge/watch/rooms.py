@@ -83,8 +83,10 @@ class Room:
         return max(SILENT_SECONDS, SILENT_WINDOWS * window)
 
     def present(self, now: datetime) -> bool:
-        """Tell whether its last reading speaks of now."""
+        """Tell whether its last reading speaks of now: a node that has gone sees nobody."""
         counted = self.counted
+        if self.said in ("stopped", "lost"):
+            return False
         return counted is not None and (now - counted).total_seconds() <= self.patience
 
     def gone(self, now: datetime) -> bool:

@@ -23,7 +23,7 @@ def system_zone(link: Path = LINK, text: Path = TEXT) -> str:
         try:
             if name:
                 find_zone(name)
-                return name
+                return "UTC" if name == "Etc/UTC" else name
         except ValueError:
             continue
     return "UTC"

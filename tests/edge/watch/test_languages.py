@@ -158,6 +158,8 @@ def test_the_zone_is_the_machines_own_where_none_is_given(
     monkeypatch.delenv("TZ", raising=False)
     link, text = tmp_path / "localtime", tmp_path / "timezone"
     assert system_zone(link, text) == "UTC"
+    text.write_text("Etc/UTC\n")
+    assert system_zone(link, text) == "UTC", "as people call it"
     text.write_text("Europe/Madrid\n")
     assert system_zone(link, text) == "Europe/Madrid"
     link.symlink_to("/usr/share/zoneinfo/Europe/Paris")

@@ -67,6 +67,17 @@ def test_a_node_that_says_online_and_counts_nothing_is_silent() -> None:
     assert rows(rooms, NOON + 41 * SECOND)[0][4] == "10s", "its will is no sign of life"
 
 
+def test_a_node_that_stopped_sees_nobody_from_then_on() -> None:
+    for said in ("stopped", "lost"):
+        rooms = Rooms()
+        rooms.hear(heard(raw("status")), NOON)
+        rooms.hear(heard(counts(1)), NOON)
+        assert view.state(rooms, "", NOON + SECOND)["people"] == 6.0
+        rooms.hear(heard(raw("status", state=said)), NOON + 2 * SECOND)
+        assert view.state(rooms, "", NOON + 3 * SECOND)["people"] == 0
+        assert rows(rooms, NOON + 3 * SECOND)[0][2] == "-"
+
+
 def test_a_reading_counts_once_and_a_late_one_in_its_own_minute() -> None:
     rooms = Rooms()
     for _ in range(3):
