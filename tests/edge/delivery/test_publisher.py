@@ -261,8 +261,8 @@ def older() -> Iterator[str]:
     """Address of a broker that knows nothing newer than MQTT 3.1.1."""
     port = free_port()
     script = (
-        "import sys, time\nsys.path.insert(0, 'demo')\nimport run\n"
-        "run.start_broker(int(sys.argv[1]))\nprint('up', flush=True)\ntime.sleep(9000)\n"
+        "import sys, time\nsys.path.insert(0, 'demo')\nimport show\n"
+        "show.start_broker(int(sys.argv[1]))\nprint('up', flush=True)\ntime.sleep(9000)\n"
     )
     broker = subprocess.Popen(
         [sys.executable, "-c", script, str(port)], cwd=ROOT, stdout=subprocess.PIPE, text=True
