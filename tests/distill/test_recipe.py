@@ -104,12 +104,14 @@ def test_every_key_of_a_recipe_is_known(key: str, value: int) -> None:
 
 
 @given(st.text(max_size=40) | st.sampled_from(["2026-13-45", "[" * 5000, "!!python/name:os"]))
+@pytest.mark.slow
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     for given_text in (text, f"training.epochs={text}"):
         with contextlib.suppress(SettingsError):
             load_recipe(STUDENT, [given_text])
 
 
+@pytest.mark.slow
 def test_the_checkpoint_keeps_the_changed_recipe(
     detector_file: Path, tiny_ferplus: Path, tmp_path: Path
 ) -> None:

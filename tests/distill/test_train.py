@@ -131,6 +131,7 @@ def test_training_learns_is_killed_and_resumes_to_the_same_result(
     assert "or is damaged" in done.last
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_recipe_field_existed_resumes(
     uninterrupted: tuple[Path, str], recipe: Path, tiny_ferplus: Path, tmp_path: Path
 ) -> None:

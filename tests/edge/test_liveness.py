@@ -92,6 +92,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize("spoil", [flickering, shaken, compressed, *SLOW])
+@pytest.mark.slow
 def test_photographs_never_come_to_life_and_people_do_within_seconds(spoil: Spoil) -> None:
     seen = list(lives([*POSTERS, *PEOPLE], spoil, 9))
     for moment, row in seen:

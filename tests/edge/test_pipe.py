@@ -133,6 +133,7 @@ def test_labels_are_the_bundles_with_unclassified_last(messages: list[dict[str, 
         assert list(reading["counts"]) == [*labels, "unclassified"]
 
 
+@pytest.mark.slow
 def test_the_demo_clip_counts_the_same_at_every_rate() -> None:
     """Within 0.2 people in the mean, from the same detections."""
     settings = Settings()

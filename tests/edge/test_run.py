@@ -279,6 +279,7 @@ def test_check_prints_a_line_a_part_and_stores_nothing(command: Command, tmp_pat
     assert "2 of the checks failed: broker, camera" in done.last
 
 
+@pytest.mark.slow
 def test_check_looks_only_where_and_when_the_node_may(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_faces_that_are_small_for_the_detector_are_told(detector_file: Path) -> 
     assert "missed" not in advise(look(picture, [face], detector))
 
 
+@pytest.mark.slow
 def test_of_faces_of_12_pixels_nearly_all_are_found_by_default(detector_file: Path) -> None:
     detector, _ = open_detector(Settings())
     detector.score = Settings().detector.score

@@ -150,6 +150,7 @@ def seated(rate: float, miss: float, seconds: float = 40.0) -> float:
 
 @pytest.mark.parametrize("miss", [0.0, 0.05, 0.1])
 @pytest.mark.parametrize("rate", [5.0, AUTO_PER_SECOND, 10.0])
+@pytest.mark.slow
 def test_thirty_seated_people_count_the_same_from_few_pictures_as_from_thirty_a_second(
     rate: float, miss: float
 ) -> None:

@@ -290,6 +290,7 @@ def test_the_division_of_grey_levels_goes_into_the_first_scale(
     assert folded.graph.node[0].op_type != "Div"
 
 
+@pytest.mark.slow
 def test_every_form_of_student_is_quantised_with_attention_and_head_in_float(
     other_form: tuple[Student, Path], tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_network_that_knows_nothing_follows_nobody() -> None:
         assert [e.value for e in row.slope.values()] == pytest.approx([0, 0, 0])
 
 
+@pytest.mark.slow
 def test_slopes_are_recall_less_what_others_leak_and_lie_in_their_interval() -> None:
     """Half of `c` is read as `a`: published `c` follows true `c` with slope 1/2."""
     split = unanimous(600)
@@ -143,6 +144,7 @@ def test_bad_splits_are_refused_and_labels_alone_counted_by_labels() -> None:
     assert "votes" not in counts.table(alone, 2)
 
 
+@pytest.mark.slow
 def test_the_table_fits_a_terminal_and_the_plot_is_an_image(tmp_path: Path) -> None:
     split = unanimous(300)
     p = 0.7 * split.targets.astype(float) + 0.1
@@ -155,6 +157,7 @@ def test_the_table_fits_a_terminal_and_the_plot_is_an_image(tmp_path: Path) -> N
     assert cv2.imread(str(tmp_path / "counts.png")).std() > 5, "not an empty sheet"
 
 
+@pytest.mark.slow
 def test_the_command_counts_a_data_set_of_labels_and_refuses_a_room_too_large(
     detector_file: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:

@@ -46,6 +46,7 @@ def test_each_face_stands_in_one_group_and_a_guess_is_the_groups_own() -> None:
 
 
 @pytest.mark.usefixtures("detector_file")
+@pytest.mark.slow
 def test_portraits_are_grouped_by_the_nodes_own_detector(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def written(folder: Path, seed: int, epoch: int = 0, **student: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_mean_of_three_is_read_as_each_of_them_is(tmp_path: Path) -> None:
     paths = [written(tmp_path, seed, epoch=7 - seed) for seed in (0, 1, 2)]
     average.run([*map(str, paths), "--out", str(tmp_path / "mean.pt")])

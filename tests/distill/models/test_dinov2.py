@@ -37,6 +37,7 @@ def save(folder: Path, family: str, head: str = "Model", **sizes: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", READ)
+@pytest.mark.slow
 def test_the_places_are_those_behind_the_class_token_and_the_registers(
     tmp_path: Path, kind: str
 ) -> None:

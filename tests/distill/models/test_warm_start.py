@@ -137,6 +137,7 @@ def test_what_the_counting_added_is_taken_out_of_a_start_and_of_a_teacher(tmp_pa
 
 
 @pytest.mark.parametrize("form", [{"pool": "queries", "queries": 2}, {"attend": False}])
+@pytest.mark.slow
 def test_a_start_of_another_form_answers_as_it_did_also_from_its_file(
     tmp_path: Path, form: dict[str, Any]
 ) -> None:

@@ -91,6 +91,7 @@ ALONE = Process(0, 1, torch.device("cpu"))
     where=st.sampled_from(["faces", "targets", "gradients"]),
     sharpness=st.sampled_from([0.0, 0.05]),
 )
+@pytest.mark.slow
 def test_training_ends_at_the_step_and_keeps_the_epochs_before(
     tmp_path_factory: pytest.TempPathFactory, step: int, value: float, where: str, sharpness: float
 ) -> None:

@@ -133,6 +133,7 @@ def batches(views: Views, answers: ViewTargets | Ask) -> StudentBatches:
 
 
 @pytest.mark.parametrize("form", [{}, {"pool": "queries"}])
+@pytest.mark.slow
 def test_the_loss_from_the_cache_is_that_with_the_teachers_live_on_the_same_views(
     teacher: Teacher, tmp_path: Path, form: dict[str, Any]
 ) -> None:
@@ -188,6 +189,7 @@ def test_finished_answers_are_read_where_nothing_can_be_written(
     assert len(cache_view_targets(folder, views, ask, lambda line: None).logits[0]) == 10
 
 
+@pytest.mark.slow
 def test_a_killed_cache_resumes_to_the_same_result(teacher: Teacher, tmp_path: Path) -> None:
     views, whole, broken = Views(2, faces(), augment), tmp_path / "whole", tmp_path / "broken"
     frozen = Frozen()

@@ -77,6 +77,7 @@ def test_a_service_is_ready_after_its_first_frame_alive_after_and_says_that_it_s
     assert node.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_a_hang_in_the_pipeline_starves_the_watchdog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, detector_file: Path
 ) -> None:

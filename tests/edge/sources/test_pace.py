@@ -113,6 +113,7 @@ def test_what_is_not_due_is_taken_from_the_device_and_never_decoded_nor_dropped(
     assert np.median(np.diff([frame.time for frame in frames])) == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.slow
 def test_what_is_due_and_not_taken_in_time_is_dropped() -> None:
     camera = Grabber()
     source = Live("fake", lambda: camera, pace=Pace(20.0), max_seconds=PATIENCE)
@@ -127,6 +128,7 @@ def test_what_is_due_and_not_taken_in_time_is_dropped() -> None:
     assert sum(frame.dropped for frame in frames) >= 9
 
 
+@pytest.mark.slow
 def test_a_camera_of_which_few_pictures_are_due_is_neither_away_nor_frozen() -> None:
     camera = Grabber()
     limits = Limits(timeout=0.3, hang=5.0, freeze=3.0)

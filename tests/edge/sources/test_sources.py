@@ -371,6 +371,7 @@ class Lens:
 @pytest.mark.parametrize(
     ("level", "noise", "said"), [(0, 0, "dark"), (0, 4, "dark"), (120, 0, "frozen")]
 )
+@pytest.mark.slow
 def test_a_covered_or_still_camera_is_called_so_and_ends_no_run(
     hasty: None, caplog: pytest.LogCaptureFixture, level: int, noise: int, said: str
 ) -> None:

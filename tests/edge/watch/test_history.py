@@ -89,6 +89,7 @@ def test_what_comes_late_or_goes_is_summed_anew(store: Store, history: History) 
     assert not any(left), "what was deleted is in no sum"
 
 
+@pytest.mark.slow
 def test_a_day_a_week_and_four_weeks_are_drawn(store: Store, history: History) -> None:
     days = [NOON - timedelta(days=d) for d in (0, 1, 6, 20)]
     store.write([heard(counts(i + 1, start=at)) for i, at in enumerate(days)], NOON)
