@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 
 from edge.watch.database import Database
-from edge.watch.minutes import Minute, Window
+from edge.watch.minutes import Minute
 from edge.watch.progress import STEP
 from edge.watch.quarters import QUARTER, SLICES_LOCK, quarter_of
-from edge.watch.rooms import cells, possible
+from edge.watch.rooms import possible, stored_window
 from edge.watch.tables import COUNTS, SLICES
 
 KEEP = timedelta(days=29)
@@ -113,7 +112,7 @@ class History(Database):
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(SLICES_LOCK)))
             rows = db.execute(question.execution_options(yield_per=STEP))
             for row in rows.mappings():
-                window = _window(row)
+                window = stored_window(row)
                 if possible(window):
                     nodes[row["node"]] = nodes.get(row["node"], Minute()).plus(window)
             made = [
@@ -151,15 +150,3 @@ class History(Database):
         with self.transaction(reading=True) as db:
             for row in db.execute(question.execution_options(yield_per=STEP)):
                 yield row.place, row.at
-
-
-def _window(row: Any) -> Window:
-    return Window(
-        row["log"],
-        row["seq"],
-        row["start"],
-        (row["end"] - row["start"]).total_seconds(),
-        row["faces_mean"],
-        row["suppressed"],
-        cells(row["person_seconds"]),
-    )

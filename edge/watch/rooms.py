@@ -184,15 +184,7 @@ class Rooms:
             if room is None:
                 return
             room.heard = max(room.heard or row["received"], row["received"])
-            window = Window(
-                row["log"],
-                row["seq"],
-                row["start"],
-                (row["end"] - row["start"]).total_seconds(),
-                row["faces_mean"],
-                row["suppressed"],
-                cells(row["person_seconds"]),
-            )
+            window = stored_window(row)
             if possible(window):
                 self.habits.note(room.node, window.start, now)
                 self._add(room, window, now, old=True)
@@ -263,6 +255,19 @@ def possible(window: Window) -> bool:
     most = MOST_PEOPLE * max(1.0, window.seconds)
     persons = sum((window.person_seconds or {}).values())
     return (window.people or 0.0) <= MOST_PEOPLE and persons <= most
+
+
+def stored_window(row: Any) -> Window:
+    """Return the window of a stored reading. row: by column of its table."""
+    return Window(
+        row["log"],
+        row["seq"],
+        row["start"],
+        (row["end"] - row["start"]).total_seconds(),
+        row["faces_mean"],
+        row["suppressed"],
+        cells(row["person_seconds"]),
+    )
 
 
 def cells(given: Mapping[str, int] | None) -> dict[str, int] | None:
