@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from edge.base.errors import BrokerError, EdgeError, UsageError
+from edge.base.signals import on_signal
 from edge.delivery.messages import Counts, as_dict, dumps
 from edge.run import NOTICE
 from edge.watch.lines import line
@@ -198,8 +199,7 @@ def demo() -> None:
 
 def main(stop: Sequence[signal.Signals]) -> int:
     """Show the demo; return its exit code. stop: signals that end it in order."""
-    for one in stop:
-        signal.signal(one, lambda *_: OVER.set())
+    on_signal(OVER.set, stop)
     try:
         demo()
         sys.stdout.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from edge.base.errors import SettingsError, UsageError
 from edge.base.files import readable_for_all
 from edge.base.legal import is_reason, not_a_reason
 from edge.base.process import forbid_core_dumps
+from edge.base.signals import on_signal
 from edge.base.strict_yaml import read_yaml, validate
 from edge.settings import Settings
 
@@ -129,8 +129,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     cli.start_log(args.verbose)
     forbid_core_dumps()
     stop, force_stop = threading.Event(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: (force_stop if stop.is_set() else stop).set())
+    on_signal(lambda: (force_stop if stop.is_set() else stop).set())
     warn_of_open_secrets(args.config, settings)
     if args.check:
         from edge.tools.check import check

@@ -11,7 +11,6 @@ import importlib
 import io
 import logging
 import shutil
-import signal
 import socket
 import sys
 import threading
@@ -25,6 +24,7 @@ from edge.base import cli
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.base.setting_types import default_state
+from edge.base.signals import on_signal
 from edge.delivery.credentials import read_password
 from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker
@@ -206,8 +206,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     lines = "json" if args.json else "text" if args.lines or not (table or quiet) else ""
     cli.start_log()
     router = MessageRouter(lines, parse_zone(args.zone)[1])
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: router.stop.set())
+    on_signal(router.stop.set)
     if args.max_seconds is not None:
         timer = threading.Timer(args.max_seconds, router.stop.set)
         timer.daemon = True

@@ -11,7 +11,6 @@ import argparse
 import logging
 import random
 import selectors
-import signal
 import threading
 import time
 import uuid
@@ -27,6 +26,7 @@ from edge.base import cli
 from edge.base.backoff import Backoff
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import BrokerError, UsageError
+from edge.base.signals import on_signal
 from edge.delivery.connection import (
     UNSUPPORTED_VERSION,
     ConnectionStatus,
@@ -319,8 +319,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     longest = settings.retry_max_seconds
     nodes = [SimNode(i, labels, args.window, args.seed, longest) for i in range(args.nodes)]
     fleet, stop = SimulatedFleet(settings, nodes), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_signal(stop.set)
     began = last = time.monotonic()
     while not stop.is_set() and (now := time.monotonic()) - began < args.seconds:
         for node in nodes:
