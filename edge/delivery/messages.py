@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -224,6 +224,15 @@ class Result(_Message):
 
 
 MESSAGES: tuple[type[_Message], ...] = (Counts, Status, Info, Health, Ack, Command, Result)
+
+
+Kind = TypeVar("Kind", bound=_Message)
+
+
+def parse(kind: type[Kind], raw: bytes | str, strict: bool = False) -> Kind:
+    """Read a message that another release may have written: fields that this one does not know are
+    passed over. strict: nothing is converted. Raises ValidationError."""
+    return kind.model_validate_json(raw, strict=strict, extra="ignore")
 
 
 def dumps(payload: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ from edge.delivery.connection import (
     reconnect_delay,
     refused,
 )
-from edge.delivery.messages import PREFIX, Ack, Outgoing, dumps, readable
+from edge.delivery.messages import PREFIX, Ack, Outgoing, dumps, parse, readable
 from edge.delivery.outbox import Outbox
 from edge.delivery.protocol import MEMORY_FILE
 from edge.delivery.scheduler import SendScheduler
@@ -127,7 +127,7 @@ class _Announcements:
 def _read_ack(payload: bytes, node: str) -> Ack | None:
     """None for what is not an ack to this node."""
     try:
-        ack = Ack.model_validate_json(payload)
+        ack = parse(Ack, payload)
     except ValidationError:
         return None
     return ack if ack.node == node else None

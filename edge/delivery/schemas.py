@@ -1,8 +1,9 @@
 """The contract as files: a JSON Schema a message, an AsyncAPI 3 document, and what each version meant.
 
 `python -m edge.delivery.schemas DIR` writes them, and one of node.yaml, by which an editor completes
-it; `edge/schemas/` holds them. A message whose schema changed needs another number in `schema`: what
-was published under a number stays what it was.
+it; `edge/schemas/` holds them. Published schemas are open: a later release may add fields, with a
+default, under the same number, and a subscriber that validates goes on. Any other change needs another
+number in `schema`. The strict form, `schema_of`, is for what this release itself writes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import edge
 from edge.base.errors import UsageError
 from edge.delivery.commands import NAMES
-from edge.delivery.messages import MESSAGES, PREFIX, schema_of
+from edge.delivery.messages import MESSAGES, PREFIX, Command, schema_of
 from edge.settings import Settings
 
 # The last part of a message's topic; who writes it; whether it is retained; what it is for.
@@ -29,6 +30,9 @@ CHANNELS: dict[str, tuple[str, str, bool, str]] = {
     "cmd/{command}": ("Command", "server", False, "What a school asks of a node, once an id."),
     "cmd/{command}/result": ("Result", "node", False, "What became of a command."),
 }
+OPEN = "A later release may add fields under the same number: pass over those that you do not know."
+# A field passed over could be the one that limits what a command does.
+SHUT = " A node ignores a command that has a field it does not know."
 SEGMENTS = {
     "site": "The school: a-z, 0-9 and -.",
     "room": "The room: a-z, 0-9 and -.",
@@ -46,11 +50,44 @@ def fingerprint(schema: dict[str, Any]) -> str:
 
     def bare(part: Any) -> Any:
         if isinstance(part, dict):
-            said = ("description", "title")
+            said = ("description", "title", "$comment")
             return {k: bare(v) for k, v in part.items() if k not in said or isinstance(v, dict)}
         return [bare(one) for one in part] if isinstance(part, list) else part
 
     return hashlib.sha256(json.dumps(bare(schema), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def opened(schema: Any) -> Any:
+    """Return a schema that lets fields pass which it does not name, at any depth."""
+    if isinstance(schema, dict):
+        shut = {"additionalProperties": False}
+        return {k: opened(v) for k, v in schema.items() if {k: v} != shut}
+    return [opened(one) for one in schema] if isinstance(schema, list) else schema
+
+
+def published(message: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a message as subscribers get it."""
+    schema = opened(schema_of(message))
+    comment = OPEN + SHUT if message is Command else OPEN
+    return {"$schema": schema.pop("$schema"), "$comment": comment, **schema}
+
+
+def extends(new: Any, old: Any) -> bool:
+    """Tell whether a schema demands what an earlier one did, and at most adds optional fields."""
+
+    def known(new: Any, old: Any) -> Any:
+        """The part of `new` of which `old` knows."""
+        if isinstance(new, list) and isinstance(old, list) and len(new) == len(old):
+            return [known(n, o) for n, o in zip(new, old, strict=True)]
+        if not (isinstance(new, dict) and isinstance(old, dict)):
+            return new
+        found = {k: known(v, old.get(k)) for k, v in new.items()}
+        for part in ("properties", "$defs"):
+            if isinstance(found.get(part), dict):
+                found[part] = {k: v for k, v in found[part].items() if k in old.get(part, {})}
+        return {k: v for k, v in found.items() if v or k in old}
+
+    return fingerprint(known(new, old)) == fingerprint(old)
 
 
 def asyncapi() -> dict[str, Any]:
@@ -80,7 +117,8 @@ def asyncapi() -> dict[str, Any]:
             "title": "Classroom node kit",
             "version": edge.__version__,
             "description": "Counts of expressions from classroom nodes, never a picture. JSON in UTF-8 "
-            "over MQTT 5 or 3.1.1, QoS 1. A receiver deduplicates counts on (node, log, seq).",
+            "over MQTT 5 or 3.1.1, QoS 1. A receiver deduplicates counts on (node, log, seq). "
+            + OPEN,
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -121,14 +159,22 @@ def settings_schema() -> dict[str, Any]:
 
 
 def write(folder: Path) -> None:
-    """Raises UsageError where a message changed without a step of its version."""
-    schemas = {message.__name__.lower(): schema_of(message) for message in MESSAGES}
+    """Write the contract over the one before. Raises UsageError where what a message demands changed
+    without a step of its number."""
+    schemas = {message.__name__.lower(): published(message) for message in MESSAGES}
     path = folder / "versions.json"
     known: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-    for schema in schemas.values():
-        name, now = identity(schema), fingerprint(schema)
-        if known.setdefault(name, now) != now:
-            raise UsageError(f"'{name}' is not what it was: give the message another number")
+    for message in MESSAGES:
+        name, now = identity(schema_of(message)), fingerprint(schema_of(message))
+        before = folder / f"{message.__name__.lower()}.json"
+        if known.get(name, now) != now and not (
+            before.is_file() and extends(published(message), json.loads(before.read_text()))
+        ):
+            raise UsageError(
+                f"'{name}' is not what it was: give the message another number, or only add fields "
+                f"that have a default"
+            )
+        known[name] = now
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Any] = {f"{name}.json": schema for name, schema in schemas.items()}
     files["node.yaml.json"] = settings_schema()

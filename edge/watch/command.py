@@ -24,7 +24,7 @@ from edge.base.errors import BrokerError, UsageError
 from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
 from edge.delivery.commands import Name
 from edge.delivery.connection import Connector
-from edge.delivery.messages import PREFIX, Command, Result, Status, as_dict, dumps
+from edge.delivery.messages import PREFIX, Command, Result, Status, as_dict, dumps, parse
 from edge.settings import Broker
 from edge.watch.lines import LONG, printable
 
@@ -255,6 +255,6 @@ class Caller:
 
 def _read(kind: type[Any], content: bytes) -> Any:
     try:
-        return kind.model_validate_json(content)
+        return parse(kind, content)
     except ValidationError:
         return None

@@ -83,5 +83,6 @@ def line(message: Message, zone: tzinfo = timezone.utc) -> str:
 
 
 def json_line(topic: str, message: Message) -> str:
-    """Format one JSON object: topic and payload, as the node wrote it."""
+    """Format one JSON object: topic and payload, as the node wrote it, without fields that this
+    release does not know."""
     return dumps({"topic": topic, "payload": as_dict(message.payload)})

@@ -13,7 +13,7 @@ from typing import Union
 from pydantic import ValidationError
 
 from edge.base.clock import parse_rfc3339
-from edge.delivery.messages import PREFIX, Counts, Health, Info, Status
+from edge.delivery.messages import PREFIX, Counts, Health, Info, Status, parse
 
 LARGEST_BYTES = 64 * 1024
 # The same complaint is logged this often, each time after ten times as many.
@@ -67,7 +67,7 @@ def read(topic: str, raw: bytes) -> Message | None:
     if kind in RENEWED:
         raw = raw.replace(*RENEWED[kind], 1)
     try:
-        payload = model.model_validate_json(raw, strict=True)
+        payload = parse(model, raw, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise Refused(_reason(first["type"], first["loc"], raw, model)) from error

@@ -43,6 +43,7 @@ from edge.delivery.messages import (
     as_sent,
     counts_message,
     dumps,
+    parse,
 )
 from edge.delivery.outbox import Outbox
 from edge.delivery.protocol import Version
@@ -170,7 +171,7 @@ class SimNode:
 
     def heard(self, payload: bytes) -> None:
         try:
-            ack = Ack.model_validate_json(payload)
+            ack = parse(Ack, payload)
         except ValidationError:
             return
         self._scheduler.on_recorder_ack(ack.seq, ack.log)

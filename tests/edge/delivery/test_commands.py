@@ -243,6 +243,7 @@ def test_what_is_no_command_gets_no_answer(start: Callable[[], Commands]) -> Non
     assert commands.take("pause", b"x" * 1_000_000) is None
     assert commands.take("pause", command().replace(b"edge.cmd/1", b"edge.cmd/2")) is None
     assert commands.take("pause", command(id="../../etc/passwd")) is None
+    assert commands.take("pause", command(not_before="12:00")) is None, "a field it does not know"
     assert not commands.paused()
 
 

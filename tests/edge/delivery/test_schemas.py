@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 import shlex
@@ -24,10 +25,20 @@ from pydantic import ValidationError
 
 from edge.base.errors import UsageError
 from edge.delivery.commands import NAMES
-from edge.delivery.messages import MESSAGES, schema_of
-from edge.delivery.schemas import CHANNELS, asyncapi, fingerprint, identity, write
+from edge.delivery.messages import MESSAGES, Counts, parse, schema_of
+from edge.delivery.schemas import (
+    CHANNELS,
+    asyncapi,
+    extends,
+    fingerprint,
+    identity,
+    published,
+    write,
+)
 from edge.settings import Settings
+from edge.watch.messages import KINDS, read
 from support.brokers import Mosquitto, school_broker
+from support.mutated import bases
 from support.paths import ROOT
 from support.patience import PATIENCE
 
@@ -37,7 +48,7 @@ TOOLS = ROOT / ".node" / "node_modules"
 
 def test_the_checked_in_contract_is_the_codes_own(tmp_path: Path) -> None:
     """Regenerate with `make schemas`."""
-    shutil.copy(SCHEMAS / "versions.json", tmp_path)
+    shutil.copytree(SCHEMAS, tmp_path, dirs_exist_ok=True)
     write(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {p.name for p in SCHEMAS.iterdir()}
     for path in tmp_path.iterdir():
@@ -87,6 +98,105 @@ def test_a_message_that_changed_needs_another_number(tmp_path: Path) -> None:
     versions["edge.counts/2"] = "what it was before"
     (tmp_path / "versions.json").write_text(json.dumps(versions))
     with pytest.raises(UsageError, match=r"'edge\.counts/2' is not what it was"):
+        write(tmp_path)
+
+
+def places(message: dict[str, Any], way: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The ways to all objects of a message that have named fields."""
+    yield way
+    for key, value in message.items():
+        if isinstance(value, dict) and key in NAMED:
+            yield from places(value, (*way, key))
+
+
+NAMED = ("faces", "quality", "model", "privacy")  # the others' keys are labels, stages, arguments
+
+
+def whole(message: type) -> dict[str, Any]:
+    """One valid message of a kind."""
+    name = message.__name__.lower()
+    kind = {"command": "cmd/pause", "result": "cmd/pause/result"}.get(name, name)
+    return copy.deepcopy(bases()[kind][0])
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_field_of_a_later_release_passes_the_published_schema_and_not_the_strict_one(
+    message: type,
+) -> None:
+    stored = json.loads((SCHEMAS / f"{message.__name__.lower()}.json").read_text())
+    published = jsonschema.Draft202012Validator(stored)
+    strict = jsonschema.Draft202012Validator(schema_of(message))
+    for way in places(whole(message)):
+        said = whole(message)
+        assert strict.is_valid(said)
+        inner = said
+        for key in way:
+            inner = inner[key]
+        inner["of_a_later_release"] = {"x": [1]}
+        assert published.is_valid(said), way
+        assert not strict.is_valid(said), way
+    wrong = {**whole(message), "node": "../x"}
+    assert not published.is_valid(wrong), "what it names is checked as before"
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_field_of_a_later_release_is_passed_over_by_the_kits_own_readers(message: Any) -> None:
+    for way in places(whole(message)):
+        said = whole(message)
+        inner = said
+        for key in way:
+            inner = inner[key]
+        inner["of_a_later_release"] = 1
+        assert parse(message, json.dumps(said)) == parse(message, json.dumps(whole(message)))
+        kind = message.__name__.lower()
+        if kind in KINDS:
+            topic = f"edge/v1/{said['node']}/{kind}"
+            assert read(topic, json.dumps(said).encode()) == read(
+                topic, json.dumps(whole(message)).encode()
+            )
+
+
+def with_field(schema: dict[str, Any], required: bool) -> dict[str, Any]:
+    """A schema as a later release may have it."""
+    later = copy.deepcopy(schema)
+    later["properties"]["extra"] = {"$ref": "#/$defs/Extra"}
+    later.setdefault("$defs", {})["Extra"] = {"type": "object"}
+    later["required"] = [*schema["required"], *(["extra"] if required else [])]
+    return later
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_only_an_optional_field_may_come_under_the_same_number(message: type) -> None:
+    now = published(message)
+    assert extends(with_field(now, required=False), now)
+    assert not extends(now, with_field(now, required=False)), "a field must not go"
+    assert not extends(with_field(now, required=True), now), "who wrote before had none"
+    for name in now["properties"]:
+        other = copy.deepcopy(now)
+        other["properties"][name] = {"type": "array"}
+        assert not extends(other, now), name
+        del other["properties"][name]
+        assert not extends(other, now), name
+
+
+def test_the_contract_of_the_release_before_is_written_over_where_it_only_grew(
+    tmp_path: Path,
+) -> None:
+    """The release before had no `counting`, which is optional; its number stays."""
+    shutil.copytree(SCHEMAS, tmp_path, dirs_exist_ok=True)
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    versions["edge.counts/2"] = "of the release before"
+    (tmp_path / "versions.json").write_text(json.dumps(versions))
+    before = json.loads((tmp_path / "counts.json").read_text())
+    del before["properties"]["counting"]
+    (tmp_path / "counts.json").write_text(json.dumps(before))
+    write(tmp_path)
+    assert json.loads((tmp_path / "counts.json").read_text()) == published(Counts)
+    before["properties"]["seq"]["maximum"] = 5
+    versions["edge.counts/2"] = "of the release before"
+    (tmp_path / "versions.json").write_text(json.dumps(versions))
+    (tmp_path / "counts.json").write_text(json.dumps(before))
+    with pytest.raises(UsageError, match="or only add fields that have a default"):
         write(tmp_path)
 
 
