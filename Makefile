@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
 .PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package \
-	test-extras test-boot soak lint gpu deb clip schemas node-tools hadolint tensorrt clean
+	test-extras test-boot soak lint gpu deb sbom clip schemas node-tools hadolint tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
 	@trap 'exec 2>/dev/null; kill $$!; wait $$!; exit 0' INT; .venv-node/bin/python demo/run.py & wait $$!
@@ -19,11 +19,12 @@ demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing e
 help:  ## these lines
 	@sed -nE 's/^([a-z0-9-]+):[^#]*##/make \1:/p' $(MAKEFILE_LIST)
 
-lint: .venv/ready  ## ruff and mypy
+lint: .venv/ready  ## ruff, mypy, and that every file has a licence
 	.venv/bin/python $(PIP) --group lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/reuse lint --lines
 
 quick: .venv/ready  ## in little more than a minute: the tests that start no process, no broker and no browser
 	.venv/bin/python -m pytest $(PARALLEL) --hypothesis-profile quick \
@@ -61,6 +62,10 @@ test-scale: .venv/ready  ## SCALE_NODES (1000) into SQLite and PostgreSQL, all k
 PYTHONS = 3.10 3.11 3.12
 deb: .venv-node/ready  ## the node's package for arm64, with all that it needs offline, into dist/
 	.venv-node/bin/python systemd/build_package.py --python $(PYTHONS)
+
+sbom: deb  ## the package and the kit's wheel in dist/, each with its bill of materials (CycloneDX)
+	.venv-node/bin/python $(PIP:install=wheel) --no-deps --wheel-dir dist .
+	.venv-node/bin/python systemd/bill_of_materials.py dist/edge-node_*.deb dist/classroom_node-*.whl
 
 # From the package index into fresh environments, minutes and some hundred megabytes.
 test-extras: .venv/ready  ## each extra alone in a fresh environment: its commands, its shortest job

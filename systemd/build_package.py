@@ -37,7 +37,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 BUILD_TOOL = "setuptools==84.2.1"
 # What our wheel and the package are made of; the laboratory, tests and demo stay here.
 SOURCES = ("edge", "export/__init__.py", "export/engine", "systemd", "pyproject.toml", "README.md",
-           "LICENSE", "THIRD_PARTY.md")  # fmt: skip
+           "LICENSE", "LICENSES", "THIRD_PARTY.md")  # fmt: skip
 OPENCV = "opencv-python-headless"
 PIP_SECONDS = 900
 # Compiled modules are about as large as their source; the rest is for what pip itself needs meanwhile.
