@@ -1,17 +1,33 @@
 """The bundle's model card, written from bundle.json so that the two cannot differ.
 
-The headings are those of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
+The headings are those of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. The front
+matter is what a model hub reads (https://huggingface.co/docs/hub/model-cards), there as README.md.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from distill.data.labels import DATA_NAMES
 from distill.evaluation.robustness import describe, lost, mean_accuracy, worst
 
 NAME = "MODEL_CARD.md"
 WEAK = 0.5  # recall below which a class is named as one that the model misses
+
+# A hub knows licences by its own names; for another it wants a name and where it stands.
+HUB_LICENCES = {"Apache-2.0": {"license": "apache-2.0"}}
+OTHER_LICENCE = {
+    "license": "other",
+    "license_name": "as-the-training-pictures-allow",
+    "license_link": f"{NAME}#data",
+}
+METRICS = {
+    "accuracy": ("accuracy", "accuracy"),
+    "macro_f1": ("f1", "macro-F1"),
+    "mean_class_accuracy": ("recall", "mean class accuracy"),
+}
 
 USE = """\
 ## Intended use
@@ -163,6 +179,34 @@ def _counting(counting: dict[str, Any] | None) -> str:
     return head + "".join(rows)
 
 
+def _front_matter(description: dict[str, Any], data: str) -> str:
+    """Return the card's YAML. data: the set that scores are of."""
+    provenance, name = description["provenance"], description["provenance"]["recipe"]["name"]
+    results = [
+        {
+            "task": {"type": "image-classification", "name": "facial expression recognition"},
+            "dataset": {
+                "type": next((key for key, known in DATA_NAMES.items() if known == data), "other"),
+                "name": f"{data}, {entry['protocol']}",
+                "split": entry["split"],
+            },
+            "metrics": [
+                {"type": kind, "name": f"{text}, {entry['precision']}", "value": entry[key]}
+                for key, (kind, text) in METRICS.items()
+            ],
+        }
+        for entry in description["scores"]
+    ]
+    content = {
+        **HUB_LICENCES.get(provenance["weights_licence"], OTHER_LICENCE),
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": ["facial-expression-recognition", "onnx", "int8", "tensorrt", "edge"],
+        "model-index": [{"name": name, "results": results}],
+    }
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)}---\n"
+
+
 def _runs(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that the weights come from, the last one first."""
     runs = []
@@ -197,7 +241,7 @@ def _apart(provenance: dict[str, Any]) -> str:
 
 
 def write(description: dict[str, Any]) -> str:
-    """Return the card in Markdown. description: bundle.json's content, its scores included."""
+    """Return the card in Markdown, YAML before it. description: bundle.json's content with scores."""
     provenance, scores = description["provenance"], description["scores"]
     split = "test" if any(entry["split"] == "test" for entry in scores) else "valid"
     entry = next(e for e in scores if e["split"] == split and e["precision"] == "int8")
@@ -211,6 +255,7 @@ def write(description: dict[str, Any]) -> str:
         "the validation split says below is of pictures that it knows."
     )
     return (
+        f"{_front_matter(description, scored)}\n"
         f"# Model card: {provenance['recipe']['name']}\n\n"
         f"A classifier of aligned faces ({inputs['size']}x{inputs['size']}, {inputs['colour']}) into "
         f"{', '.join(description['labels'])}: {provenance['parameters'] / 1e6:.2f} M parameters, "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -39,15 +37,16 @@ from distill.evaluation.robustness import measure
 from distill.models.predict import logits_of, predict_bundle
 from distill.training.deployable import ENOUGH_CROPS, FEWEST_LABELS
 from edge.base import cli
-from edge.base.errors import DataError, EdgeError, UsageError
+from edge.base.errors import DataError, EdgeError
 from edge.health.reports import versions
 from edge.inference.bundle import load_bundle
 from edge.inference.weights import locked
 from edge.tools.bench import processor
-from export import card
 from export.agree import torch_equals_onnx
 from export.calibrate import balanced, crops_of, pictures_in
 from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
+from export.folder import put_in_place, refuse_other_folders
+from export.metadata import stamp, write_description
 from export.precisions import agree_all, refuse_out_of_tolerance, row, write_all
 from export.source import Source, read_source
 from export.to_int8 import Quantiser, attentions
@@ -88,36 +87,6 @@ def export(args: argparse.Namespace) -> None:
         _report(folder, data, crops, args)
         put_in_place(folder, args.out)
     print(f"bundle written to {args.out}")
-
-
-def refuse_other_folders(out: Path) -> None:
-    """Raise UsageError where `out` holds anything that a bundle does not, since it will be replaced."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"--out {out} is a file; give a folder")
-    ours = {"bundle.json", card.NAME, KNOWN_INPUTS, *FILES.values()}
-    if others := sorted(path.name for path in out.iterdir() if path.name not in ours):
-        raise UsageError(
-            f"--out {out} holds '{others[0]}', which is not part of a bundle and would be lost; give "
-            f"another folder"
-        )
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Move `folder` to `out`. The old bundle is moved away first and comes back if that fails; a kill
-    between the two moves leaves it whole as `.OUT.old`."""
-    aside = out.with_name(f".{out.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if out.exists():
-        os.replace(out, aside)
-    try:
-        os.replace(folder, out)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fill(
@@ -187,7 +156,8 @@ def _fill(
         "measured_with": {"processor": processor(), **versions()},
     }
     description = describe(folder, source, args.layout, temperature, prior, facts)
-    (folder / "bundle.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    stamp(folder, description)
+    write_description(folder, description)
 
 
 def _calibration_faces(
@@ -240,8 +210,7 @@ def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -
             text, more = report(split, probabilities, args.layout, name, precision)
             entries += more
             print(f"{name} {precision}\n{text}")
-    path = folder / "bundle.json"
-    description = json.loads(path.read_text(encoding="utf-8"))
+    description = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     description["scores"] = entries
     if args.test:
         truth = majority(split.votes, len(split.labels))
@@ -255,8 +224,7 @@ def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -
         lambda pixels: predict_bundle(bundle, "int8", pixels),
         lambda line: None,
     )
-    (folder / card.NAME).write_text(card.write(description), encoding="utf-8")
-    path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_description(folder, description)
     load_bundle(folder)
 
 

@@ -39,6 +39,8 @@ LAYERS = {
         to_onnx
         source
         agree baselines calibrate card describe
+        folder
+        metadata
         to_int8
         sensitivity to_fp16
         precisions

@@ -19,9 +19,11 @@ from edge.inference.bundle import SHIPPED, load_bundle
 from edge.inference.loader import open_backend
 from export import card
 from export.agree import compare, torch_equals_onnx
-from export.model import put_in_place
+from export.folder import put_in_place
+from export.metadata import content_sha256
 from export.to_onnx import check_graph, deployed
 from support.command import Done
+from support.notes import notes
 from support.tiny_student import crops, student
 
 RECIPE = {
@@ -136,6 +138,10 @@ def test_checkpoint_to_bundle_to_scores(
         bundle.self_test(backend, precision)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "c.pt"], "no draft left"
 
+    content = content_sha256(out, json.loads((out / "bundle.json").read_text()))
+    for entry in bundle.description.files.values():
+        assert notes(out / entry.name)["edge.content_sha256"] == content
+        assert "RAF-DB" in notes(out / entry.name)["model_license"]
     text = (out / "MODEL_CARD.md").read_text()
     assert "Learned by recipe `first` (RAF-DB, " in text
     assert f"taught by somebody), then by recipe `{RECIPE['name']}` (FER+, " in text
@@ -275,7 +281,7 @@ def test_a_swap_that_fails_brings_the_old_bundle_back(
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr("export.model.os.replace", full)
+    monkeypatch.setattr("export.folder.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         put_in_place(new, out)
     assert (out / "bundle.json").read_text() == "bundle"
@@ -367,6 +373,29 @@ def test_a_card_names_the_worst_change_and_the_mean_of_rows_old_and_new() -> Non
         assert words in text
         assert ("on the 4 of 10 images" in text) is (rows is new)
         assert "| blur | 2 px deviation | 70.00 % | 10.00 |" in text
+
+
+@pytest.mark.parametrize(
+    ("licence", "known"),
+    [
+        ("Apache-2.0", "apache-2.0"),
+        ("for non-commercial research alone, as RAF-DB's terms say", "other"),
+    ],
+)
+def test_a_model_hub_reads_the_cards_front_matter(licence: str, known: str) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="comes with transformers")
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    description["provenance"]["weights_licence"] = licence
+    data = hub.ModelCard(card.write(description)).data
+    assert (data.license, data.library_name) == (known, "onnx")
+    assert (data.get("license_name") is not None) is (known == "other")
+    assert data.pipeline_tag == "image-classification"
+    told = {
+        (r.dataset_split, r.dataset_name, r.metric_name): r.metric_value for r in data.eval_results
+    }
+    for entry in description["scores"]:
+        place = (entry["split"], f"FER+, {entry['protocol']}")
+        assert told[(*place, f"accuracy, {entry['precision']}")] == entry["accuracy"]
 
 
 def test_the_shipped_card_is_written_from_the_shipped_bundle() -> None:
