@@ -223,11 +223,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.plots:
         from distill.evaluation import plots
 
-        title = f"{model.precision} {args.layout} {args.split}"
+        title = f"{args.layout} {args.split}, {model.precision}"
         log = alone.parent / "log.csv" if alone else None
         plots.write_all(args.plots, title, split, probabilities, scores, rows, log)
         if counted:
-            plots.counts(args.plots / "counts.png", counted, title)
+            plots.counts(args.plots / "counts.png", counted, plots.headline(title, scores))
         print(f"plots written to {args.plots}")
 
 
