@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,15 @@ from edge.flash.index import Index, IndexEntry, State, node_name, read_index, st
 AUTHORITY_DAYS, MAX_DAYS = 3650, 36_500
 DAYS = 825
 BROKER, SERVER = "broker", "server"
+
+
+def program_name(name: str) -> str:
+    """Return the name of a program on the server. Raises UsageError."""
+    if name == BROKER or not re.fullmatch(r"[a-z0-9-]{1,64}", name):
+        raise UsageError(
+            f"--name must be 1 to 64 of a-z, 0-9 and '-', other than {BROKER}, not '{name:.80}'"
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +178,10 @@ class Authority:
         """
         return self._issue(node_name(name), days, renew, [])
 
-    def issue_server(self, days: int = DAYS, renew: bool = False) -> Issued:
-        """Issue the recorder's certificate, which reads and commands every node; see `issue`."""
-        return self._issue(SERVER, days, renew, [])
+    def issue_server(self, days: int = DAYS, renew: bool = False, name: str = SERVER) -> Issued:
+        """Issue the certificate of a program on the server: the recorder's, which reads and commands
+        every node, or that of another one by its own name; see `issue`."""
+        return self._issue(program_name(name), days, renew, [])
 
     def issue_broker(self, hosts: Sequence[str], days: int = DAYS, renew: bool = False) -> Issued:
         """Issue a broker's certificate for the names and addresses it is reached by; see `issue`."""

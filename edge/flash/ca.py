@@ -20,6 +20,7 @@ from edge.flash.authority import (
     Authority,
     Issued,
     create,
+    program_name,
 )
 from edge.flash.certificates import common_name_of
 from edge.flash.index import IndexEntry, State, node_name, write_file
@@ -71,7 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
     broker.add_argument("hosts", nargs="+", metavar="HOST", help="names and addresses of it")
     issues(broker, "certificates/broker")
     server = command("server", "the recorder's: server.pem, server.key, ca.pem")
-    issues(server, "certificates/server")
+    server.add_argument(
+        "--name",
+        default=SERVER,
+        help="which program's, as the broker's access list names it, such as home-assistant",
+    )
+    issues(server, "certificates/NAME")
     revoke = command("revoke", "take back all certificates of a name, or one; writes revoked.pem")
     revoke.add_argument("what", metavar="NAME|SERIAL|FILE.pem")
     command("crl", "write revoked.pem, mosquitto's crlfile, again")
@@ -132,8 +138,8 @@ def sign(args: argparse.Namespace) -> None:
         more["revoked.pem"] = authority.write_crl().read_bytes()
     else:
         stem = SERVER
-        out = output_folder(args.out, stem, stem, stem)
-        issued = authority.issue_server(args.days, args.renew)
+        out = output_folder(args.out, program_name(args.name), stem, args.name)
+        issued = authority.issue_server(args.days, args.renew, args.name)
     write_issued(out, stem, issued, more)
     print_superseded(authority, issued.entry.name)
 

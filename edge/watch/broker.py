@@ -18,10 +18,13 @@ from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
 from edge.base.files import write_atomically
 from edge.delivery.messages import PREFIX
+from edge.watch.home_assistant import COMMANDS, CONFIGURATIONS, USUAL_PREFIX, check_prefix
 
 NODE_WRITES = ("status", "info", "counts", "health", "cmd/+/result")
 NODE_READS = ("ack", "cmd/+")
 ANY_NODE = f"{PREFIX}/+/+/+"
+HOME_ASSISTANT = "home-assistant"
+HOME_ASSISTANT_READS = ("status", "counts", "health")
 
 CONFIGURATION = """\
 # mosquitto 2 for a school's nodes. Install as /etc/mosquitto/conf.d/edge.conf next to Debian's own
@@ -73,15 +76,28 @@ NoNewPrivileges=true
 """
 
 
-def access_list(server: str) -> str:
-    """Write mosquitto's acl_file. server: common name of the school's server."""
+def access_list(server: str, home_assistant: str | None = None) -> str:
+    """Write mosquitto's acl_file. server: common name of the school's server; home_assistant: its
+    discovery prefix, None for none."""
+    prefix, own, others = home_assistant, [], []
+    if prefix is not None:
+        own = [f"topic write {prefix}/{CONFIGURATIONS}"]
+        others = [
+            f"user {HOME_ASSISTANT}",
+            *(f"topic read {ANY_NODE}/{kind}" for kind in HOME_ASSISTANT_READS),
+            *(f"topic write {ANY_NODE}/cmd/{name}" for name in COMMANDS),
+            f"topic readwrite {prefix}/#",
+            "",
+        ]
     lines = [
         "# Who is not named here may do nothing.",
         f"user {server}",
         *(f"topic read {ANY_NODE}/{kind}" for kind in NODE_WRITES),
         f"topic readwrite {ANY_NODE}/ack",
         f"topic write {ANY_NODE}/cmd/+",
+        *own,
         "",
+        *others,
         "# %u is the client's own name: site/room/node.",
         *(f"pattern write {PREFIX}/%u/{kind}" for kind in NODE_WRITES),
         *(f"pattern read {PREFIX}/%u/{kind}" for kind in NODE_READS),
@@ -89,11 +105,12 @@ def access_list(server: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def files(folder: str, port: int, server: str) -> dict[str, str]:
-    """Make the files' contents by name. folder: where the broker finds certificates and access list."""
+def files(folder: str, port: int, server: str, home_assistant: str | None = None) -> dict[str, str]:
+    """Make the files' contents by name. folder: where the broker finds certificates and access list;
+    home_assistant: as of `access_list`."""
     return {
         "edge.conf": CONFIGURATION.format(folder=folder, port=port),
-        "edge.acl": access_list(server),
+        "edge.acl": access_list(server, home_assistant),
         "mosquitto.service.d-edge.conf": DROP_IN,
     }
 
@@ -111,14 +128,25 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("--port", type=int, default=8883)
     p.add_argument("--server", default="server", metavar="NAME", help="in its certificate")
+    p.add_argument(
+        "--home-assistant",
+        nargs="?",
+        const=USUAL_PREFIX,
+        metavar="PREFIX",
+        help="let the server tell Home Assistant of the nodes below this topic (without PREFIX "
+        f"{USUAL_PREFIX}), and it hear and pause them, by the name {HOME_ASSISTANT} in its certificate",
+    )
     args = p.parse_args(argv)
+    if args.home_assistant is not None:
+        check_prefix(args.home_assistant)
     if not 0 < args.port < 65536:
         raise UsageError("--port must be 1 to 65535")
     if not args.server.replace("-", "").isalnum():
         raise UsageError("--server must be letters, digits and '-'")
+    contents = files(args.folder, args.port, args.server, args.home_assistant)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        for name, text in files(args.folder, args.port, args.server).items():
+        for name, text in contents.items():
             write_atomically(args.out / name, text.encode())
             print(args.out / name)
         if not (args.out / "revoked.pem").exists():

@@ -6,6 +6,7 @@ is acknowledged by `done`, once it is safe; without, messages are acknowledged a
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from edge.watch.secret_names import secret_name
 
 if TYPE_CHECKING:
     from edge.delivery.client import Client, ReasonCode
+
+log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 15.0
 STEADY_SECONDS = 5.0  # a connection that stood so long begins with the first pause again
@@ -79,6 +82,8 @@ class Receiver:
         if keep and keep.group:
             self._share = f"$share/{secret_name(keep.group, settings)}/"
         self._client: Client | None = None
+        self._sent: dict[int, str] = {}  # mid -> topic, until the broker answers
+        self._denied: set[str] = set()  # kinds of topic, each logged once
 
     @property
     def state(self) -> ConnectionStatus:
@@ -121,15 +126,31 @@ class Receiver:
         if self._client is not None and token.client is self._client and token.qos:
             self._client.ack(token.mid, token.qos)
 
-    def publish(self, topic: str, text: str) -> None:
-        """Retained, QoS 1, where there is a connection."""
-        if self._client is not None:
-            self._client.publish(topic, text, qos=1, retain=True)
+    def publish(self, topic: str, text: str) -> bool:
+        """Retained, QoS 1; "" deletes what is retained. Tells whether there is a connection."""
+        if self._client is None:
+            return False
+        self._sent[self._client.publish(topic, text, qos=1, retain=True).mid] = topic
+        return True
 
     def _prepare(self, client: Client) -> None:
         client.on_message = lambda c, u, m: self._take(
             m.topic, bytes(m.payload), Token(c, m.mid, m.qos, m.retain)
         )
+        client.on_publish = lambda c, u, mid, reason, properties: self._published(mid, reason)
+        self._sent.clear()
+
+    def _published(self, mid: int, reason: ReasonCode) -> None:
+        """Log what an access list forbids, once for each first part of a topic; MQTT 3.1.1 does not
+        tell."""
+        topic = self._sent.pop(mid, "")
+        first = topic.split("/")[0]
+        if reason.is_failure and first not in self._denied:
+            self._denied.add(first)
+            log.error(
+                "the broker refuses what is published on %s (%s): check its access list; "
+                "`edge-watch broker` writes one", topic, reason
+            )  # fmt: skip
 
     def _connect_once(
         self,

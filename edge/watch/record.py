@@ -16,6 +16,7 @@ from edge.base.backoff import Backoff
 from edge.base.clock import utc_now
 from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
 from edge.watch.database import StoreError
+from edge.watch.home_assistant import Discovery
 from edge.watch.lines import printable
 from edge.watch.messages import WARN_AT, Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
@@ -27,6 +28,7 @@ BATCH_SECONDS = 0.2
 BATCH = UNACKNOWLEDGED // 2
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
 RETENTION_SECONDS = 3600.0
+DISCOVERY_SECONDS = 2.0
 
 
 class Recorder:
@@ -37,17 +39,18 @@ class Recorder:
         self,
         store: Store,
         done: Callable[[Token], None],
-        publish: Callable[[str, str], None],
+        publish: Callable[[str, str], object],
         keep_days: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        discovery: Discovery | None = None,
     ) -> None:
         """done: acknowledges a message to the broker; publish: topic and text, retained; keep_days:
-        older readings are deleted, None for never."""
+        older readings are deleted, None for never; discovery: None for no Home Assistant."""
         self._store, self._done, self._publish = store, done, publish
         self._keep = None if keep_days is None else timedelta(days=keep_days)
-        self._clock = clock
+        self._clock, self._discovery = clock, discovery
         self._waiting: list[tuple[Message | None, Token]] = []
-        self._oldest = self._next_try = self._next_retention = 0.0
+        self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
         self.new = self.known = self.conflicts = self.refused = self.unkept = 0
@@ -78,6 +81,8 @@ class Recorder:
     def discard(self) -> None:
         """Drop what waits, when the connection is gone: the broker sends it again."""
         self._waiting.clear()
+        if self._discovery is not None:
+            self._discovery.reset()
 
     def flush_due(self) -> None:
         """Store what waits, when a batch is full or old enough, and delete what is too old."""
@@ -89,6 +94,8 @@ class Recorder:
             self._try(self._store_waiting)
         if self._keep is not None and now >= self._next_retention:
             self._try(self._forget)
+        if self._discovery is not None and now >= self._next_discovery:
+            self._try(self._discover)
 
     def flush(self) -> None:
         """Store what waits, or leave it with the broker."""
@@ -150,6 +157,11 @@ class Recorder:
         for (node, log_id), seq in written.contiguous_seq.items():
             ack = Ack(node=node, log=log_id, seq=seq)
             self._publish(f"{PREFIX}/{node}/ack", dumps(as_dict(ack)))
+
+    def _discover(self) -> None:
+        assert self._discovery is not None
+        self._discovery.turn()
+        self._next_discovery = self._clock() + DISCOVERY_SECONDS
 
     def _forget(self) -> None:
         assert self._keep is not None

@@ -16,13 +16,18 @@ from edge.watch.retention import of_place
 from edge.watch.tables import LOGS, RETIRED, STATUSES
 
 
+def retired_nodes(database: Database) -> frozenset[str]:
+    """Return the names of the nodes of retired rooms. Raises StoreError."""
+    with database.transaction(reading=True) as db:
+        return frozenset(db.execute(sa.select(RETIRED.c.node)).scalars())
+
+
 class Retired(Database):
     """The rooms that were retired; for one thread."""
 
     def nodes(self) -> frozenset[str]:
         """Return the names of their nodes. Raises StoreError."""
-        with self.transaction(reading=True) as db:
-            return frozenset(db.execute(sa.select(RETIRED.c.node)).scalars())
+        return retired_nodes(self)
 
     def retire(self, place: str, now: datetime) -> list[str]:
         """Retire all nodes of a place (site, site/room or site/room/node) that ever spoke, and return

@@ -29,6 +29,7 @@ from edge.delivery.credentials import read_password
 from edge.delivery.protocol import MEMORY_FILE
 from edge.settings import Broker
 from edge.watch import ask
+from edge.watch.home_assistant import check_home_assistant, home_assistant_option, open_discovery
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.minutes import AHEAD, KEEP_MINUTES
@@ -40,6 +41,7 @@ from edge.watch.zones import parse_zone
 
 if TYPE_CHECKING:
     from edge.watch.control import Control
+    from edge.watch.home_assistant import Discovery
     from edge.watch.record import Recorder
     from edge.watch.store import Store
     from edge.watch.web import PageAddress, Server
@@ -80,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--group", default="", metavar="NAME", help="share the load with other recorders"
     )
     p.add_argument("--client-id", metavar="NAME", help="of a recorder; each needs its own")
+    home_assistant_option(p)
     p.add_argument("--web", metavar="HOST:PORT", help="serve a page of the rooms")
     p.add_argument(
         "--web-password-file",
@@ -119,6 +122,7 @@ class MessageRouter:
         """lines: "" for none, "text" or "json"; zone: in which text has moments."""
         self.rooms = Rooms()
         self.recorder: Recorder | None = None
+        self.discovery: Discovery | None = None
         self.stop = threading.Event()
         self._lines, self._zone = lines, zone
 
@@ -139,6 +143,8 @@ class MessageRouter:
             self.rooms.hear(message, utc_now(), token.retained)
             if self._lines:
                 self.show(topic, message)
+        if self.discovery is not None:
+            self.discovery.hear(topic, raw, message)
         if self.recorder is not None:
             self.recorder.take(message, token)
 
@@ -192,6 +198,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     settings = broker_settings(args)
     if not args.record and (args.group or args.client_id or args.keep_days is not None):
         raise UsageError("--group, --client-id and --keep-days go with --record")
+    check_home_assistant(args)
     if set(args.group) & set("/+#"):
         raise UsageError("--group must be a name without '/', '+' and '#'")
     if args.control_password_file and not args.web:
@@ -229,7 +236,10 @@ def watch(
     if store is not None:
         from edge.watch.record import Recorder
 
-        router.recorder = Recorder(store, receiver.done, receiver.publish, args.keep_days)
+        router.discovery = open_discovery(args.home_assistant, receiver.publish, store)
+        router.recorder = Recorder(
+            store, receiver.done, receiver.publish, args.keep_days, discovery=router.discovery
+        )
     server = open_page(args, router, receiver, store) if args.web else None
     if server is None and not table:
         print(f"watching {settings.url}; Ctrl-C ends", file=sys.stderr, flush=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from support.command import Done
 from support.heard import LOG, NODE, NOON, counts, heard, raw
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
+from support.recording import Recording
 
 
 class Faulty(Store):
@@ -181,25 +180,6 @@ def test_old_readings_are_deleted_where_that_was_asked_for(tmp_path: Path) -> No
     bench.take(counts(1, start=NOON.replace(year=2020)), counts(2, start=NOON.replace(year=2099)))
     bench.turn()
     assert bench.stored() == [2]
-
-
-class Recording(subprocess.Popen[bytes]):
-    """`edge-watch --record` in a process of its own, which hears the nodes once this returns."""
-
-    def __init__(self, broker: Mosquitto, record: object, *more: str) -> None:
-        command = [sys.executable, "-m", "edge.watch.run", "--broker", broker.url]
-        self._log = Path(tempfile.mkstemp(suffix=".log", dir=broker.log.parent)[1])
-        with self._log.open("wb") as log:
-            super().__init__([*command, "--record", str(record), *more], cwd=ROOT, stderr=log)
-        wait_for(lambda: "broker connected" in self.told() or self.poll() is not None, self.told)
-        assert self.poll() is None, self.told()
-
-    def told(self) -> str:
-        return self._log.read_text()
-
-    def end(self) -> None:
-        self.send_signal(signal.SIGTERM)
-        assert self.wait(PATIENCE) == 0
 
 
 def wait_for_readings(store: Store, number: int) -> None:
