@@ -63,13 +63,14 @@ SHARE = (
 AVAILABLE = "{{ 'online' if value_json.state in ('online', 'degraded') else 'offline' }}"
 # By Home Assistant's own clock, since a node's may be wrong, and by the minute, or every message would
 # be a row of its history. `status` is retained: what it says of itself counts only where nothing else
-# is known, as after a start.
+# is known, as after a start. A time, unlike a number, cannot be left out: it is said again.
 LAST_SEEN = (
+    "{% set known = this.state not in ('unknown', 'unavailable') %}"
     "{% if value_json.schema.startswith(('edge.counts/', 'edge.health/')) %}"
     "{{ utcnow().replace(second=0, microsecond=0).isoformat() }}"
     "{% elif value_json.schema.startswith('edge.status/') and value_json.time is defined"
-    " and this.state in ('unknown', 'unavailable') %}{{ value_json.time }}"
-    "{% endif %}"
+    " and not known %}{{ value_json.time }}"
+    "{% else %}{{ this.state if known else none }}{% endif %}"
 )
 REASON = "{{ {'reason': value_json.reason | default(none)} | tojson }}"
 COMMAND = (

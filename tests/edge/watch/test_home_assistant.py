@@ -1,7 +1,4 @@
-"""What Home Assistant is told of each node, and what its templates make of the node's messages.
-
-Home Assistant's own MQTT integration reads the same in `make test-home-assistant`.
-"""
+"""What Home Assistant is told of each node, and what its templates make of the node's messages."""
 
 from __future__ import annotations
 
@@ -124,10 +121,12 @@ def test_last_seen_is_the_receivers_minute_and_the_retained_status_only_at_first
     for message in (counts(1), small(1), counts(1, historical=True), raw("health")):
         assert value("last_seen", message, "2026-11-25T11:00:00+00:00") == minute
     assert value("last_seen", raw("status")) == "2026-11-25T12:00:00.000Z"
-    assert value("last_seen", raw("status"), "2026-11-25T11:59:00+00:00") == ""
+    before = "2026-11-25T11:59:00+00:00"
+    assert value("last_seen", raw("status"), before) == before
     will = (f"edge/v1/{NODE}/status", b'{"schema":"edge.status/1","state":"lost"}')
     for other in (will, info(), (f"edge/v1/{NODE}/ack", b'{"schema":"edge.ack/1","seq":3}')):
-        assert value("last_seen", other) == ""
+        assert value("last_seen", other) == "None"
+        assert value("last_seen", other, before) == before, "a time cannot be left out"
 
 
 @pytest.mark.parametrize("name", ["pause", "resume"])
