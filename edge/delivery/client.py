@@ -77,6 +77,8 @@ def make_client(
         clean_session=None if version == "5" else not kept,
         protocol=mqtt.MQTTv5 if version == "5" else mqtt.MQTTv311,
         manual_ack=kept,
+        # Else paho connects by itself to who refuses 3.1.1, in 3.1, and in the middle of a read.
+        reconnect_on_failure=False,
     )
     client.connect_timeout = CONNECT_SECONDS
     client.max_inflight_messages_set(in_flight)

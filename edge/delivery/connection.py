@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from edge.delivery.credentials import read_password, tls_context
 from edge.delivery.messages import Outgoing, dumps
 from edge.delivery.protocol import ProtocolChoice, Version
 from edge.delivery.scheduler import IN_FLIGHT
+from edge.delivery.subscriptions import CLOSED, Subscriptions
 from edge.delivery.trust import (
     NO_TLS,
     WANTS_TLS,
@@ -57,6 +58,7 @@ FIRST_CONNACK_SECONDS, LONGEST_CONNACK_SECONDS = 2.0, 32.0
 # A thousand nodes whose broker restarts lose it in one moment: they come back spread over this.
 RETURN_SECONDS = 5.0
 UNSUPPORTED_VERSION = 0x84  # MQTT 5, 3.2.2.2; paho gives 3.1.1's answer the same number
+RETAIN_NOT_SUPPORTED = 0x9A  # MQTT 5, 3.2.2.2
 SESSION_TAKEN_OVER = 0x8E  # MQTT 5, 3.14.2.1; 3.1.1 has no reasons, and mosquitto 2.0.11 gives none
 # What is lost so soon, so often in a row, may be what two clients of one id take from each other.
 BRIEF_SECONDS, BRIEF_LOSSES = 60.0, 3
@@ -149,6 +151,9 @@ class Connector:
         self.protocol = ProtocolChoice(settings.protocol, name, memory)
         self.version = self.protocol.candidates()[0]
         self.status = ConnectionStatus()
+        self.retains = (
+            True  # whether the broker takes messages to be retained; MQTT 5 alone says so
+        )
         self._began, self._brief = 0.0, 0
         self._goodbye: ReasonCode | None = None  # with which the broker ended the last connection
         self._first_timeout = self._connack_timeout = connack_timeout
@@ -162,9 +167,9 @@ class Connector:
             level = logging.INFO if status.connected else logging.WARNING
             log.log(level, "broker %s address=%s", status, self._settings.url)
 
-    def lost(self, client: Client, remedy: str) -> None:
+    def lost(self, client: Client, remedy: str, unheard: bool = False) -> None:
         """Say that a connection is gone, and why. remedy: what gives this client an id of its own, for
-        where another one has the same."""
+        where another one has the same; unheard: it ended instead of the answer to a subscription."""
         brief = time.monotonic() - self._began < BRIEF_SECONDS
         self._brief = self._brief + 1 if brief else 0
         why = "the connection was lost"
@@ -172,6 +177,9 @@ class Connector:
             why = f"it sent a message of {size} bytes, at most {LARGEST_PACKET} are read"
         elif self._goodbye is not None and self._goodbye.value == SESSION_TAKEN_OVER:
             why = f"another client with the same id took this one's place; {remedy}"
+        elif unheard:
+            reason = f" ({self._goodbye})" if self._goodbye is not None else ""
+            why = f"it ended the connection when asked for what this client wants to hear{reason}"
         elif self._goodbye is not None:
             why = f"it ended the connection ({self._goodbye})"
         elif self._brief >= BRIEF_LOSSES:
@@ -208,11 +216,12 @@ class Connector:
             return None
         failure, unanswered, self._goodbye = self.status, False, None
         for version in self.protocol.candidates():
-            client = self.new_client(client_id, version)
-            client.on_disconnect = self._on_disconnect
-            prepare(client)
             try:
-                failed, code = self._await_connack(client, stop or threading.Event())
+                client, failed, code = self._attempt(client_id, version, prepare, stop)
+                if code == RETAIN_NOT_SUPPORTED and self.retains:
+                    disconnect(client)
+                    self.retains = False  # the will, which `prepare` sets
+                    client, failed, code = self._attempt(client_id, version, prepare, stop)
             except OSError as error:
                 failure = self.describe(error)
                 break
@@ -261,13 +270,32 @@ class Connector:
         if flags.is_disconnect_packet_from_server:
             self._goodbye = reason
 
+    def _attempt(
+        self,
+        client_id: str,
+        version: Version,
+        prepare: Callable[[Client], None],
+        stop: threading.Event | None,
+    ) -> tuple[Client, ConnectionStatus | None, int | None]:
+        """A client, and what `_await_connack` says of it. Raises OSError."""
+        client = self.new_client(client_id, version)
+        client.on_disconnect = self._on_disconnect
+        prepare(client)
+        return client, *self._await_connack(client, stop or threading.Event())
+
     def _await_connack(
         self, client: Client, stop: threading.Event
     ) -> tuple[ConnectionStatus | None, int | None]:
         """Why the broker did not take the client, else None, and the code of its answer, None for none:
         then, too, the version may be one that it does not know. Raises OSError."""
         answer: list[ReasonCode] = []
-        client.on_connect = lambda c, u, flags, reason, properties: answer.append(reason)
+
+        def on_connect(c: Any, u: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+            answer.append(reason)
+            if not reason.is_failure:
+                self.retains = bool(getattr(properties, "RetainAvailable", True))
+
+        client.on_connect = on_connect
         self.open(client)
         deadline = time.monotonic() + self._connack_timeout
         while not answer:
@@ -315,10 +343,22 @@ def _connected(settings: Broker, client_id: str) -> tuple[Client, Version]:
     return client, connector.version
 
 
-def probe(settings: Broker) -> str:
-    """Connect as the node would, and leave: "MQTT 5" or "MQTT 3.1.1". Raises as `_connected`."""
+def probe(settings: Broker, filters: Sequence[str] = ()) -> str:
+    """Connect as the node would, ask to hear what it hears, and leave: "MQTT 5" or "MQTT 3.1.1".
+    Raises as `_connected`, and BrokerError where the broker does not let it hear these filters."""
     client, version = _connected(settings, f"edge-check-{uuid.uuid4().hex[:8]}")
-    client.disconnect()
+    heard, stands = Subscriptions(filters), True
+    heard.begin(client)
+    while stands and not heard.answered:
+        stands = loop_once(client, 0.05)
+        heard.poll(client)
+    disconnect(client)
+    if not heard.granted:
+        reason = next(iter(heard.refusals.values()), CLOSED)
+        raise BrokerError(
+            f"broker {settings.url} refused to let it hear {' and '.join(filters)} ({reason}); "
+            "check user and access list"
+        )
     return f"MQTT {version}"
 
 

@@ -7,7 +7,6 @@ Readings come from the outbox and leave it when the broker has acknowledged them
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import threading
 import time
@@ -15,8 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-
-from pydantic import ValidationError
 
 from edge.base.backoff import Backoff
 from edge.base.errors import OutboxError
@@ -29,11 +26,13 @@ from edge.delivery.connection import (
     reconnect_delay,
     refused,
 )
-from edge.delivery.messages import PREFIX, Ack, Outgoing, dumps, parse, readable
+from edge.delivery.inbox import Inbox
+from edge.delivery.messages import PREFIX, Ack, Outgoing, dumps, readable
 from edge.delivery.outbox import Outbox
 from edge.delivery.protocol import MEMORY_FILE
 from edge.delivery.scheduler import SendScheduler
 from edge.delivery.stdout import StdoutPublisher
+from edge.delivery.subscriptions import Subscriptions
 from edge.settings import Broker
 
 if TYPE_CHECKING:
@@ -45,10 +44,6 @@ FIRST_BACKOFF_SECONDS = 1.0
 # A connection hears the retained `ack` before it offers readings: where that names numbers that this
 # outbox has not reached, they go out under a new log from the first.
 LISTEN_SECONDS = 0.5
-# Commands reach the node's loop, and what it says leaves, at these instants of the clock alone: what a
-# picture took, which grows with every face, moves no message.
-RELEASE_SECONDS = 0.5
-COMMANDS = 20  # that wait for the node's loop; a flood pushes out its own oldest
 
 
 class Publisher(Protocol):
@@ -124,38 +119,11 @@ class _Announcements:
         return messages
 
 
-def _read_ack(payload: bytes, node: str) -> Ack | None:
-    """None for what is not an ack to this node."""
-    try:
-        ack = parse(Ack, payload)
-    except ValidationError:
-        return None
-    return ack if ack.node == node else None
-
-
 def _try_mark(mark: Callable[[], None]) -> None:
     try:
         mark()
     except OutboxError as error:
         log.error("%s; it will be offered again", error)
-
-
-class _Gate:
-    """Opens at each instant of release, and holds the commands that arrive until then."""
-
-    def __init__(self) -> None:
-        self.arrived: deque[tuple[str, bytes, bool]] = deque(maxlen=COMMANDS)
-        self._instant = -1
-
-    def opens(self, commands: deque[tuple[str, bytes, bool]]) -> bool:
-        """Tell whether an instant has come since the last call; then what arrived joins `commands`."""
-        instant = int(time.time() / RELEASE_SECONDS)
-        if instant == self._instant:
-            return False
-        self._instant = instant
-        commands.extend(self.arrived)
-        self.arrived.clear()
-        return True
 
 
 def _take(scheduler: SendScheduler, fresh: bool) -> Iterator[tuple[int, str, Outgoing]]:
@@ -185,9 +153,9 @@ class MqttPublisher:
         self._deadline = 0.0
         self._sent: dict[int, _Sent] = {}  # by message id, oldest first
         self._scheduler = SendScheduler(outbox)
-        self.commands: deque[tuple[str, bytes, bool]] = deque(maxlen=COMMANDS)
-        self._gate = _Gate()
-        self._strange_ack = False
+        self._inbox = Inbox(will.payload["node"], self._on_ack)
+        self.commands = self._inbox.commands
+        self._subscriptions = Subscriptions([f"{self._topic}ack", f"{self._topic}cmd/+"])
         self._refusals: dict[str, str] = {}  # kind -> the broker's reason
         self._last_mid: int | None = None
 
@@ -240,9 +208,9 @@ class MqttPublisher:
                 return
 
     def _prepare(self, client: Client) -> None:
-        client.will_set(self._will.topic, dumps(self._will.payload), qos=1, retain=True)
+        retain, will = self._connector.retains, self._will
+        client.will_set(will.topic, dumps(will.payload), qos=1, retain=retain)
         client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
 
     def _on_publish(
@@ -260,40 +228,21 @@ class MqttPublisher:
                 _try_mark(lambda: self._scheduler.acknowledged(sent.seq, sent.log_id))
         if mid == self._last_mid:
             self._last, self._last_mid = None, None
-        self._update_state()
-
-    def _on_subscribe(
-        self, client: Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: object
-    ) -> None:
-        for topic, reason in zip(("ack", "cmd"), reasons, strict=False):
-            if reason.is_failure:
-                self._refusals[topic] = str(reason)
-        self._update_state()
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
-        """A command, for the node's loop; or a recorder's ack."""
         kind = message.topic.removeprefix(self._topic)
-        if kind.startswith("cmd/"):
-            name = kind.removeprefix("cmd/")
-            # Its answer's topic holds the name, and so does the file of what was done.
-            if re.fullmatch(r"[a-z-]{1,32}", name):
-                self._gate.arrived.append((name, bytes(message.payload), bool(message.retain)))
-            return
-        if kind != "ack":
-            return  # nothing that was asked for: amqtt 0.12 sends what this node retains, too
-        ack = _read_ack(bytes(message.payload), self._will.payload["node"])
-        if ack is None:
-            if not self._strange_ack:
-                log.warning("an ack that is none of ours, or malformed, was ignored")
-            self._strange_ack = True
-            return
+        self._inbox.take(kind, bytes(message.payload), bool(message.retain))
+
+    def _on_ack(self, ack: Ack) -> None:
         _try_mark(lambda: self._scheduler.on_recorder_ack(ack.seq, ack.log))
 
     def _update_state(self) -> None:
-        if self._refusals:
-            kind, reason = min(self._refusals.items())
+        unheard = self._subscriptions.refusals.items()
+        deaf = {topic.removeprefix(self._topic).split("/")[0]: why for topic, why in unheard}
+        if refusals := deaf | self._refusals:
+            kind, reason = min(refusals.items())
             self._connector.change(refused(f"{kind} ({reason})"))
-        else:
+        elif self._subscriptions.granted:  # not before: who hears nothing is not connected
             self._connector.change(connected(f"MQTT {self._connector.version}"))
 
     def _connect_once(self) -> bool | None:
@@ -317,13 +266,15 @@ class MqttPublisher:
     def _run_session(self, client: Client) -> bool | None:
         self._announcements.start_over()
         self._listen_until = time.monotonic() + LISTEN_SECONDS
-        client.subscribe([(f"{self._topic}ack", 1), (f"{self._topic}cmd/+", 1)])
-        self._update_state()
+        self._subscriptions.begin(client)
         while True:
+            self._subscriptions.poll(client)
             self._offer(client)
             if not loop_once(client, 0.05):
-                self._connector.lost(client, "give each node a name of its own")
+                remedy = "give each node a name of its own"
+                self._connector.lost(client, remedy, self._subscriptions.ended())
                 return True
+            self._update_state()
             if self._unanswered():
                 # An acknowledgement that got lost on a link that stands never comes, and some such
                 # would fill every place in flight.
@@ -339,7 +290,7 @@ class MqttPublisher:
         return oldest is not None and time.monotonic() - oldest.time > longest
 
     def _offer(self, client: Client) -> None:
-        release = self._gate.opens(self.commands) or self._stop.is_set()
+        release = self._inbox.release() or self._stop.is_set()
         if release:
             for message in self._announcements.take():
                 self._publish(client, message)
@@ -348,7 +299,8 @@ class MqttPublisher:
                 self._publish(client, message, seq, log_id)
 
     def _publish(self, client: Client, message: Outgoing, seq: int = 0, log_id: str = "") -> int:
-        info = client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
+        retain = message.retain and self._connector.retains
+        info = client.publish(message.topic, dumps(message.payload), qos=1, retain=retain)
         self._sent[info.mid] = _Sent(message.kind, seq, log_id, time.monotonic())
         return int(info.mid)
 

@@ -18,6 +18,7 @@ from edge.base.clock import clock_synced, rfc3339
 from edge.base.jetson import power_mode
 from edge.base.timing import Stages
 from edge.delivery.commands import Done
+from edge.delivery.inbox import RELEASE_SECONDS
 from edge.delivery.messages import (
     Health,
     Info,
@@ -30,7 +31,6 @@ from edge.delivery.messages import (
     as_dict,
 )
 from edge.delivery.outbox import Outbox
-from edge.delivery.publisher import RELEASE_SECONDS
 from edge.detect import Detector
 from edge.health.certificate import Validity
 from edge.health.probes import (

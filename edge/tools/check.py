@@ -19,6 +19,7 @@ from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
 from edge.base.schedule import Schedule
 from edge.delivery.connection import probe
+from edge.delivery.messages import PREFIX
 from edge.detect import Detector, letterbox_scale, open_detector
 from edge.health.certificate import check_owner
 from edge.inference.loader import Opened, open_student
@@ -206,7 +207,9 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
     else:
         try:
             check_owner(settings)
-            part("broker", f"{settings.broker.url} {probe(settings.broker)}")
+            own = f"{PREFIX}/{settings.node.path}"
+            spoken = probe(settings.broker, (f"{own}/ack", f"{own}/cmd/+"))
+            part("broker", f"{settings.broker.url} {spoken}")
         except EdgeError as error:
             fault("broker", error)
     if plausible(time.time()):

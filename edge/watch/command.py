@@ -25,6 +25,7 @@ from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
 from edge.delivery.commands import Name
 from edge.delivery.connection import Connector
 from edge.delivery.messages import PREFIX, Command, Result, Status, as_dict, dumps, parse
+from edge.delivery.subscriptions import Subscriptions
 from edge.settings import Broker
 from edge.watch.lines import LONG, printable
 
@@ -117,7 +118,7 @@ class Caller:
         """memory: as of `Connector`. Raises BrokerError with the reason where there is no connection,
         SettingsError for unusable files."""
         connector = Connector(settings, memory, connack_timeout=CONNECT_SECONDS, quiet=True)
-        client = connector.connect("")
+        client = connector.connect(f"edge-watch-{uuid.uuid4().hex[:8]}")
         if client is None:
             raise BrokerError(f"broker {settings.url} {connector.status}; check address and user")
         self._client: Client = client
@@ -126,10 +127,8 @@ class Caller:
         self._ids: dict[str, str] = {}  # node -> id of its command
         self._sent: dict[int, str] = {}  # mid -> node
         self._answers: dict[str, Answer] = {}
-        self._subscribed: list[ReasonCode] = []
         client.on_message = self._on_message
         client.on_publish = self._on_publish
-        client.on_subscribe = lambda c, u, mid, codes, properties: self._subscribed.extend(codes)
 
     def __enter__(self) -> Caller:
         return self
@@ -171,7 +170,7 @@ class Caller:
         where = nodes[0] if len(nodes) == 1 else "+/+/+"
         if len(nodes) == 1:
             self._subscribe(f"{PREFIX}/{where}/status", 0)
-        self._subscribe(f"{PREFIX}/{where}/cmd/{asked.name}/result", 1)
+        self._subscribe(f"{PREFIX}/{where}/cmd/{asked.name}/result")
         expires = rfc3339(time.time() + seconds + CLOCK_SECONDS)
         for node in nodes:
             self._publish(node, asked, expires)
@@ -202,19 +201,20 @@ class Caller:
         topic = f"{PREFIX}/{node}/cmd/{asked.name}"
         self._sent[self._client.publish(topic, dumps(as_dict(command)), qos=1).mid] = node
 
-    def _subscribe(self, topic: str, qos: int) -> None:
-        self._subscribed.clear()
-        self._client.subscribe(topic, qos)
+    def _subscribe(self, topic: str, qos: int = 1) -> None:
+        heard = Subscriptions([topic], qos)
+        heard.begin(self._client)
+        # A cluster that elects a leader refuses for a moment.
         deadline = time.monotonic() + CONNECT_SECONDS
-        while not self._subscribed:
-            self._loop()
+        while not heard.granted:
             if time.monotonic() > deadline:
-                raise BrokerError(f"broker {self._url} is silent after subscribing; try again")
-        if self._subscribed[0].is_failure:
-            raise BrokerError(
-                f"broker {self._url} does not let this client hear answers "
-                f"({self._subscribed[0]}); check user and access list"
-            )
+                reason = heard.refusals.get(topic, "no answer")
+                raise BrokerError(
+                    f"broker {self._url} does not let this client hear answers ({reason}); check user "
+                    "and access list"
+                )
+            self._loop()
+            heard.poll(self._client)
 
     def _loop(self) -> None:
         if not loop_once(self._client, 0.05):

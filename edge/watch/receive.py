@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,16 @@ from typing import TYPE_CHECKING
 
 from edge.base.backoff import Backoff
 from edge.base.errors import BrokerError
-from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
+from edge.delivery.client import disconnect, loop_once
 from edge.delivery.connection import (
     ConnectionStatus,
     Connector,
     PersistentSession,
-    away,
     connected,
     refused,
 )
 from edge.delivery.messages import PREFIX
+from edge.delivery.subscriptions import Subscriptions
 from edge.settings import Broker
 from edge.watch.messages import KINDS
 from edge.watch.secret_names import secret_name
@@ -77,13 +78,16 @@ class Receiver:
         session = PersistentSession(SESSION_SECONDS, UNACKNOWLEDGED) if keep else None
         self._connector = Connector(settings, memory, session)
         self._settings, self._take, self._patient = settings, take, patient
-        self._client_id = secret_name(keep.client_id, settings) if keep else ""
+        # An empty id is a broker's to refuse (MQTT 3.1.1, 3.1.3.1).
+        own = f"edge-watch-{uuid.uuid4().hex[:8]}"
+        self._client_id = secret_name(keep.client_id, settings) if keep else own
         self._share = ""
         if keep and keep.group:
             self._share = f"$share/{secret_name(keep.group, settings)}/"
         self._client: Client | None = None
         self._sent: dict[int, str] = {}  # mid -> topic, until the broker answers
         self._denied: set[str] = set()  # kinds of topic, each logged once
+        self._subscriptions = Subscriptions(self._topics())
 
     @property
     def state(self) -> ConnectionStatus:
@@ -98,8 +102,8 @@ class Receiver:
         ending: Callable[[], None] = lambda: None,
     ) -> None:
         """Until `stop`. idle: called many times a second, while a connection stands and between two;
-        subscribed: after each subscription; lost: when a connection is gone, and with it the tokens;
-        ending: once, at `stop`, while the connection still stands."""
+        subscribed: on each connection, once the broker grants something; lost: when a connection is
+        gone, and with it the tokens; ending: once, at `stop`, while the connection still stands."""
         backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         while not stop.is_set():
             began = time.monotonic()
@@ -127,10 +131,12 @@ class Receiver:
             self._client.ack(token.mid, token.qos)
 
     def publish(self, topic: str, text: str) -> bool:
-        """Retained, QoS 1; "" deletes what is retained. Tells whether there is a connection."""
+        """Retained, where the broker can, QoS 1; "" deletes what is retained. Tells whether there is a
+        connection."""
         if self._client is None:
             return False
-        self._sent[self._client.publish(topic, text, qos=1, retain=True).mid] = topic
+        sent = self._client.publish(topic, text, qos=1, retain=self._connector.retains)
+        self._sent[sent.mid] = topic
         return True
 
     def _prepare(self, client: Client) -> None:
@@ -159,39 +165,44 @@ class Receiver:
         subscribed: Callable[[], None],
         ending: Callable[[], None],
     ) -> bool:
-        """One connection, from start to end; whether it was subscribed."""
+        """One connection, from start to end; whether it heard something."""
         client = self._connector.connect(self._client_id, self._prepare, stop)
         if client is None:
             return False
-        granted: list[ReasonCode] = []
-        client.on_subscribe = lambda c, u, mid, codes, properties: granted.extend(codes)
+        heard = self._subscriptions
         self._client, was_up = client, False
         try:
-            client.subscribe([(topic, 1) for topic in self._topics()])
-            deadline = time.monotonic() + CONNECT_SECONDS
+            heard.begin(client)
             while not stop.is_set():
                 if not loop_once(client, 0.05):
                     remedy = "give each recorder a --client-id of its own"
-                    self._connector.lost(client, remedy)
+                    self._connector.lost(client, remedy, heard.ended())
                     return was_up
-                if was_up:
-                    idle()
-                elif refusals := [code for code in granted if code.is_failure]:
-                    self._connector.change(refused(f"to hear the nodes ({refusals[0]})"))
+                self._tell()
+                if heard.deaf and heard.answered and not self._patient:
                     return False
-                elif granted:
+                heard.poll(client)
+                if not (was_up or heard.deaf):
                     was_up = True
-                    self._connector.change(connected(f"MQTT {self._connector.version}"))
                     subscribed()
-                elif time.monotonic() > deadline:
-                    self._connector.change(away("silent after subscribing"))
-                    return False
+                idle()
             if was_up:
                 ending()
             return was_up
         finally:
             self._client = None
             disconnect(client)
+
+    def _tell(self) -> None:
+        """Say how it stands: connected is who hears all that it asked for."""
+        heard = self._subscriptions
+        if heard.granted:
+            self._connector.change(connected(f"MQTT {self._connector.version}"))
+        elif heard.refusals:
+            reason = next(iter(heard.refusals.values()))
+            kinds = ", ".join(sorted(topic.rsplit("/", 1)[1] for topic in heard.refusals))
+            shared = " as one of a group" if self._share else ""
+            self._connector.change(refused(f"to hear {kinds}{shared} ({reason})"))
 
     def _topics(self) -> list[str]:
         return [f"{self._share}{PREFIX}/+/+/+/{kind}" for kind in KINDS]

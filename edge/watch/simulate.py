@@ -27,6 +27,7 @@ from edge.base.backoff import Backoff
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.errors import BrokerError, UsageError
 from edge.base.signals import on_signal
+from edge.delivery.client import CONNECT_SECONDS
 from edge.delivery.connection import (
     UNSUPPORTED_VERSION,
     ConnectionStatus,
@@ -49,6 +50,7 @@ from edge.delivery.outbox import Outbox
 from edge.delivery.protocol import Version
 from edge.delivery.publisher import FIRST_BACKOFF_SECONDS
 from edge.delivery.scheduler import SendScheduler
+from edge.delivery.subscriptions import Subscriptions
 from edge.inference.bundle import load_bundle
 from edge.records import Expression, Frame, Life, Reading, Tick
 from edge.settings import Broker
@@ -109,13 +111,14 @@ class SimNode:
         self._window = Window(labels, window, MIN_GROUP, MIN_CELL, max_gap_seconds=window)
         self.outbox = Outbox(Path(":memory:"))
         self._scheduler = SendScheduler(self.outbox)
+        self.subscriptions = Subscriptions([f"{PREFIX}/{self.path}/ack"])
         self._session, self._n = str(uuid.uuid4()), 0
         self._sent: dict[int, tuple[int, str]] = {}
         self.client: Client | None = None
         self.up = False
         self.deaf: Version | None = None  # the version that the broker seems not to know
         self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
-        self.next_try = rng.uniform(0, SPREAD_SECONDS)
+        self.next_try, self.asked_at = rng.uniform(0, SPREAD_SECONDS), 0.0
         self._step, self._next_look = window / SAMPLES, 0.0
         self.made, self.fresh = 0, False
 
@@ -150,7 +153,7 @@ class SimNode:
     def connected(self, client: Client) -> None:
         self._sent.clear()
         self._scheduler.connected()
-        client.subscribe(f"{PREFIX}/{self.path}/ack", qos=1)
+        self.subscriptions.begin(client)
         self.say(self.status("online"))
 
     def say(self, message: Outgoing) -> None:
@@ -214,9 +217,20 @@ class SimulatedFleet:
             if node.up and (node.fresh or look):
                 node.offer()
             if look:
-                self._served(node, node.client.loop_misc())
+                self._look_after(node, now)
             if node.client is not None and node.client.want_write():
                 self._served(node, node.client.loop_write())
+
+    def _look_after(self, node: SimNode, now: float) -> None:
+        assert node.client is not None
+        if node.up:
+            node.subscriptions.poll(node.client)
+        elif now - node.asked_at > CONNECT_SECONDS:
+            self._drop(
+                node
+            )  # silent to this version, or slow: `deaf` has the next try use the other
+            return
+        self._served(node, node.client.loop_misc())
 
     def _connect(self, node: SimNode, now: float) -> None:
         versions = self._connector.protocol.candidates()
@@ -233,7 +247,7 @@ class SimulatedFleet:
             self.reason = self._connector.describe(error)
             self._later(node, now)
             return
-        node.deaf = version  # until it answers
+        node.deaf, node.asked_at = version, now  # until it answers
         node.client = client
         self._selector.register(client.socket(), selectors.EVENT_READ, node)  # type: ignore[arg-type]
 
@@ -250,10 +264,15 @@ class SimulatedFleet:
         node.connected(client)
 
     def _served(self, node: SimNode, code: int) -> None:
-        if code == 0 or node.client is None:
-            return
+        if code and node.client is not None:
+            node.subscriptions.ended()
+            self._drop(node)
+
+    def _drop(self, node: SimNode) -> None:
         for key in [k for k in self._selector.get_map().values() if k.data is node]:
             self._selector.unregister(key.fileobj)
+        if node.client is not None and (connection := node.client.socket()) is not None:
+            connection.close()
         node.client = None
         self.losses += node.up
         self._later(node, time.monotonic())
@@ -281,9 +300,10 @@ class SimulatedFleet:
 def tell(fleet: SimulatedFleet, seconds: float, wanted_recorder: bool) -> str:
     nodes = fleet.nodes
     made, waiting = sum(n.made for n in nodes), sum(n.outbox.pending_count() for n in nodes)
+    up = sum(n.up and n.subscriptions.granted for n in nodes)
     text = (
-        f"{sum(n.up for n in nodes)} of {len(nodes)} nodes up, {made} readings, {waiting} waiting for "
-        f"the broker, {fleet.losses} connections lost"
+        f"{up} of {len(nodes)} nodes up, {made} readings, {waiting} waiting for the broker, "
+        f"{fleet.losses} connections lost"
     )
     if wanted_recorder:
         text += f", {made - sum(n.stored for n in nodes)} not stored by a recorder"

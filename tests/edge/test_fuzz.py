@@ -175,6 +175,9 @@ def test_a_broker_that_talks_nonsense_costs_a_connection_never_the_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.delivery.publisher.reconnect_delay", lambda *a: 0.0)
+    # What ended a connection is else asked for later and later, and this broker waits for that.
+    for pause in ("FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
+        monkeypatch.setattr(f"edge.delivery.subscriptions.{pause}", 0.0)
     broker, box = Babbler(), Outbox(tmp_path / "box.sqlite")
     node = MqttPublisher(
         Broker(url=broker.url), "c", Outgoing("status", {"node": "a/b/c"}, True), box
