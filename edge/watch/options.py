@@ -21,6 +21,17 @@ def broker_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--key", metavar="FILE", help="of --certificate, PEM")
 
 
+def metrics_option(p: argparse.ArgumentParser) -> None:
+    """Add the option of a server whose figures Prometheus collects."""
+    p.add_argument(
+        "--metrics",
+        nargs="?",
+        const="9465",
+        metavar="[HOST:]PORT",
+        help="serve /metrics for Prometheus; without an address at 127.0.0.1:9465",
+    )
+
+
 def broker_settings(args: argparse.Namespace) -> Broker:
     """Check them as node.yaml's `broker` is checked. Raises SettingsError or UsageError."""
     broker = {"url": args.broker, "username": args.username, "password_file": args.password_file}

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from edge.base.backoff import Backoff
-from edge.base.clock import utc_now
-from edge.delivery.messages import PREFIX, Ack, as_dict, dumps
+from edge.base.clock import parse_rfc3339, utc_now
+from edge.delivery.messages import PREFIX, Ack, Counts, as_dict, dumps
 from edge.watch.database import StoreError
 from edge.watch.home_assistant import Discovery
 from edge.watch.lines import printable
@@ -29,6 +30,15 @@ BATCH = UNACKNOWLEDGED // 2
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
 RETENTION_SECONDS = 3600.0
 DISCOVERY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class LastStored:
+    """Of the last batch with readings that came in time. at: UTC seconds of its commit; lag_seconds:
+    from the end of a window to it, the largest."""
+
+    at: float
+    lag_seconds: float
 
 
 class Recorder:
@@ -53,8 +63,14 @@ class Recorder:
         self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
-        self.new = self.known = self.conflicts = self.refused = self.unkept = 0
+        self.new = self.known = self.conflicts = self.refused = self.unkept = self.faults = 0
+        self.last: LastStored | None = None
         self.fault = ""  # why nothing is stored at present
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are heard and not stored yet."""
+        return len(self._waiting)
 
     def take(self, message: Message | None, token: Token) -> None:
         """Queue a message; None for what was refused, which is acknowledged and not stored.
@@ -112,6 +128,7 @@ class Recorder:
             if not self.fault:
                 log.error("%s; trying again, nothing is acknowledged meanwhile", error)
             self.fault = str(error)
+            self.faults += 1
             # Recorders that share a database do not all come back to it in one moment.
             self._next_try = self._clock() + self._backoff.next()
             return
@@ -147,6 +164,7 @@ class Recorder:
         written: Written = self._store.write(batch, utc_now())
         self.new += written.new
         self.known += written.known
+        self._note_lag(batch)
         for node, log_id, seq in written.apart:
             self.conflicts += 1
             if self.conflicts in WARN_AT:
@@ -162,6 +180,15 @@ class Recorder:
         assert self._discovery is not None
         self._discovery.turn()
         self._next_discovery = self._clock() + DISCOVERY_SECONDS
+
+    def _note_lag(self, batch: list[Message]) -> None:
+        counts = [m.payload for m in batch if isinstance(m.payload, Counts)]
+        if ends := [c.end for c in counts if not c.historical]:
+            now = utc_now()
+            # As text they have one order, to a second; parsing each costs more than it tells.
+            self.last = LastStored(
+                now.timestamp(), (now - parse_rfc3339(min(ends))).total_seconds()
+            )
 
     def _forget(self) -> None:
         assert self._keep is not None

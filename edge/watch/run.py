@@ -33,7 +33,7 @@ from edge.watch.home_assistant import check_home_assistant, home_assistant_optio
 from edge.watch.lines import json_line, line, printable
 from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.minutes import AHEAD, KEEP_MINUTES
-from edge.watch.options import broker_options, broker_settings
+from edge.watch.options import broker_options, broker_settings, metrics_option
 from edge.watch.password import STRENGTH
 from edge.watch.receive import Receiver, SessionOptions, Token
 from edge.watch.rooms import Rooms
@@ -106,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the page gets buttons that command nodes, for who knows its first line too: as strong as "
         "the page's password, and another one",
     )
+    metrics_option(p)
     p.add_argument(
         "--zone",
         metavar="NAME",
@@ -241,6 +242,11 @@ def watch(
             store, receiver.done, receiver.publish, args.keep_days, discovery=router.discovery
         )
     server = open_page(args, router, receiver, store) if args.web else None
+    metrics = None
+    if args.metrics:
+        from edge.watch.metrics import serve_metrics
+
+        metrics = serve_metrics(args.metrics, receiver, router.rooms, router.recorder)
     if server is None and not table:
         print(f"watching {settings.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     thread = ReceiverThread(receiver, router, ready)
@@ -254,8 +260,9 @@ def watch(
     finally:
         router.stop.set()
         thread.join()
-        if server is not None:
-            server.close()
+        for opened in (server, metrics):
+            if opened is not None:
+                opened.close()
         if store is not None:
             store.close()
     if router.recorder is not None:
