@@ -10,11 +10,9 @@ import hashlib
 import importlib
 import io
 import logging
-import shutil
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta, timezone, tzinfo
 from pathlib import Path
@@ -56,7 +54,6 @@ COMMANDS = {
     "export": ("edge.watch.parquet", "stored readings as Parquet files"),
 }
 COMMANDS |= {name: ("edge.watch.ask", text.short) for name, text in ask.TEXTS.items()}
-TABLE_SECONDS = 0.5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -253,7 +250,9 @@ def watch(
     thread.start()
     try:
         if table:
-            show_table(router, receiver)
+            from edge.watch.terminal import show_table
+
+            show_table(router.rooms, lambda: str(receiver.state), router.note, router.stop)
         else:
             while not router.stop.wait(0.2):
                 pass
@@ -377,24 +376,6 @@ def remember(router: MessageRouter, store: Store) -> threading.Thread | None:
     thread = threading.Thread(target=read_back, name="memory", daemon=True)
     thread.start()
     return thread
-
-
-def show_table(router: MessageRouter, receiver: Receiver) -> None:
-    """Draw the table until router.stop."""
-    from rich.console import Console
-    from rich.live import Live
-
-    from edge.watch.terminal import render
-
-    console = Console()
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        while not router.stop.is_set():
-            height = shutil.get_terminal_size().lines
-            live.update(
-                render(router.rooms, str(receiver.state), utc_now(), height, router.note()),
-                refresh=True,
-            )
-            time.sleep(TABLE_SECONDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

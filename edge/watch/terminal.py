@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+import time
+from collections.abc import Callable
 from datetime import datetime
 
-from rich.console import Group
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from edge.base.clock import utc_now
 from edge.watch.lines import printable
 from edge.watch.rooms import Room, Rooms
 
 STYLES = {"online": "green", "starting": "cyan", "degraded": "yellow", "stopped": "dim"}
 SHOWN_LABELS = 3
+TABLE_SECONDS = 0.5
 
 
 def ago(then: datetime | None, now: datetime) -> str:
@@ -105,3 +112,14 @@ def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: s
     if note:
         foot += f"; {note}"
     return Group(table, Text(printable(foot), style="dim", no_wrap=True, overflow="ellipsis"))
+
+
+def show_table(
+    rooms: Rooms, broker: Callable[[], str], note: Callable[[], str], stop: threading.Event
+) -> None:
+    """Draw the table until `stop`. broker: how the connection stands; note: for the footer."""
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while not stop.is_set():
+            height = shutil.get_terminal_size().lines
+            live.update(render(rooms, broker(), utc_now(), height, note()), refresh=True)
+            time.sleep(TABLE_SECONDS)
