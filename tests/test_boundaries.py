@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support.trees import parsed
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edge", "distill", "export")
 # Lowest first: what is named in a line may import the lines above it, and itself where it is a folder.
@@ -66,7 +68,7 @@ def modules(package: str) -> list[Path]:
 def imports(path: Path) -> set[str]:
     """Every module that a file names in an import, also inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -89,7 +91,7 @@ def graph(package: str) -> dict[str, set[str]]:
     names = {module_name(path): path for path in modules(package)}
     found: dict[str, set[str]] = {name: set() for name in names}
     for name, path in names.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 found[name] |= {alias.name for alias in node.names} & set(names)
             elif isinstance(node, ast.ImportFrom) and node.module in names:
@@ -209,7 +211,7 @@ def test_libraries_are_imported_where_they_are_used() -> None:
         "edge/inference/backends/cuda.py",
         "edge/delivery/connection.py",
     ):
-        tree = ast.parse((ROOT / name).read_text())
+        tree = parsed(ROOT / name)
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         text = "\n".join(ast.unparse(node) for node in top)
         assert "onnxruntime" not in text
@@ -244,11 +246,7 @@ def test_nothing_that_edge_run_loads_writes_or_sends_pictures() -> None:
     """No call in the node's own files encodes a picture or opens a window."""
     writers = {"imwrite", "imencode", "VideoWriter", "imshow", "tofile", "savez", "imwritemulti"}
     for path in modules("edge"):
-        called = {
-            node.attr
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Attribute)
-        }
+        called = {node.attr for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
         allowed = {"fourcc", "VideoWriter"} if path.name == "open.py" else set()
         assert not (called & writers) - allowed, path
     camera = (ROOT / "edge" / "sources" / "open.py").read_text()
@@ -288,7 +286,7 @@ def test_modules_have_30_to_400_lines_and_no_vague_names(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_classes_have_fewer_than_200_lines(package: str) -> None:
     for path in modules(package):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines < 200, f"{path}: {node.name} has {lines} lines"

@@ -18,6 +18,7 @@ import yaml
 import edge
 from edge.records import Face
 from support.paths import ROOT
+from support.trees import parsed
 from test_boundaries import LAYERS
 
 DOCS = ROOT / "docs"
@@ -83,7 +84,7 @@ class _Messages(ast.NodeVisitor):
 def messages() -> str:
     visitor = _Messages()
     for path in sources("edge", "distill", "export"):
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         docstrings = {
             id(node.body[0])
             for node in ast.walk(tree)
@@ -128,7 +129,7 @@ def test_reliability_names_tests_that_exist() -> None:
     defined = {
         node.name
         for path in sources("tests")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef)
     }
     tests = [name for name in names if name.startswith("test_")]
@@ -143,7 +144,7 @@ def definitions() -> set[str]:
     """Names of functions, classes and methods ("Class.method")."""
     found = set()
     for path in sources(*PACKAGES):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 found.add(node.name)
             if isinstance(node, ast.ClassDef):

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def application(
 ) -> Starlette:
     """Make the page's application. broker: describes the connection to it; stop: ends what streams;
     listeners: through which it is reached; control: its buttons; zone: in which it writes moments."""
-    script = gzip.compress(get_plotlyjs().encode(), 6)
+    script = charts_script()
     drawn = timelines or Timelines(rooms, clock, find_zone(zone))
     streams = 0
 
@@ -244,6 +245,12 @@ def application(
             Middleware(GZipMiddleware, minimum_size=1000),
         ],
     )
+
+
+@cache
+def charts_script() -> bytes:
+    """Return plotly's script, compressed by gzip: half a second's work, done once a process."""
+    return gzip.compress(get_plotlyjs().encode(), 6)
 
 
 def _takes_gzip(request: Request) -> bool:

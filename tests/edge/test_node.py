@@ -103,6 +103,8 @@ class Run:
         whole = {
             "node": {"site": "a", "room": "b", "name": "c"},
             "window": {"seconds": 2.0},
+            # The detector is timed and warmed up at this size, and then replaced.
+            "camera": {"width": 160, "height": 128},
             "runtime": {"backend": "fake", "state": tmp_path, "health_seconds": 1.0},
             **settings,
         }

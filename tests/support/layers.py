@@ -19,8 +19,10 @@ BY_FIXTURE = {
     "mosquitto": "broker",
     "postgres": "process",
     "process_command": "process",
+    "other_form": "slow",  # exports a network
     "school": "process",
     "tiny_dinov2": "slow",  # transformers takes seconds to load
+    "uninterrupted": "slow",  # trains a network
 }
 # Suites of their own, by `make test-NAME`: they start whatever they need.
 SUITES = ("boot", "faults", "gpu", "package", "scale", "soak")

@@ -162,6 +162,7 @@ def test_class_folders_use_our_words_and_refuse_a_class_nobody_knows(tmp_path: P
         folders(tmp_path, "train")
 
 
+@pytest.mark.slow
 def test_near_duplicates_leave_train_for_valid_and_test_and_valid_for_test(
     tiny_ferplus: Path, tmp_path: Path
 ) -> None:

@@ -218,6 +218,7 @@ def test_a_bundle_is_scored_with_plots_and_without_reading_the_votes(
     assert sum(float(v) for k, v in rows[0].items() if k != "name") == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_validation_split_is_scored_without_near_duplicates_of_the_test_split(
     detector_file: Path, eight_classes: Path, tmp_path: Path, command: Callable[..., Done]
 ) -> None:

@@ -47,6 +47,7 @@ def test_the_mean_of_three_is_read_as_each_of_them_is(tmp_path: Path) -> None:
         assert mean.student(faces).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_mean_of_equal_ones_answers_as_each(tmp_path: Path) -> None:
     path = written(tmp_path, 3)
     (tmp_path / "again.pt").write_bytes(path.read_bytes())

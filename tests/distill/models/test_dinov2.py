@@ -56,6 +56,7 @@ def test_the_places_are_those_behind_the_class_token_and_the_registers(
     assert torch.allclose(grid, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_registers_that_the_configuration_does_not_name_are_not_dropped(tmp_path: Path) -> None:
     family, sizes = READ["dinov2_with_registers"]
     save(tmp_path, family, **sizes)

@@ -55,6 +55,7 @@ def test_sface_is_read_from_its_initialisers_by_name(tmp_path: Path) -> None:
         SFace.from_onnx(tmp_path / "garbage.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "state_dict", "module", "backbone"])
 def test_ir50_loads_the_usual_checkpoints(tmp_path: Path, form: str) -> None:
     state = random_state(IR50(), 2)
@@ -263,6 +264,7 @@ def test_the_face_backbone_learns_in_as_many_units_as_told(units: int, learning:
         split_backbone(face, 13)
 
 
+@pytest.mark.slow
 def test_a_stage_later_the_face_grid_is_7x7(tmp_path: Path) -> None:
     sface, ir50 = random_state(SFace(7), 1), random_state(IR50(7), 2)
     write_sface(tmp_path / "sface.onnx", sface)

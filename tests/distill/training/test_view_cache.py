@@ -164,6 +164,7 @@ def test_the_loss_from_the_cache_is_that_with_the_teachers_live_on_the_same_view
     assert not torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.slow
 def test_answers_are_computed_once_and_their_size_is_said(teacher: Teacher, tmp_path: Path) -> None:
     frozen, views, said = Frozen(), Views(3, faces(), augment), []
     first = cache_view_targets(tmp_path / "views", views, together(teacher, frozen), said.append)

@@ -332,6 +332,7 @@ def test_the_release_of_a_jetson(tmp_path: Path) -> None:
     assert l4t_release(file) == "R36.4.3"
 
 
+@pytest.mark.slow
 def test_info_says_which_runtime_and_why(command: Callable[..., Done]) -> None:
     done = command("edge.run", "--camera", "test", "--max-seconds", 1, "--broker", "-", "--verbose")
     assert done.code == 0, done.err

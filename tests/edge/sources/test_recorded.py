@@ -216,6 +216,7 @@ def test_pictures_that_are_damaged_at_the_end_are_told(
     assert "or the end is damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_demo_clip_is_whole(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert not cut_off(CLIP)

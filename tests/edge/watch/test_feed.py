@@ -70,6 +70,7 @@ class School:
         return shrink(view.state(self.rooms, "connected", self.now), self.now.timestamp())
 
 
+@pytest.mark.slow
 def test_two_hundred_rooms_cost_less_than_60_kb_a_minute() -> None:
     school = School(200, seed=1)
     feed, squeeze = Feed(school.state, 0.0), Squeeze(True)
