@@ -97,8 +97,9 @@ hadolint: .venv/ready  ## the linter of container files, for the test that wants
 clip: .venv-node/ready  ## demo/classroom.mp4, drawn anew
 	.venv-node/bin/python demo/make_clip.py
 
-schemas: .venv-node/ready  ## edge/schemas from the messages
+schemas: .venv-node/ready  ## edge/schemas from the messages, edge/watch/openapi.json from the page
 	.venv-node/bin/python -m edge.delivery.schemas edge/schemas
+	.venv-node/bin/python -m edge.watch.openapi > edge/watch/openapi.json
 
 # Dependency groups need pip 25.1, and a new environment has the interpreter's own.
 .venv/ready: pyproject.toml constraints.txt

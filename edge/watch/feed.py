@@ -7,8 +7,10 @@ import threading
 import time
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from edge.watch.answers import State
 
 KEPT = 60  # changes, for who comes a little late
 # Only in `view.state`: a moment instead of an age, and shares instead of sums, change seldom.
@@ -37,24 +39,26 @@ class Made:
             return made[1]
 
 
-def shrink(state: dict[str, Any], at: float) -> dict[str, Any]:
+def shrink(state: State, at: float) -> dict[str, Any]:
     """Return a state of `view.state` in the form in which little of it changes. at: now, in s of Unix
     time."""
     rooms = {}
     for room in state["rooms"]:
-        own = {key: value for key, value in room.items() if key not in AGES and key != "node"}
+        own: dict[str, Any] = {
+            key: value for key, value in room.items() if key not in AGES and key != "node"
+        }
         age = room["heard_seconds"]
         own["heard"] = None if age is None else int(at) - age
         own["people"] = None if room["people"] is None else round(room["people"])
         own["temperature"] = None if room["temperature"] is None else round(room["temperature"])
         own["shares"] = _shares(room["lesson"])
-        if own["counts"] is not None:
-            own["counts"] = {label: n for label, n in own["counts"].items() if n}
+        if room["counts"] is not None:
+            own["counts"] = {label: n for label, n in room["counts"].items() if n}
         rooms[room["node"]] = own
     return {**state, "rooms": rooms, "people": round(state["people"]), "now": int(at)}
 
 
-def _shares(sums: dict[str, int]) -> dict[str, int]:
+def _shares(sums: Mapping[str, int]) -> dict[str, int]:
     """Whole percent by label, without those that have none."""
     total = sum(sums.values())
     return {k: s for k, n in sums.items() if total and (s := round(100 * n / total))}

@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
-from typing import Any
 
 from edge.watch import view
+from edge.watch.answers import Bar, Bars, Timeline
 from edge.watch.history import History, Slice, add_up, join
 from edge.watch.minutes import KEEP_MINUTES, MOST_LABELS, REST, Minute
 from edge.watch.quarters import quarter_of
@@ -64,7 +64,7 @@ class Timelines:
             return True
         return "/" not in place and any(n.startswith(f"{place}/") for n in list(self._rooms.rooms))
 
-    def draw(self, name: str, place: str, after: str = "") -> dict[str, Any]:
+    def draw(self, name: str, place: str, after: str = "") -> Timeline:
         """Draw a time of a place, as `view.timeline`; with step_seconds, and `change`, by which the
         next question gets only what changed: then `part` is true. Raises StoreError."""
         span, now = SPANS[name], self._clock()
@@ -83,7 +83,7 @@ class Timelines:
         )  # fmt: skip
         return {**found, "step_seconds": 60, "part": part, "change": f"{run}-{change}"}
 
-    def _stored(self, span: Span, place: str, now: datetime) -> dict[str, Any]:
+    def _stored(self, span: Span, place: str, now: datetime) -> Bars:
         assert self._history is not None
         first = self._start(now - span.length, span)
         found = self._history.slices(place, first, now)
@@ -151,7 +151,7 @@ def _commonest(slices: Mapping[datetime, Slice]) -> list[str]:
     return [*named, REST] if len(sums) > len(named) else named
 
 
-def _bar(at: datetime, found: Slice | None, labels: list[str]) -> dict[str, Any]:
+def _bar(at: datetime, found: Slice | None, labels: list[str]) -> Bar:
     time = at.strftime("%Y-%m-%dT%H:%M:%SZ")
     if found is None:
         return {"time": time, "counts": None, "hidden": 0.0, "unseen": 0.0}

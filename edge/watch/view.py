@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
 
+from edge.watch.answers import Bar, Bars, RoomNow, State
 from edge.watch.minutes import Sum, sum_up
 from edge.watch.places import place_of
 from edge.watch.rooms import Room, Rooms
@@ -12,7 +12,7 @@ from edge.watch.rooms import Room, Rooms
 LESSON_MINUTES = 45
 
 
-def _room(rooms: Rooms, room: Room, now: datetime) -> dict[str, Any]:
+def _room(rooms: Rooms, room: Room, now: datetime) -> RoomNow:
     shown = room.shown
     since = now - timedelta(minutes=LESSON_MINUTES)
     place = place_of(room.node)
@@ -42,7 +42,7 @@ def _room(rooms: Rooms, room: Room, now: datetime) -> dict[str, Any]:
     }
 
 
-def state(rooms: Rooms, broker: str, now: datetime) -> dict[str, Any]:
+def state(rooms: Rooms, broker: str, now: datetime) -> State:
     """Describe the rooms, those that need a look first. hidden: a suppressed small count, as "<5";
     trouble: needs a look; off: switched off as usual; gone: off, and not heard for long; retired: by
     `edge-watch retire`."""
@@ -71,7 +71,7 @@ def timeline(
     now: datetime,
     minutes: int | None = None,
     after: int | None = None,
-) -> dict[str, Any]:
+) -> Bars:
     """Average people by label for every minute from the first to the last that is known, of one node,
     of a site or of all. A minute without a reading is null; hidden, unseen: the shares of the time in
     which small counts were suppressed, and nothing was seen.
@@ -101,7 +101,7 @@ def timeline(
     return {"labels": labels, "minutes": [_minute(at, sums.get(at), labels) for at in found]}
 
 
-def _minute(at: datetime, found: Sum | None, labels: list[str]) -> dict[str, Any]:
+def _minute(at: datetime, found: Sum | None, labels: list[str]) -> Bar:
     time = at.strftime("%Y-%m-%dT%H:%M:%SZ")
     if found is None:
         return {"time": time, "counts": None, "hidden": 0.0, "unseen": 0.0}

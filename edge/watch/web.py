@@ -30,7 +30,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edge.base.clock import utc_now
@@ -43,6 +43,7 @@ from edge.watch.feed import Feed, Made, Squeeze, shrink
 from edge.watch.guard import Guard, host_name
 from edge.watch.history import History
 from edge.watch.languages import choose, dress
+from edge.watch.openapi import document
 from edge.watch.password import require_strong
 from edge.watch.patience import Patience
 from edge.watch.rooms import Rooms
@@ -175,6 +176,9 @@ def application(
     def state(request: Request) -> Response:
         return Response(now.get(), media_type="application/json")
 
+    def openapi(request: Request) -> Response:
+        return JSONResponse(document(drawn.spans, control is not None))
+
     def snapshot(request: Request) -> Response:
         return Response(feed.since(None)[1][0], media_type="application/json")
 
@@ -230,6 +234,7 @@ def application(
             Route("/snapshot", snapshot),
             *timeline_routes(drawn),
             Route("/events", events),
+            Route("/openapi.json", openapi),
             Route("/control.js", file("control.js", "text/javascript")),
             Route("/control.css", file("control.css", "text/css")),
             *(control.routes() if control else no_control()),
