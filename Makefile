@@ -97,9 +97,11 @@ hadolint: .venv/ready  ## the linter of container files, for the test that wants
 clip: .venv-node/ready  ## demo/classroom.mp4, drawn anew
 	.venv-node/bin/python demo/make_clip.py
 
-schemas: .venv-node/ready  ## edge/schemas from the messages, edge/watch/openapi.json from the page
+schemas: .venv-node/ready  ## edge/schemas from the messages, and the page's OpenAPI document and Grafana's dashboards
 	.venv-node/bin/python -m edge.delivery.schemas edge/schemas
 	.venv-node/bin/python -m edge.watch.openapi > edge/watch/openapi.json
+	for name in postgresql sqlite; do .venv-node/bin/python -m edge.watch.grafana $$name \
+		> edge/watch/grafana/$$name.json || exit 1; done
 
 # Dependency groups need pip 25.1, and a new environment has the interpreter's own.
 .venv/ready: pyproject.toml constraints.txt
