@@ -78,6 +78,7 @@ class Database:
         if self.postgresql:
             options = {"connect_timeout": CONNECT_SECONDS, "options": "-c timezone=UTC"}
         self.engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
+        self._driver: Any = self.engine.dialect.loaded_dbapi
         if not self.postgresql:
             sa.event.listen(self.engine, "begin", _begin_sqlite)
             if read_only:
@@ -120,12 +121,18 @@ class Database:
         try:
             with engine.begin() as db:
                 yield db
-        # Drivers have errors of their own for a value that no column takes.
-        except (sa.exc.SQLAlchemyError, OverflowError, ValueError, TypeError) as error:
+        # Drivers have errors of their own for a value that no column takes, and for all of a COPY.
+        except (
+            *(sa.exc.SQLAlchemyError, self._driver.Error),
+            *(OverflowError, ValueError, TypeError),
+        ) as error:
             cause = getattr(error, "orig", None) or error
-            never = (sa.exc.DataError, sa.exc.IntegrityError)
-            bound = not isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError)
-            refused = isinstance(error, never) or bound
+            never = (
+                *(sa.exc.DataError, sa.exc.IntegrityError),
+                *(self._driver.DataError, self._driver.IntegrityError),
+            )
+            other = (sa.exc.DBAPIError, sa.exc.TimeoutError, self._driver.Error)
+            refused = isinstance(error, never) or not isinstance(error, other)
             raise StoreError(f"database {self.name}: {str(cause)[:200]}", refused) from error
 
     def overwrite_deleted(self, rewrite: bool) -> None:

@@ -28,11 +28,12 @@ from edge.delivery.connection import (
 from edge.delivery.messages import PREFIX
 from edge.delivery.subscriptions import Subscriptions
 from edge.settings import Broker
+from edge.watch.announce import Announcer
 from edge.watch.messages import KINDS
 from edge.watch.secret_names import secret_name
 
 if TYPE_CHECKING:
-    from edge.delivery.client import Client, ReasonCode
+    from edge.delivery.client import Client
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Receiver:
         if keep and keep.group:
             self._share = f"$share/{secret_name(keep.group, settings)}/"
         self._client: Client | None = None
-        self._sent: dict[int, str] = {}  # mid -> topic, until the broker answers
+        self._announcer: Announcer | None = None
         self._denied: set[str] = set()  # kinds of topic, each logged once
         self._subscriptions = Subscriptions(self._topics())
 
@@ -132,31 +133,16 @@ class Receiver:
 
     def publish(self, topic: str, text: str) -> bool:
         """Retained, where the broker can, QoS 1; "" deletes what is retained. Tells whether there is a
-        connection."""
-        if self._client is None:
+        connection. Of texts that wait on one topic the last goes out."""
+        if self._announcer is None:
             return False
-        sent = self._client.publish(topic, text, qos=1, retain=self._connector.retains)
-        self._sent[sent.mid] = topic
+        self._announcer.say(topic, text)
         return True
 
     def _prepare(self, client: Client) -> None:
         client.on_message = lambda c, u, m: self._take(
             m.topic, bytes(m.payload), Token(c, m.mid, m.qos, m.retain)
         )
-        client.on_publish = lambda c, u, mid, reason, properties: self._published(mid, reason)
-        self._sent.clear()
-
-    def _published(self, mid: int, reason: ReasonCode) -> None:
-        """Log what an access list forbids, once for each first part of a topic; MQTT 3.1.1 does not
-        tell."""
-        topic = self._sent.pop(mid, "")
-        first = topic.split("/")[0]
-        if reason.is_failure and first not in self._denied:
-            self._denied.add(first)
-            log.error(
-                "the broker refuses what is published on %s (%s): check its access list; "
-                "`edge-watch broker` writes one", topic, reason
-            )  # fmt: skip
 
     def _connect_once(
         self,
@@ -171,6 +157,7 @@ class Receiver:
             return False
         heard = self._subscriptions
         self._client, was_up = client, False
+        self._announcer = announcer = Announcer(client, self._connector.retains, self._denied)
         try:
             heard.begin(client)
             while not stop.is_set():
@@ -188,9 +175,10 @@ class Receiver:
                 idle()
             if was_up:
                 ending()
+                announcer.finish()
             return was_up
         finally:
-            self._client = None
+            self._client = self._announcer = None
             disconnect(client)
 
     def _tell(self) -> None:

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from edge.base.backoff import Backoff
 from edge.base.clock import parse_rfc3339, utc_now
-from edge.delivery.messages import PREFIX, Ack, Counts, as_dict, dumps
+from edge.delivery.messages import PREFIX, Ack, Counts
 from edge.watch.database import StoreError
 from edge.watch.home_assistant import Discovery
 from edge.watch.lines import printable
@@ -174,7 +174,7 @@ class Recorder:
                 )  # fmt: skip
         for (node, log_id), seq in written.contiguous_seq.items():
             ack = Ack(node=node, log=log_id, seq=seq)
-            self._publish(f"{PREFIX}/{node}/ack", dumps(as_dict(ack)))
+            self._publish(f"{PREFIX}/{node}/ack", ack.model_dump_json(by_alias=True))
 
     def _discover(self) -> None:
         assert self._discovery is not None

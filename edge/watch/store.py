@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Health, Status
+from edge.watch.bulk import insert_rows
 from edge.watch.database import Database
 from edge.watch.messages import Message
 from edge.watch.progress import STEP, Log, Progress, advance, lock, write_progress
@@ -36,6 +37,8 @@ SAID = tuple(
     # What was stored before `min_cell` was, and is said again, is the same reading.
     if c.name not in ("log", "seq", "received", "historical", "min_cell", *DERIVED)
 )
+
+MOST_LOGS = 100_000  # remembered to have a row
 
 # What the rooms' timeline needs of a reading.
 SHOWN = tuple(
@@ -62,6 +65,12 @@ class Written:
 class Store(Database):
     """The recorder's tables, for one thread."""
 
+    def __init__(self, address: str, read_only: bool = False) -> None:
+        """As of Database."""
+        super().__init__(address, read_only)
+        # Logs whose rows this one saw, so that it need not try to make them with every batch.
+        self._made: set[Log] = set()
+
     def write(self, batch: Sequence[Message], received: datetime) -> Written:
         """Store all or nothing. Raises StoreError."""
         written = Written()
@@ -71,19 +80,21 @@ class Store(Database):
         statuses = [p for p in payloads if isinstance(p, Status)]
         with self.transaction() as db:
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
-            logs = lock(db, keys, self._insert(LOGS))
+            logs = lock(db, keys, self._insert(LOGS), self._made)
             rows = [_row(m, received) for m in counts]
-            _write_counts(db, rows, logs, written)
+            fresh = _write_counts(db, rows, logs, written)
             take_back(db, (row["start"] for row in rows), self.postgresql)
             for health in healths:
                 logs[health.node, health.log].lacks_below(health.outbox_first)
-            for key, progress in logs.items():
-                advance(db, key, progress)
-                written.contiguous_seq[key] = progress.whole
+            advance(db, logs, fresh)
             write_progress(db, logs)
+            written.contiguous_seq = {key: progress.whole for key, progress in logs.items()}
             _bring_back(db, {m.node for m in counts})
             self._write_health(db, healths, received)
             _write_statuses(db, statuses, received)
+        if len(self._made) > MOST_LOGS:
+            self._made.clear()
+        self._made |= keys
         return written
 
     def _insert(self, table: sa.Table) -> sa.Insert:
@@ -138,8 +149,11 @@ class Store(Database):
 
 def _write_counts(
     db: sa.Connection, rows: Sequence[Row], logs: dict[Log, Progress], written: Written
-) -> None:
-    there = _stored(db, {_key(row) for row in rows})
+) -> dict[Log, set[int]]:
+    """Returns the numbers that were stored, by log."""
+    # Above `highest` nothing is stored; what stands apart has no row of its own in LOGS.
+    old = (r for r in rows if r["seq"] <= logs[r["node"], r["log"]].highest or "~" in r["log"])
+    there = _stored(db, {_key(row) for row in old})
     fresh: dict[Key, Row] = {}
     doubtful = []
     for row in rows:
@@ -163,12 +177,12 @@ def _write_counts(
             fresh[_key(away)] = away
             written.apart.append(key)
     _take_back(db, [row for node_log, row in fresh.items() if node_log[:2] in logs])
-    if fresh:
-        db.execute(sa.insert(COUNTS), list(fresh.values()))
+    insert_rows(db, COUNTS, list(fresh.values()))
+    numbers: dict[Log, set[int]] = {}
     for node, log, seq in fresh:
-        if (node, log) in logs:
-            logs[node, log].highest = max(logs[node, log].highest, seq)
+        numbers.setdefault((node, log), set()).add(seq)
     written.new, written.known = len(fresh), len(rows) - len(fresh)
+    return numbers
 
 
 def _key(row: Row) -> Key:

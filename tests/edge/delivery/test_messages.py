@@ -91,8 +91,20 @@ def test_times_are_rfc3339_on_both_sides_of_1970_and_beyond_2038() -> None:
 
 def test_times_are_read_as_they_were_written() -> None:
     assert parse_rfc3339("2096-10-02T07:06:40.250Z").timestamp() == 4_000_000_000.25
-    with pytest.raises(ValueError, match="does not match"):
-        parse_rfc3339("2096-10-02T07:06:40")
+    for other in (
+        *("2096-10-02T07:06:40", "2096-10-02T07:06:40.250", "2096-10-02T07:06:40.250+02:00Z"),
+        *("2096-W40-2T07:06:40.250Z", "2096-10-02 07:06:40.250Z", "2096-10-02T07:06:40,250Z"),
+        *("20961-10-02T07:06:40.250Z", "٢٠٩٦-10-02T07:06:40.250Z", ""),
+    ):
+        with pytest.raises(ValueError, match="does not match"):
+            parse_rfc3339(other)
+    for impossible in (
+        "2096-02-30T07:06:40.250Z",
+        "2096-10-02T24:06:40.250Z",
+        "2096-10-02T07:06:60.250Z",
+    ):
+        with pytest.raises(ValueError, match=r"must be in|out of range"):
+            parse_rfc3339(impossible)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,41 @@ def test_whole_stops_at_a_gap_and_moves_on_when_it_is_filled(store: Store) -> No
     assert store.write(seqs(6), NOON).contiguous_seq[KEY] == 7
 
 
+def test_readings_without_a_gap_cost_no_question_about_what_is_stored(store: Store) -> None:
+    """Two fifths of the recorder was one SELECT a log and batch."""
+    asked: list[str] = []
+    rooms = [f"school/room-{n}/node-1" for n in range(50)]
+    store.write([heard(counts(1, room)) for room in rooms], NOON)
+    sa.event.listen(
+        store.engine, "before_cursor_execute", lambda c, cursor, text, *more: asked.append(text)
+    )
+    found = store.write([heard(counts(2, room)) for room in rooms], NOON)
+    assert set(found.contiguous_seq.values()) == {2}
+    of_counts = [text for text in asked if re.search("FROM counts", text) and "~" not in text]
+    assert of_counts == []
+    assert len(asked) < 12, "whatever the number of rooms"
+    store.write([heard(counts(4, room)) for room in rooms], NOON)
+    asked.clear()
+    found = store.write([heard(counts(3, room)) for room in rooms[:25]], NOON)
+    assert set(found.contiguous_seq.values()) == {4}
+    assert any("counts.seq >" in text for text in asked), "a gap that closes is looked behind"
+
+
+def test_a_recorder_starts_where_another_one_stopped(database: str) -> None:
+    """Nothing that it remembers of a log outlives another recorder's work on it."""
+    one, two = Store(database), Store(database)
+    one.migrate()
+    assert one.write(seqs(1, 2), NOON).contiguous_seq[KEY] == 2
+    assert two.write(seqs(3, 5), NOON).contiguous_seq[KEY] == 3
+    found = one.write(seqs(4, 5, 6), NOON)
+    assert (found.new, found.known, found.contiguous_seq[KEY]) == (2, 1, 6)
+    assert two.forget(None, "school", NOON) == 6
+    again = one.write(seqs(5, 6, 7), NOON)
+    assert (again.new, again.known, again.contiguous_seq[KEY]) == (1, 2, 7), "it was buried"
+    one.close()
+    two.close()
+
+
 def test_what_a_node_no_longer_has_is_no_gap(store: Store) -> None:
     """A recorder that starts in the middle of a log, or after an outbox dropped its oldest."""
     assert store.write(seqs(500, 501), NOON).contiguous_seq[KEY] == 0
