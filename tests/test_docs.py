@@ -53,7 +53,7 @@ def test_the_first_page_is_read_in_five_minutes() -> None:
 
 def pattern(message: str) -> str:
     """A message whose varying parts (`...`, {}, %s) are one sign each."""
-    return re.sub(rf"(?:\.\.\.|%[sd]|%\.0f|{VARIES})+", VARIES, message)
+    return re.sub(rf"(?:\.\.\.|%[sdrg]|%\.0f|{VARIES})+", VARIES, message)
 
 
 class _Messages(ast.NodeVisitor):
@@ -114,6 +114,60 @@ def test_troubleshooting_quotes_messages_of_every_part() -> None:
 def test_a_quoted_message_is_in_the_code(message: str) -> None:
     assert len(message.replace("...", "").strip()) >= 8
     assert pattern(message) in messages()
+
+
+# Modules whose errors and warnings are all told: what a school's technician meets by himself.
+TOLD = ("edge/watch", "edge/delivery/trust.py", "edge/run.py")
+
+
+def told(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and texts of a module's errors and warnings; those of one text handed on are left out."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            name = getattr(node.exc.func, "id", "")
+            if name == "Refused" or not name.endswith(
+                ("Error", "Refusal", "Refused", "Unanswered")
+            ):
+                continue  # reasons that are counted, inside of one warning
+            texts = node.exc.args
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr not in ("warning", "error"):
+                continue
+            texts = node.args[:1]
+        else:
+            continue
+        visitor = _Messages()
+        for text in texts:
+            if isinstance(text, ast.Constant | ast.JoinedStr):
+                visitor.visit(text)
+        whole = max(visitor.found, key=len, default="")
+        if len(whole.replace(VARIES, "").strip()) >= 8:
+            yield node.lineno, whole
+
+
+def is_quoted(message: str) -> bool:
+    """Tell whether a quotation is of a part of a message, or holds it."""
+    bare = message.strip(f"{VARIES} ;:")
+    return any(
+        quoted in message or bare in quoted
+        for quoted in (pattern(text).strip(f"{VARIES} ;:") for text in quoted_messages())
+    )
+
+
+def test_every_error_and_warning_that_a_school_meets_is_in_troubleshooting() -> None:
+    paths = [path for name in TOLD for path in sorted((ROOT / name).rglob("*.py")) or [ROOT / name]]
+    missing = [
+        f"{path.relative_to(ROOT)}:{line}: {text.replace(VARIES, '...')}"
+        for path in paths
+        for line, text in told(path)
+        if not is_quoted(text)
+    ]
+    assert missing == [], "give each a line in docs/troubleshooting.md"
+
+
+def test_a_message_without_a_line_would_be_noticed() -> None:
+    assert is_quoted(pattern("no camera at ...; cameras on this machine: ..."))
+    assert not is_quoted(pattern("the page ran out of ink; fill in some"))
 
 
 def test_a_reworded_message_would_be_noticed() -> None:

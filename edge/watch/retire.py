@@ -72,6 +72,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     store.close()
     if not found:
         why = "was not retired" if args.undo else "never spoke to this recorder"
-        raise UsageError(f"{args.place} {why}; the page and `edge-watch export` have the names")
+        raise UsageError(f"{args.place} {why}; the page and edge-watch export have the names")
     for node in found:
         print(f"{node} {'is shown again' if args.undo else 'is retired'}")
