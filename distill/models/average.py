@@ -5,19 +5,28 @@
 Wortsman et al., "Model soups", ICML 2022. The mean lies well only where the networks lie near each
 other: epochs of one run, or runs from one start. Batch statistics are averaged too. Seeds that began
 apart answer together instead (`--teacher` or `--checkpoint` given again).
+
+A bundle among them is a student's start: what was learned from it on harder images and the start
+itself often meet in a mean that keeps the one's accuracy and the other's sturdiness (Wortsman et al.,
+"Robust fine-tuning of zero-shot models", CVPR 2022). Bundles hold the deployed form alone, so then all
+are averaged in that form.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from distill.models import store
+from distill.models.build import build_student
 from distill.models.checkpoint import read
+from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from edge.base import cli
 from edge.base.errors import DataError, UsageError
 
@@ -48,14 +57,57 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         if any(name not in net or net[name].shape != value.shape for net in networks):
             raise DataError(f"{paths[0]} and another file differ in '{name}'; train them again")
         stacked = torch.stack([network[name] for network in networks])
-        if not bool(stacked.isfinite().all()):
-            raise DataError(
-                f"'{name}' holds weights that are not finite (NaN); leave that file out"
-            )
+        refuse_not_finite({name: stacked})
         # Counters of batches are whole numbers: the largest stands for all.
         mean[name] = stacked.mean(dim=0) if stacked.is_floating_point() else stacked.amax(dim=0)
     epoch = max(content["epoch"] for content in contents)
     return {**first, "network": mean, "epoch": epoch, "valid_accuracy": None}
+
+
+def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the mean of students' deployed forms, bundles among them, as a checkpoint's content; what
+    is not a weight is the first checkpoint's.
+
+    A bundle's weights hold its temperature, so the mean's is fitted anew when it is exported. Raises
+    DataError as `average` does, and where no checkpoint is among them."""
+    files = [path for path in paths if not path.is_dir()]
+    if not files:
+        raise DataError("none of these is a checkpoint, whose recipe the mean would have; add one")
+    content, recipe, _ = read(files[0])
+    starts = [read_start(path) for path in paths]
+    student = build_student(recipe, len(content["labels"]))
+    for path, start in zip(paths, starts, strict=True):
+        pairs = {
+            "labels": (start.labels, tuple(content["labels"])),
+            "crop": (start.recipe.crop, recipe.crop),
+            "student": (start.config, student.config),
+        }
+        if different := [name for name, (own, first) in pairs.items() if own != first]:
+            raise DataError(
+                f"{path} has another '{different[0]}' than {files[0]}; average like ones"
+            )
+        refuse_not_finite(start.weights)
+    weights = {
+        name: torch.stack([start.weights[name] for start in starts]).mean(dim=0)
+        for name in starts[0].weights
+    }
+    labels = starts[0].labels
+    mean = Start(student.config, labels, recipe, weights, {})
+    # In evaluation mode the student computes the mean whatever these are; `--start` measures them anew.
+    faces = np.random.default_rng(0).integers(
+        0, 256, (RECALIBRATION_FACES, recipe.crop.channels, recipe.crop.size, recipe.crop.size)
+    )
+    warm_start(student, mean, labels, faces.astype(np.uint8))
+    return {**content, "network": student.state_dict(), "valid_accuracy": None}
+
+
+def refuse_not_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise DataError for NaN and infinity."""
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise DataError(
+                f"'{name}' holds weights that are not finite (NaN); leave that file out"
+            )
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -64,14 +116,21 @@ def run(argv: Sequence[str] | None = None) -> None:
         "Average the weights of several checkpoints of one network.",
         "python -m distill.models.average runs/teacher/epoch-*.pt --out runs/teacher/mean.pt",
     )
-    p.add_argument("checkpoint", type=Path, nargs="+", metavar="FILE")
+    p.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="+",
+        metavar="FILE|BUNDLE",
+        help="given twice it counts twice",
+    )
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the mean")
     args = p.parse_args(argv)
     if len(args.checkpoint) < 2:
         raise UsageError("one checkpoint is its own mean: give two or more")
     if args.out in args.checkpoint:
         raise UsageError(f"--out {args.out} is one of the checkpoints; choose another name")
-    store.save(args.out, average(args.checkpoint))
+    bundles = any(path.is_dir() for path in args.checkpoint)
+    store.save(args.out, (of_deployed if bundles else average)(args.checkpoint))
     print(f"mean of {len(args.checkpoint)} checkpoints: {args.out}; score it by distill-eval")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from yaml import safe_load
@@ -10,8 +11,11 @@ from yaml import safe_load
 from distill.models import average, store
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint, state
+from distill.models.student import reparameterise
+from distill.models.warm_start import read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import DataError, UsageError
+from support.paths import ROOT
 from support.trained import RECIPE, in_use
 
 LABELS = ("calm", "glad", "cross")
@@ -56,6 +60,40 @@ def test_the_mean_of_equal_ones_answers_as_each(tmp_path: Path) -> None:
     with torch.no_grad():
         one, mean = (load_checkpoint(p).student(faces) for p in (path, tmp_path / "mean.pt"))
     torch.testing.assert_close(one, mean)
+
+
+def learned_from(bundle: Path, file: Path, seed: int) -> None:
+    """A checkpoint of a student that began as the bundle's, and went a little further."""
+    start = read_start(bundle)
+    student = build_student(start.recipe, len(start.labels))
+    shape = (64, start.config.channels, start.config.size, start.config.size)
+    faces = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    warm_start(student, start, start.labels, faces)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for value in student.parameters():
+            value += 0.01 * value.abs().mean() * torch.randn_like(value)
+    store.save(file, state(student, start.recipe, start.labels, 3, 0.8))
+
+
+@pytest.mark.slow
+def test_a_bundle_and_what_was_learned_from_it_meet_in_the_middle(tmp_path: Path) -> None:
+    bundle, learned, mean = ROOT / "edge" / "models", tmp_path / "learned.pt", tmp_path / "mean.pt"
+    learned_from(bundle, learned, 0)
+    average.run([str(bundle), str(learned), str(learned), "--out", str(mean)])
+    found = reparameterise(load_checkpoint(mean).student).state_dict()
+    one, other = read_start(bundle).weights, read_start(learned).weights
+    for name, value in one.items():
+        torch.testing.assert_close(found[name], (value + 2 * other[name]) / 3, rtol=1e-3, atol=1e-4)
+    assert load_checkpoint(mean).metadata["valid_accuracy"] is None
+
+
+def test_bundles_alone_and_another_network_are_refused(tmp_path: Path) -> None:
+    bundle = ROOT / "edge" / "models"
+    with pytest.raises(DataError, match="none of these is a checkpoint"):
+        average.of_deployed([bundle, bundle])
+    with pytest.raises(DataError, match=r"edge/models has another 'labels' than .*0\.pt"):
+        average.of_deployed([bundle, written(tmp_path, 0)])
 
 
 def test_networks_that_differ_are_refused_in_one_line(tmp_path: Path) -> None:
