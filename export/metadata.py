@@ -45,7 +45,7 @@ def without_metadata(path: Path) -> bytes:
     """Return an ONNX file's bytes but for its metadata_props; they are the file's first bytes."""
     model = onnx.load(str(path))
     del model.metadata_props[:]
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def content_sha256(folder: Path, description: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ def broker_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--broker", default="mqtt://127.0.0.1", metavar="URL", help="default: %(default)s"
     )
+    p.add_argument(
+        "--protocol", choices=("auto", "5", "3.1.1"), default="auto", help="the version of MQTT"
+    )
     p.add_argument("--username", metavar="NAME", help="where the broker asks for one")
     p.add_argument("--password-file", metavar="FILE")
     p.add_argument("--ca", metavar="FILE", help="the site's authority, PEM")
@@ -34,7 +37,8 @@ def metrics_option(p: argparse.ArgumentParser) -> None:
 
 def broker_settings(args: argparse.Namespace) -> Broker:
     """Check them as node.yaml's `broker` is checked. Raises SettingsError or UsageError."""
-    broker = {"url": args.broker, "username": args.username, "password_file": args.password_file}
+    broker = {"url": args.broker, "protocol": args.protocol}
+    broker |= {"username": args.username, "password_file": args.password_file}
     tls = {"ca": args.ca, "certificate": args.certificate, "key": args.key}
     settings = validate(Settings, {"broker": {**broker, "tls": tls}}, "options").broker
     if settings.url == "-":

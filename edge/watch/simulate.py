@@ -1,324 +1,122 @@
-"""`edge-watch simulate`: many nodes in one process, each with a connection, an outbox and counts of its
-own, to size a broker and a recorder and to see that nothing is lost between them.
+"""`edge-watch simulate`: many nodes in several processes, to size a broker and a recorder and to see
+that nothing is lost between them.
 
-Windows, messages, outbox (in memory) and replay are the node's own code; what is played is the people.
 At the end the readings that a recorder's `ack` has not named are counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import random
-import selectors
+import os
+import shutil
+import sys
 import threading
 import time
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TextIO
 
-import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from edge.aggregate import Window
 from edge.base import cli
-from edge.base.backoff import Backoff
-from edge.base.clock import clock_synced, rfc3339
-from edge.base.errors import BrokerError, UsageError
+from edge.base.errors import BrokerError, EdgeError, UsageError
+from edge.base.setting_types import Segment
 from edge.base.signals import on_signal
-from edge.delivery.client import CONNECT_SECONDS
-from edge.delivery.connection import (
-    UNSUPPORTED_VERSION,
-    ConnectionStatus,
-    Connector,
-    reconnect_delay,
-    refused,
-)
-from edge.delivery.messages import (
-    PREFIX,
-    Ack,
-    Outgoing,
-    Status,
-    as_dict,
-    as_sent,
-    counts_message,
-    dumps,
-    parse,
-)
-from edge.delivery.outbox import Outbox
-from edge.delivery.protocol import Version
-from edge.delivery.publisher import FIRST_BACKOFF_SECONDS
-from edge.delivery.scheduler import SendScheduler
-from edge.delivery.subscriptions import Subscriptions
+from edge.delivery.connection import Connector
 from edge.inference.bundle import load_bundle
-from edge.records import Expression, Frame, Life, Reading, Tick
-from edge.settings import Broker
 from edge.watch.options import broker_options, broker_settings
+from edge.watch.players import Order, Player, Players, Share, allow_connections
 
-if TYPE_CHECKING:
-    from edge.delivery.client import Client, ReasonCode
-
-log = logging.getLogger(__name__)
-
-MIN_GROUP, MIN_CELL = 5, 2
-SAMPLES = 4  # pictures that a window's people are drawn for
-PIXELS = np.zeros((1, 1, 3), np.uint8)
-SPREAD_SECONDS = 5.0  # over which the nodes come up
-TURN_SECONDS = 0.02
-LOOK_SECONDS = 1.0  # how often each connection's keepalive and each node's outbox are looked after
+MOST_NODES, MOST_PROCESSES = 20_000, 64
+NODES_A_PROCESS = 500  # of windows of 10 s, by default; one process plays some thousands
+LINE_SECONDS = 10.0
+UNREACHED_SECONDS = 15.0
+SPARE_FILES = 64
 
 
-class Classroom:
-    """A room full of people whose number and mood drift."""
+class Told:
+    """What is printed: a line now and then, on a terminal one that is written over."""
 
-    def __init__(self, labels: Sequence[str], rng: random.Random) -> None:
-        self._labels, self._rng = labels, rng
-        self._people = rng.randint(8, 28)
-        # Most people look neutral or glad; how much so wanders around that and comes back.
-        self._usual = np.array([2.0, 1.0, *[-1.5] * (len(labels) - 2)])
-        self._mood = np.zeros(len(labels))
+    def __init__(self, players: Players, recorder: bool, out: TextIO, terminal: TextIO) -> None:
+        """recorder: one is waited for; out: for lines that stay; terminal: for one that does not."""
+        self._players, self._recorder = players, recorder
+        self._out, self._terminal = out, terminal
+        self._moves = cli.moves(terminal)
+        self.begin()
 
-    def look(self) -> list[Expression]:
-        """Who is in view now, one Expression each."""
-        rng = self._rng
-        self._people = min(32, max(0, self._people + rng.choice((-1, 0, 0, 0, 0, 1))))
-        if rng.random() < 0.002:
-            self._people = rng.choice((0, 3, 24))  # a lesson begins or ends
-        self._mood = 0.97 * self._mood + np.array([rng.gauss(0, 0.2) for _ in self._labels])
-        weights = np.exp(self._usual + self._mood)
-        shares = weights / weights.sum()
-        found = []
-        for number in range(self._people):
-            pick = rng.choices(range(len(shares)), shares)[0]
-            sure = np.full(len(shares), 0.05, np.float32)
-            sure[pick] = rng.uniform(0.4, 0.9)
-            probabilities = None if rng.random() < 0.02 else sure
-            found.append(Expression(number, probabilities, Life.ALIVE))
-        return found
-
-
-class SimNode:
-    """One node's half of the conversation; a connection is turned from outside."""
-
-    def __init__(
-        self, number: int, labels: Sequence[str], window: float, seed: int, longest: float
-    ) -> None:
-        """window: seconds; longest: seconds between two attempts to connect."""
-        self.path = f"sim/room-{number:04}/node-1"
-        rng = random.Random(seed * 1_000_003 + number)
-        self._classroom = Classroom(labels, rng)
-        self._window = Window(labels, window, MIN_GROUP, MIN_CELL, max_gap_seconds=window)
-        self.outbox = Outbox(Path(":memory:"))
-        self._scheduler = SendScheduler(self.outbox)
-        self.subscriptions = Subscriptions([f"{PREFIX}/{self.path}/ack"])
-        self._session, self._n = str(uuid.uuid4()), 0
-        self._sent: dict[int, tuple[int, str]] = {}
-        self.client: Client | None = None
-        self.up = False
-        self.deaf: Version | None = None  # the version that the broker seems not to know
-        self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
-        self.next_try, self.asked_at = rng.uniform(0, SPREAD_SECONDS), 0.0
-        self._step, self._next_look = window / SAMPLES, 0.0
-        self.made, self.fresh = 0, False
-
-    def live(self, now: float) -> None:
-        """Pictures and windows up to now."""
-        if now < self._next_look:
-            return
-        self._next_look = now + self._step
-        closed = self._window.add(Frame(PIXELS, now, time.time()), self._classroom.look())
-        for reading in closed:
-            self._keep(reading)
-
-    def end(self, now: float) -> None:
-        """Close what is due; the window in progress is no reading."""
-        for reading in self._window.tick(Tick(now, time.time())):
-            self._keep(reading)
-
-    def _keep(self, reading: Reading) -> None:
-        counting = self._window.counting
-        message = counts_message(reading, self.path, MIN_GROUP, MIN_CELL, "utc", counting)
-        self.outbox.append(message)
-        self.made, self.fresh = self.made + 1, True
-
-    def status(self, state: str) -> Outgoing:
-        stamp: dict[str, Any] = {}
-        if state != "lost":
-            self._n += 1
-            stamp = {"n": self._n, "time": rfc3339(time.time()), "clock_synced": clock_synced()}
-        content = {"node": self.path, "session": self._session, "state": state, **stamp}
-        return Outgoing("status", as_dict(Status.model_validate(content)), retain=True)
-
-    def connected(self, client: Client) -> None:
-        self._sent.clear()
-        self._scheduler.connected()
-        self.subscriptions.begin(client)
-        self.say(self.status("online"))
-
-    def say(self, message: Outgoing) -> None:
-        assert self.client is not None
-        self.client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
-
-    def offer(self) -> None:
-        assert self.client is not None
-        self.fresh = False
-        for seq, payload in self._scheduler.next():
-            message = as_sent(payload)
-            info = self.client.publish(message.topic, dumps(message.payload), qos=1)
-            self._sent[info.mid] = (seq, payload["log"])
-
-    def published(self, mid: int) -> None:
-        if mid in self._sent:
-            self._scheduler.acknowledged(*self._sent.pop(mid))
-
-    def heard(self, payload: bytes) -> None:
-        try:
-            ack = parse(Ack, payload)
-        except ValidationError:
-            return
-        self._scheduler.on_recorder_ack(ack.seq, ack.log)
+    def begin(self) -> None:
+        """Take this moment for the first."""
+        self._began = self._last = time.monotonic()
 
     @property
-    def stored(self) -> int:
-        """Readings that a recorder has."""
-        return min(self.outbox.stored or 0, self.made)
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
 
+    def figures(self) -> str:
+        """The figures of all processes that live."""
+        players = self._players
+        text = (
+            f"{players.total('up')} of {players.nodes} nodes up, {players.total('made')} readings, "
+            f"{players.total('waiting')} waiting for the broker, {players.total('losses')} "
+            f"connections lost"
+        )
+        if self._recorder:
+            text += f", {players.total('unstored')} not stored by a recorder"
+        return f"{self.seconds:4.0f} s: {text}"
 
-class SimulatedFleet:
-    """All connections in one loop."""
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._moves:
+            self._terminal.write(cli.CLEAR_LINE)
+            self._terminal.flush()
+        print(text, file=self._out, flush=True)
 
-    def __init__(self, settings: Broker, nodes: Sequence[SimNode]) -> None:
-        """Raises SettingsError for unusable files."""
-        self._connector, self.nodes = Connector(settings), nodes
-        self._longest = settings.retry_max_seconds
-        self._selector = selectors.DefaultSelector()
-        self._began = time.monotonic()
-        self.losses = 0
-        self.reason = ConnectionStatus()
-        self._next_look = 0.0
+    def progress(self, doing: str, done: float, most: float) -> None:
+        """Say how far it is. doing: what; done, most: seconds."""
+        if self._moves:
+            text = (
+                f"{doing}, {min(done, most):.0f} of {most:.0f} s;{self.figures().partition(':')[2]}"
+            )
+            width = shutil.get_terminal_size().columns - 1
+            self._terminal.write(f"{cli.CLEAR_LINE}{text[:width]}")
+            self._terminal.flush()
+        elif time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            self.line(self.figures())
 
-    def turn(self) -> None:
-        """Some milliseconds of everybody's life but the counting."""
-        now = time.monotonic()
-        for node in self.nodes:
-            if node.client is None and now - self._began >= node.next_try:
-                self._connect(node, now)
-        for key, events in self._selector.select(TURN_SECONDS):
-            node = key.data
-            if node.client is not None and events & selectors.EVENT_READ:
-                self._served(node, node.client.loop_read())
-        look = now >= self._next_look
-        self._next_look = now + LOOK_SECONDS if look else self._next_look
-        for node in self.nodes:
-            if node.client is None:
-                continue
-            # Each second too: what waits for its turn, and what a recorder still lacks.
-            if node.up and (node.fresh or look):
-                node.offer()
-            if look:
-                self._look_after(node, now)
-            if node.client is not None and node.client.want_write():
-                self._served(node, node.client.loop_write())
-
-    def _look_after(self, node: SimNode, now: float) -> None:
-        assert node.client is not None
-        if node.up:
-            node.subscriptions.poll(node.client)
-        elif now - node.asked_at > CONNECT_SECONDS:
-            self._drop(
-                node
-            )  # silent to this version, or slow: `deaf` has the next try use the other
-            return
-        self._served(node, node.client.loop_misc())
-
-    def _connect(self, node: SimNode, now: float) -> None:
-        versions = self._connector.protocol.candidates()
-        version = next((v for v in versions if v != node.deaf), versions[0])
-        client = self._connector.new_client(f"edge/{node.path}", version)
-        will = node.status("lost")
-        client.will_set(will.topic, dumps(will.payload), qos=1, retain=True)
-        client.on_connect = lambda c, u, f, reason, p: self._answered(node, c, reason, version)
-        client.on_publish = lambda c, u, mid, reason, p: node.published(mid)
-        client.on_message = lambda c, u, message: node.heard(bytes(message.payload))
-        try:
-            self._connector.open(client)
-        except OSError as error:
-            self.reason = self._connector.describe(error)
-            self._later(node, now)
-            return
-        node.deaf, node.asked_at = version, now  # until it answers
-        node.client = client
-        self._selector.register(client.socket(), selectors.EVENT_READ, node)  # type: ignore[arg-type]
-
-    def _answered(
-        self, node: SimNode, client: Client, reason: ReasonCode, version: Version
-    ) -> None:
-        if reason.value != UNSUPPORTED_VERSION:
-            node.deaf = None
-        if reason.is_failure:
-            self.reason = refused(str(reason))
-            return
-        self._connector.protocol.spoken(version)
-        node.up = True
-        node.connected(client)
-
-    def _served(self, node: SimNode, code: int) -> None:
-        if code and node.client is not None:
-            node.subscriptions.ended()
-            self._drop(node)
-
-    def _drop(self, node: SimNode) -> None:
-        for key in [k for k in self._selector.get_map().values() if k.data is node]:
-            self._selector.unregister(key.fileobj)
-        if node.client is not None and (connection := node.client.socket()) is not None:
-            connection.close()
-        node.client = None
-        self.losses += node.up
-        self._later(node, time.monotonic())
-
-    def _later(self, node: SimNode, now: float) -> None:
-        node.next_try = now - self._began + reconnect_delay(node.up, node.backoff, self._longest)
-        node.up = False
-
-    def close(self) -> None:
-        for node in self.nodes:
-            if node.up and node.client is not None:
-                node.say(node.status("stopped"))
-        deadline = time.monotonic() + 5
-        while any(n.client is not None and n.client.want_write() for n in self.nodes):
-            if time.monotonic() > deadline:
-                break
-            self.turn()
-        for node in self.nodes:
-            if node.client is not None:
-                node.client.disconnect()
-                node.client.loop_write()
-        self._selector.close()
-
-
-def tell(fleet: SimulatedFleet, seconds: float, wanted_recorder: bool) -> str:
-    nodes = fleet.nodes
-    made, waiting = sum(n.made for n in nodes), sum(n.outbox.pending_count() for n in nodes)
-    up = sum(n.up and n.subscriptions.granted for n in nodes)
-    text = (
-        f"{up} of {len(nodes)} nodes up, {made} readings, {waiting} waiting for the broker, "
-        f"{fleet.losses} connections lost"
-    )
-    if wanted_recorder:
-        text += f", {made - sum(n.stored for n in nodes)} not stored by a recorder"
-    return f"{seconds:4.0f} s: {text}"
+    def deaths(self, died: Sequence[Player]) -> None:
+        """Say of each process that died what is not counted any more."""
+        for player in died:
+            ago, known = time.monotonic() - player.heard_at, player.figures
+            made = (
+                f"it had made {known.made} readings by its last word, {ago:.1f} s ago, of which "
+                f"{known.unstored} had no recorder's acknowledgement"
+                if player.heard_at
+                else "it had said nothing yet"
+            )
+            self.line(
+                f"{self.seconds:4.0f} s: process {player.number} {player.death}: its "
+                f"{len(player.share.rooms)} nodes are gone and in no figure from here on; {made}"
+            )
 
 
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "edge-watch simulate",
         "Play nodes: each connects, counts a class that drifts, keeps its readings until a recorder's\n"
-        "ack names them. Exit code 1 where some are not stored in the end.",
+        "ack names them. Exit code 1 where some are not stored in the end, or a process died.",
         "edge-watch simulate --nodes 1000 --window 10 --seconds 120",
     )
     broker_options(p)
     p.add_argument("--nodes", type=int, default=100, metavar="N", help="default: %(default)s")
+    p.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help=f"that play them; default: one for {NODES_A_PROCESS} nodes, at most one a core",
+    )
+    p.add_argument(
+        "--site", default="sim", metavar="NAME", help="of the nodes: NAME/room-0000/node-1 ..."
+    )
     p.add_argument("--window", type=float, default=10.0, metavar="S", help="default: %(default)s s")
     p.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of counting")
     p.add_argument(
@@ -329,42 +127,90 @@ def build_parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    if not 1 <= args.nodes <= 20_000:
-        raise UsageError("--nodes must be 1 to 20000")
+def shares(args: argparse.Namespace) -> list[Share]:
+    """Divide the nodes among processes. Raises UsageError, and what the broker's options raise."""
+    if not 1 <= args.nodes <= MOST_NODES:
+        raise UsageError(f"--nodes must be 1 to {MOST_NODES}")
     if not (args.window >= 0.1 and args.seconds > 0 and args.wait >= 0):
         raise UsageError("--window must be 0.1 or more, --seconds above 0, --wait not below it")
-    settings = broker_settings(args)
-    labels = load_bundle().labels
-    longest = settings.retry_max_seconds
-    nodes = [SimNode(i, labels, args.window, args.seed, longest) for i in range(args.nodes)]
-    fleet, stop = SimulatedFleet(settings, nodes), threading.Event()
+    cores = len(os.sched_getaffinity(0))
+    number = args.processes
+    if number is None:
+        number = min(cores, -(-args.nodes // NODES_A_PROCESS), MOST_PROCESSES)
+    if not 1 <= number <= min(args.nodes, MOST_PROCESSES):
+        raise UsageError(f"--processes must be 1 to {MOST_PROCESSES}, and not above --nodes")
+    try:
+        TypeAdapter(Segment).validate_python(args.site)
+    except ValidationError as error:
+        raise UsageError(
+            "--site may hold only a-z, 0-9 and '-', since it is part of a topic"
+        ) from error
+    if -(-args.nodes // number) > (most := allow_connections() - SPARE_FILES):
+        raise UsageError(
+            f"a process may have {most} connections here: give more --processes, or raise the limit "
+            f"(ulimit -n)"
+        )
+    settings, labels = broker_settings(args), load_bundle().labels
+    Connector(settings)  # files that cannot be used are one line, and not one a process
+    return [
+        Share(settings, args.site, range(first, args.nodes, number), labels, args.window, args.seed)
+        for first in range(number)
+    ]
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    parts, stop = shares(args), threading.Event()
     on_signal(stop.set)
-    began = last = time.monotonic()
-    while not stop.is_set() and (now := time.monotonic()) - began < args.seconds:
-        for node in nodes:
-            node.live(now)
-        fleet.turn()
-        if now - last >= 10:
-            last = now
-            print(tell(fleet, now - began, not args.no_recorder), flush=True)
-        if now - began > 15 and not any(n.up for n in nodes) and not fleet.losses:
-            raise BrokerError(f"broker {settings.url} {fleet.reason}; check address and user")
-    for node in nodes:
-        node.end(time.monotonic())
-    deadline = time.monotonic() + args.wait
-
-    def missing() -> int:
-        if args.no_recorder:
-            return sum(n.outbox.pending_count() for n in nodes)
-        return sum(n.made - n.stored for n in nodes)
-
-    while missing() and time.monotonic() < deadline:
-        fleet.turn()
-    left = missing()
-    print(tell(fleet, time.monotonic() - began, not args.no_recorder))
-    fleet.close()
-    if left:
+    players = Players(parts)
+    told = Told(players, not args.no_recorder, sys.stdout, sys.stderr)
+    try:
+        died = simulate(players, told, args, stop)
+    finally:
+        died_late = players.close()
+    told.deaths(died_late)
+    told.line(told.figures())
+    if number := len(died) + len(died_late):
+        raise EdgeError(
+            f"{number} of {len(parts)} processes died; the figures are of the {players.nodes} nodes of "
+            f"the others alone"
+        )
+    if left := players.total("waiting" if args.no_recorder else "unstored"):
         whom = "the broker" if args.no_recorder else "a recorder"
-        raise BrokerError(f"{left} readings are not acknowledged by {whom}")
+        when = "when it was stopped" if stop.is_set() else f"after {args.wait:g} s"
+        raise BrokerError(f"{left} readings are not acknowledged by {whom} {when}")
+
+
+def simulate(
+    players: Players, told: Told, args: argparse.Namespace, stop: threading.Event
+) -> list[Player]:
+    """Count, then wait until all is delivered, or until `stop`; return the processes that died. Raises
+    BrokerError where no node ever gets a connection."""
+    died: list[Player] = []
+
+    def turn(doing: str, done: float, most: float) -> None:
+        new = players.hear(0.1)
+        told.deaths(new)
+        died.extend(new)
+        told.progress(doing, done, most)
+
+    while not stop.is_set() and not players.ready:
+        turn("making nodes", 0, 0)
+    told.begin()
+    players.tell(Order.COUNT)
+    while not stop.is_set() and players.living and told.seconds < args.seconds:
+        turn("counting", told.seconds, args.seconds)
+        reached = players.total("up") or players.total("losses")
+        if told.seconds > UNREACHED_SECONDS and not reached and players.living:
+            reason = players.living[0].figures.reason
+            raise BrokerError(f"broker {args.broker} {reason}; check address and user")
+    players.tell(Order.SETTLE)
+    began, wanted = time.monotonic(), "waiting" if args.no_recorder else "unstored"
+    whom = "the broker" if args.no_recorder else "a recorder"
+
+    def settled() -> bool:
+        return all(p.figures.settled for p in players.living) and not players.total(wanted)
+
+    while not stop.is_set() and not settled() and (waited := time.monotonic() - began) < args.wait:
+        turn(f"waiting for {whom}", waited, args.wait)
+    return died

@@ -18,8 +18,8 @@ from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import MqttPublisher
 from edge.settings import Broker
 from edge.watch.command import Caller
+from edge.watch.fleet import SimNode, SimulatedFleet
 from edge.watch.receive import Receiver, SessionOptions
-from edge.watch.simulate import SimNode, SimulatedFleet
 from fakes.broker import CLOSE, GRANTED, REFUSED, Habits, StubBroker
 from support.patience import PATIENCE, wait_for
 
@@ -134,8 +134,8 @@ def test_every_client_falls_back_to_3_1_1_however_a_broker_refuses_5(
     for module in ("connection", "subscriptions"):
         monkeypatch.setattr(f"edge.delivery.{module}.CONNECT_SECONDS", 0.5)
     monkeypatch.setattr("edge.watch.command.CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr("edge.watch.simulate.CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr("edge.watch.simulate.SPREAD_SECONDS", 0.1)
+    monkeypatch.setattr("edge.watch.fleet.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("edge.watch.fleet.SPREAD_SECONDS", 0.1)
     with StubBroker(Habits(versions=(4,), unknown=unknown)) as broker:
         connects(broker.url, tmp_path)
         versions = [version for version, _ in broker.connects]
