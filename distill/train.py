@@ -18,12 +18,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.data.data_set import add_data_options
 from distill.models import store
 from distill.models.face_files import add_backbone_options
+from distill.progress import Progress
 from distill.recipe import Recipe, add_set_option, load_recipe
 from distill.training.distributed import Process, process_group
 from distill.training.setup import TrainingSetup, prepare
@@ -64,26 +66,44 @@ def train(
     trainer.wrap()
     if process.is_main:
         print(trainer.headline(first), flush=True)
-    for epoch in range(first, recipe.training.epochs):
-        started = time.monotonic()
-        losses = trainer.epoch(epoch)
-        if process.is_main:
-            validated = trainer.validate(epoch)
-            accuracy, loss = validated or (None, None)
-            row = {
-                "epoch": epoch,
-                "loss": round(sum(losses.values()), 5),
-                **{f"loss_{name}": round(value, 5) for name, value in losses.items()},
-                "valid_accuracy": "" if accuracy is None else round(accuracy, 5),
-                "valid_loss": "" if loss is None else round(loss, 5),
-                "learning_rate": f"{trainer.learning_rate(epoch):.3g}",
-                "seconds": round(time.monotonic() - started, 1),
-                "machine": trainer.machine,
-            }
-            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            best = _save(trainer, out, row, accuracy, best)
-        process.barrier()
+    epochs = range(first, recipe.training.epochs)
+    steps = trainer.steps * len(epochs)
+    with Progress("training", steps, "steps", shown=process.is_main and steps > 0) as bar:
+        for epoch in epochs:
+            started = time.monotonic()
+            losses = trainer.epoch(epoch, partial(_tell, bar, epoch))
+            if process.is_main:
+                validated = trainer.validate(epoch)
+                row = _row(trainer, epoch, losses, validated, time.monotonic() - started)
+                print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                best = _save(trainer, out, row, validated[0] if validated else None, best)
+            process.barrier()
     return out / "best.pt"
+
+
+def _tell(bar: Progress, epoch: int, loss: float) -> None:
+    bar.advance(note=f"epoch {epoch} loss {loss:.3f}")
+
+
+def _row(
+    trainer: Trainer,
+    epoch: int,
+    losses: dict[str, float],
+    validated: tuple[float, float] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Make an epoch's row of log.csv. validated: accuracy and loss, None without a validation split."""
+    accuracy, loss = (round(value, 5) for value in validated) if validated else ("", "")
+    return {
+        "epoch": epoch,
+        "loss": round(sum(losses.values()), 5),
+        **{f"loss_{name}": round(value, 5) for name, value in losses.items()},
+        "valid_accuracy": accuracy,
+        "valid_loss": loss,
+        "learning_rate": f"{trainer.learning_rate(epoch):.3g}",
+        "seconds": round(seconds, 1),
+        "machine": trainer.machine,
+    }
 
 
 def _save(

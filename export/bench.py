@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.progress import Progress
 from edge.base import cli
 from edge.base.errors import BackendError, UsageError
 from edge.base.jetson import power_mode
@@ -32,7 +33,6 @@ from edge.tools.bench import processor
 
 WARM_UP = 3
 PEAK_SIDE = 1024
-SAY_SECONDS = 5.0
 BATCH = 16  # of the ratios
 
 Call = Callable[[NDArray[np.float32]], object]
@@ -116,39 +116,41 @@ def measure(
     running: dict[str, tuple[Backend, tuple[int, ...]]],
     batches: Sequence[int],
     rounds: int,
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Time each network at each batch: median and 95th percentile in ms, faces a second. say: told
-    every five seconds how far it is."""
-    told = time.monotonic()
+    """Time each network at each batch: median and 95th percentile in ms, faces a second."""
+    total = sum(batches) * (WARM_UP + rounds) * len(running)
+    with Progress("timing", total, "faces") as bar:
+        return [row for batch in batches for row in _measure_batch(running, batch, rounds, bar)]
+
+
+def _measure_batch(
+    running: dict[str, tuple[Backend, tuple[int, ...]]], batch: int, rounds: int, bar: Progress
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     rows = []
-    for batch in batches:
-        inputs = {
-            name: rng.integers(0, 256, (batch, *shape)).astype(np.float32)
-            for name, (_, shape) in running.items()
-        }
-        taken: dict[str, list[float]] = {name: [] for name in running}
-        say(f"batch {batch}: {len(running)} networks, {WARM_UP + rounds} rounds")
-        for turn in range(WARM_UP + rounds):
-            if time.monotonic() - told >= SAY_SECONDS:
-                told = time.monotonic()
-                say(f"  round {turn + 1} of {WARM_UP + rounds}")
-            for name, (backend, _) in running.items():
-                seconds = _time(backend.run, inputs[name])
-                if turn >= WARM_UP:
-                    taken[name].append(seconds)
-        for name, times in taken.items():
-            p50, p95 = np.percentile(times, [50, 95])
-            rows.append(
-                {
-                    "network": name,
-                    "batch": batch,
-                    "p50_ms": round(1000 * float(p50), 3),
-                    "p95_ms": round(1000 * float(p95), 3),
-                    "faces_per_second": round(batch / float(p50), 1),
-                }
-            )
+    inputs = {
+        name: rng.integers(0, 256, (batch, *shape)).astype(np.float32)
+        for name, (_, shape) in running.items()
+    }
+    taken: dict[str, list[float]] = {name: [] for name in running}
+    for turn in range(WARM_UP + rounds):
+        for name, (backend, _) in running.items():
+            seconds = _time(backend.run, inputs[name])
+            if turn >= WARM_UP:
+                taken[name].append(seconds)
+            # By faces: a round of a large batch takes longer than one of a small one.
+            bar.advance(batch, f"batch {batch}, round {turn + 1} of {WARM_UP + rounds}")
+    for name, times in taken.items():
+        p50, p95 = np.percentile(times, [50, 95])
+        rows.append(
+            {
+                "network": name,
+                "batch": batch,
+                "p50_ms": round(1000 * float(p50), 3),
+                "p95_ms": round(1000 * float(p95), 3),
+                "faces_per_second": round(batch / float(p50), 1),
+            }
+        )
     return rows
 
 
@@ -185,7 +187,7 @@ def bench(
         try:
             say("the machine's peak: two matrix products")
             before = peaks(settings.runtime.threads, rounds)
-            rows = measure(running, batches, rounds, say)
+            rows = measure(running, batches, rounds)
             after = peaks(settings.runtime.threads, rounds)
         except ImportError as error:
             raise UsageError(f"{error}; install the 'train' extra") from error

@@ -12,6 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader
 
 from distill.data.crops import crop_single
 from distill.data.layouts import NAMED, pictures_below, shown, some
+from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.detect import Detector
 from edge.inference.bundle import CropSpec
@@ -86,14 +87,16 @@ def crops_of(
     paths = pictures_in(folder)
     places = np.linspace(0, len(paths) - 1, min(wanted, len(paths))).astype(int)
     crops, bad, seen = [], [], 0
-    for path in (paths[place] for place in places):
-        try:
-            crop, found = crop_single(read_picture(path), detector, spec)
-        except PictureError as error:
-            bad.append(f"{shown(path, folder)} {error.why}")
-            continue
-        crops.append(crop)
-        seen += found
+    with Progress("cropping for calibration", len(places), "pictures") as bar:
+        for path in (paths[place] for place in places):
+            bar.advance()
+            try:
+                crop, found = crop_single(read_picture(path), detector, spec)
+            except PictureError as error:
+                bad.append(f"{shown(path, folder)} {error.why}")
+                continue
+            crops.append(crop)
+            seen += found
     if bad and not (skip_bad and crops):
         raise DataError(
             f"--calibration {folder}: {len(bad)} of {len(places)} pictures cannot be read; mend or "

@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from distill.data.splits import (
 from distill.evaluation.prior import METHODS, choose_prior, read_prior, sample
 from distill.evaluation.report import report
 from distill.evaluation.robustness import measure
-from distill.models.predict import logits_of, predict_bundle
+from distill.models.predict import in_blocks, logits_of, predict_bundle
 from distill.training.deployable import ENOUGH_CROPS, FEWEST_LABELS
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError
@@ -206,7 +207,9 @@ def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -
         split = join(data, name, crops).ordered(bundle.labels, "the bundle")
         split = without_near_duplicates(split, name, data, bundle.crop, cli.say)
         for precision in ("int8", "fp32"):
-            probabilities = predict_bundle(bundle, precision, split.crops.pixels)
+            predict = partial(predict_bundle, bundle, precision)
+            what = f"predicting {name} in {precision}"
+            probabilities = in_blocks(predict, split.crops.pixels, what)
             text, more = report(split, probabilities, args.layout, name, precision)
             entries += more
             print(f"{name} {precision}\n{text}")

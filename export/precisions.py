@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from distill.models.predict import logits_of
+from distill.progress import Progress
 from edge.base.errors import EdgeError
 from export.agree import Agreement, compare
 from export.describe import FILES
@@ -66,10 +67,14 @@ def agree_all(
 ) -> dict[str, Agreement]:
     """Compare every other file with fp32, by ONNX Runtime. crops: (N, C, S, S) uint8; truth: (N,)
     labels, -1 for none."""
-    exact = logits_of(folder / FILES["fp32"], crops)
+    with Progress("comparing", len(FILES) * len(crops), "images") as bar:
+        answers = {}
+        for role, name in FILES.items():
+            answers[role] = logits_of(folder / name, crops)
+            bar.advance(len(crops), role)
     return {
-        role: compare(exact, logits_of(folder / name, crops), truth, labels)
-        for role, name in FILES.items()
+        role: compare(answers["fp32"], own, truth, labels)
+        for role, own in answers.items()
         if role != "fp32"
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.models.predict import logits_of
+from distill.progress import Progress
 from export.agree import divergence
 from export.to_int8 import Quantiser, Scheme, attentions, computing_nodes
 from export.to_onnx import head_of
@@ -53,8 +54,12 @@ def measure(
     exact = logits_of(quantiser.source, crops)
     head = head_of(model).name
     errors = []
-    with tempfile.TemporaryDirectory() as folder:
-        for node in computing_nodes(model):
+    nodes = computing_nodes(model)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(f"{scheme.role}, nodes alone", len(nodes), "nodes") as bar,
+    ):
+        for node in nodes:
             file = Path(folder) / "alone.onnx"
             quantiser.write_alone(scheme, file, node)
             kl, changed = divergence(exact, logits_of(file, crops))
@@ -69,6 +74,7 @@ def measure(
                 stays = f"KL above {LIMIT}"
             errors.append(NodeError(node, kinds[node], kl, changed, stays))
             progress(row(errors[-1]))
+            bar.advance()
     return errors
 
 

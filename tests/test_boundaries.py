@@ -30,7 +30,7 @@ LAYERS = {
         run flash
     """,
     "distill": """
-        recipe
+        recipe progress
         data
         models
         training

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from distill.data.data_set import DataSet, add_skip_option, fingerprint, open_data
 from distill.data.disk import create_map, refuse_full_disk
 from distill.data.layouts import LAYOUTS, Image
+from distill.progress import Progress
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError
 from edge.base.files import file_lock, write_atomically
@@ -223,18 +224,22 @@ class _Part:
             return crop_single(read_picture(item[1]), detector, spec)
 
         saved = len(found)
-        with ThreadPoolExecutor(workers) as pool, self._found.open("a") as digits:
+        with (
+            ThreadPoolExecutor(workers) as pool,
+            self._found.open("a") as digits,
+            Progress(f"cropping {self._split}", len(images), "crops", saved) as bar,
+        ):
             for index, (cropped, was_found) in enumerate(pool.map(crop, images[saved:]), saved):
                 pixels[index] = cropped
                 found.append(was_found)
+                bar.advance()
                 last = len(found) == len(images)
                 if len(found) % SAVE_EVERY == 0 or last:
                     pixels.flush()  # before the digits that vouch for the rows
                     digits.write("".join(str(int(f)) for f in found[saved:]))
                     digits.flush()
                     saved = len(found)
-                if len(found) % 1000 == 0 or last:
-                    progress(f"{self._split}: {len(found)}/{len(images)} crops")
+        progress(f"{self._split}: {len(found)}/{len(images)} crops")
         return found
 
 

@@ -30,6 +30,7 @@ from distill.data.layouts import (
     some,
 )
 from distill.data.votes import label_file, read_votes
+from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
 from edge.sources.images import PictureError, read_picture
@@ -227,12 +228,15 @@ def _unreadable(data: DataSet, say: Say) -> list[BadFile]:
             return error.why
         return None
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        bad = [
-            BadFile(split, name, shown(path, data.root), why)
-            for (split, name, path), why in zip(images, pool.map(fault, images), strict=True)
-            if why
-        ]
+    bad = []
+    with (
+        ThreadPoolExecutor(WORKERS) as pool,
+        Progress("looking through", len(images), "pictures") as bar,
+    ):
+        for (split, name, path), why in zip(images, pool.map(fault, images), strict=True):
+            bar.advance()
+            if why:
+                bad.append(BadFile(split, name, shown(path, data.root), why))
     text = json.dumps(
         {"images": key, "bad": [asdict(one) for one in bad]}, indent=1, ensure_ascii=False
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from distill.data.data_set import DataSet, fingerprint
 from distill.data.splits import Split, crops_folder
+from distill.progress import Progress
 from edge.base.files import write_atomically
 from edge.inference.bundle import CropSpec
 from edge.sources.images import read_picture
@@ -76,7 +77,7 @@ def find_near_duplicates(
         return {split: _read(path) for split, path in files.items()}
     hashes = {}
     for split, images in data.images.items():
-        hashes[split] = _hash_images(images)
+        hashes[split] = _hash_images(split, images)
         progress(f"{split}: {len(images)} images hashed")
     found = {}
     for split, kept in YIELDS_TO.items():
@@ -116,12 +117,14 @@ def _read(path: Path) -> list[NearDuplicate]:
         return [NearDuplicate(r["name"], r["twin"], r["kind"]) for r in csv.DictReader(rows)]
 
 
-def _hash_images(images: Sequence[tuple[str, Path]]) -> _Hashes:
+def _hash_images(split: str, images: Sequence[tuple[str, Path]]) -> _Hashes:
     exact, near = [], []
-    for _, path in images:
-        image = read_picture(path)
-        exact.append(hashlib.sha256(image.tobytes()).hexdigest())
-        near.append(perceptual_hash(image))
+    with Progress(f"hashing {split}", len(images), "images") as bar:
+        for _, path in images:
+            image = read_picture(path)
+            exact.append(hashlib.sha256(image.tobytes()).hexdigest())
+            near.append(perceptual_hash(image))
+            bar.advance()
     return _Hashes([name for name, _ in images], exact, np.array(near, dtype=np.uint64))
 
 

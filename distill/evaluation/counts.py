@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from distill.data.splits import Split, majority
 from distill.evaluation.metrics import has_votes
 from distill.models.predict import logits_behind
+from distill.progress import Progress
 from edge.aggregate import Window
 from edge.base.errors import DataError
 from edge.classify import softmax
@@ -206,18 +207,21 @@ def measure(
     if has_votes(split.votes[kept]):
         shares = {"votes": split.targets[kept].astype(np.float64), **shares}
     scores = []
-    for room in sizes:
-        seats = {mix: draw_rooms(truth, classes, room, rooms, mix, seed) for mix in MIXES}
-        for counting in COUNTINGS:
-            published = {
-                mix: publish(read[counting], seats[mix], split.labels, counting) for mix in MIXES
-            }
-            for against, share in shares.items():
-                true = {mix: share[seats[mix]].sum(axis=1) for mix in MIXES}
-                for figure in FIGURES:
-                    people = {mix: published[mix][figure] for mix in MIXES}
-                    found = _compare(split.labels, true, people, seed)
-                    scores.append(CountScores(room, against, counting, figure, **found))
+    total = len(sizes) * len(COUNTINGS) * len(MIXES) * rooms
+    with Progress("counting rooms", total, "rooms") as bar:
+        for room in sizes:
+            seats = {mix: draw_rooms(truth, classes, room, rooms, mix, seed) for mix in MIXES}
+            for counting in COUNTINGS:
+                published = {}
+                for mix in MIXES:
+                    published[mix] = publish(read[counting], seats[mix], split.labels, counting)
+                    bar.advance(rooms)
+                for against, share in shares.items():
+                    true = {mix: share[seats[mix]].sum(axis=1) for mix in MIXES}
+                    for figure in FIGURES:
+                        people = {mix: published[mix][figure] for mix in MIXES}
+                        found = _compare(split.labels, true, people, seed)
+                        scores.append(CountScores(room, against, counting, figure, **found))
     return scores
 
 

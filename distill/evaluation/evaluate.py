@@ -33,7 +33,7 @@ from distill.evaluation.report import (
     write_predictions,
 )
 from distill.models.face_files import add_backbone_options
-from distill.models.predict import Predictor, ensemble, logits_behind, open_predictor
+from distill.models.predict import Predictor, ensemble, in_blocks, logits_behind, open_predictor
 from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import write_atomically
@@ -114,7 +114,7 @@ def _calibrate(
     valid, known = split, probabilities
     if args.split != "valid":
         valid = _labelled(data, model, crops, "valid")
-        known = model.predict(valid.crops.pixels)
+        known = in_blocks(model.predict, valid.crops.pixels, "predicting valid")
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
         return "calibrated: not, since no image of valid has a label", {"calibrated": None}
@@ -138,7 +138,7 @@ def _score_last_epochs(
     found = []
     for path in paths:
         model = shared.restrict(open_predictor(path, args.dinov2, args.face), split.labels)
-        p = model.predict(split.crops.pixels)
+        p = in_blocks(model.predict, split.crops.pixels, f"predicting by {path.stem}")
         found.append(score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy)
     entry = {"last_epochs": [path.stem for path in paths], "accuracies": found, "best": best}
     cells = ", ".join(f"{100 * value:.2f}" for value in found)
@@ -182,7 +182,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     common = shared.shared_classes(known, labels)
     crops = open_crops(data, model.crop, args.weights, cli.say)
     names = crops[args.split].names
-    answers = model.predict(crops[args.split].pixels)
+    answers = in_blocks(model.predict, crops[args.split].pixels, f"predicting {args.split}")
     if args.predictions:
         write_predictions(args.predictions, names, model.labels, answers)
     model = shared.restrict(model, common)

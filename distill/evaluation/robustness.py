@@ -29,6 +29,7 @@ from distill.data.changes import (
     wear_sunglasses,
 )
 from distill.data.splits import Split, majority
+from distill.progress import Progress
 
 Pixels = NDArray[np.uint8]
 Landmarks = Sequence[Sequence[float]]
@@ -187,23 +188,25 @@ def measure(
         progress(
             f"robustness: {unfound} of {len(truth)} images have no found face: without {names}"
         )
-    for change in CHANGES:
-        able = found if change.by_landmarks else np.ones(len(truth), dtype=bool)
-        if not able.any():
-            continue
-        for strength in change.strengths:
-            progress(f"robustness: {change.name} {strength:g} {change.unit}")
-            answers = predict(corrupted(pixels[able], change, strength, landmarks))
-            rows.append(
-                {
-                    "change": change.name,
-                    "strength": strength,
-                    "unit": change.unit,
-                    "accuracy": round(float((answers.argmax(axis=1) == truth[able]).mean()), 5),
-                    "plain": round(float(hit[able].mean()), 5),
-                    "n": int(able.sum()),
-                }
-            )
+    every = np.ones(len(truth), dtype=bool)
+    possible = [change for change in CHANGES if found.any() or not change.by_landmarks]
+    total = sum(len(change.strengths) for change in possible)
+    with Progress("robustness", total, "changes") as bar:
+        for change in possible:
+            able = found if change.by_landmarks else every
+            for strength in change.strengths:
+                answers = predict(corrupted(pixels[able], change, strength, landmarks))
+                rows.append(
+                    {
+                        "change": change.name,
+                        "strength": strength,
+                        "unit": change.unit,
+                        "accuracy": round(float((answers.argmax(axis=1) == truth[able]).mean()), 5),
+                        "plain": round(float(hit[able].mean()), 5),
+                        "n": int(able.sum()),
+                    }
+                )
+                bar.advance(note=change.name)
     return rows
 
 

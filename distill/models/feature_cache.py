@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from distill.models.backbones import FrozenStem
 from distill.models.dinov2 import Dinov2
 from distill.models.grids import to_grid, to_tokens
 from distill.models.precision import autocast
+from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
 
@@ -166,20 +166,20 @@ def _cached(place: Path, computed: OnTheFlyFeatures, progress: Callable[[str], N
         raise DataError(f"{place} cannot be used ({error}); delete it and start again") from error
     if not len(codes) == len(scale) == len(pixels):
         raise DataError(f"{place} holds other images; delete it and start again")
-    started, first = time.monotonic(), done
-    while done < len(pixels):
-        codes[done : done + BATCH], scale[done : done + BATCH] = pack(compute(done))
-        done = min(done + BATCH, len(pixels))
-        if done % (SAVE_EVERY * BATCH) == 0 or done == len(pixels):
-            codes.flush()
-            scale.flush()
-            # After the rows: killed in between, they are computed again.
-            write_atomically(mark, str(done).encode())
-            left = (len(pixels) - done) * (time.monotonic() - started) / (done - first)
-            progress(
-                f"features, {place.parent.name}/{place.name}: {done}/{len(pixels)}, "
-                f"{left / 60:.0f} min to go"
-            )
+    if finished:
+        return Features(codes, scale)
+    progress(f"features, {place.parent.name}/{place.name}: {len(pixels) - done} images to compute")
+    split = place.name.partition("-")[0]
+    with Progress(f"features of {split}", len(pixels), "images", done) as bar:
+        while done < len(pixels):
+            codes[done : done + BATCH], scale[done : done + BATCH] = pack(compute(done))
+            bar.advance(min(BATCH, len(pixels) - done))
+            done = min(done + BATCH, len(pixels))
+            if done % (SAVE_EVERY * BATCH) == 0 or done == len(pixels):
+                codes.flush()
+                scale.flush()
+                # After the rows: killed in between, they are computed again.
+                write_atomically(mark, str(done).encode())
     return Features(codes, scale)
 
 

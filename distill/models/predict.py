@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.classify import softmax
 from edge.inference.bundle import Bundle, CropSpec, load_bundle
 from edge.inference.loader import open_backend
+
+BLOCK = 1024  # images
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,21 @@ def open_predictor(
         lambda pixels: probabilities(predict_faces(teacher, frozen, pixels)),
         "fp32",
     )
+
+
+def in_blocks(
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
+    pixels: NDArray[np.uint8],
+    what: str,
+) -> NDArray[np.float64]:
+    """Ask a network for probabilities (N, K) of crops (N, C, S, S) block by block, and show how far it
+    is. Blocks are whole batches of every kind of network, so the answers are the same."""
+    parts = []
+    with Progress(what, len(pixels), "images") as bar:
+        for start in range(0, max(len(pixels), 1), BLOCK):
+            parts.append(predict(pixels[start : start + BLOCK]))
+            bar.advance(len(parts[-1]))
+    return np.concatenate(parts)
 
 
 def average_logits(members: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -8,7 +8,8 @@ fixed teacher).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from distill.models.feature_cache import (
     weights_digest,
 )
 from distill.models.precision import autocast
-from distill.models.predict import Predictor, ensemble, probabilities
+from distill.models.predict import Predictor, ensemble, in_blocks, probabilities
 from distill.models.teacher import Teacher, TeacherOutputs
+from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
 from edge.inference.bundle import CropSpec
@@ -83,17 +85,17 @@ def compute_targets(
 def _write(folder: Path, blocks: Iterator[dict[str, NDArray[Any]]], rows: int) -> None:
     """Write into memory-mapped files, since the outputs for a large data set exceed the memory."""
     open_arrays: dict[str, np.memmap[Any, Any]] = {}
-    done = 0
-    for block in blocks:
-        if not open_arrays:
-            row_bytes = sum(part.nbytes // len(part) for part in block.values())
-            refuse_full_disk(folder, row_bytes * rows)
-        for name, part in block.items():
-            if name not in open_arrays:
-                shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"
-                open_arrays[name] = create_map(path, part.dtype, shape)
-            open_arrays[name][done : done + len(part)] = part
-        done += len(block["logits"])
+    with Progress("the teacher's outputs", rows, "images") as bar:
+        for block in blocks:
+            if not open_arrays:
+                row_bytes = sum(part.nbytes // len(part) for part in block.values())
+                refuse_full_disk(folder, row_bytes * rows)
+            for name, part in block.items():
+                if name not in open_arrays:
+                    shape, path = (rows, *part.shape[1:]), folder / f"{name}.npy"
+                    open_arrays[name] = create_map(path, part.dtype, shape)
+                open_arrays[name][bar.done : bar.done + len(part)] = part
+            bar.advance(len(block["logits"]))
     for array in open_arrays.values():
         array.flush()
 
@@ -148,5 +150,10 @@ def ensemble_targets(
     Multiple Teacher Networks", KDD 2017."""
     own = probabilities(cache.arrays["logits"])
     teacher = Predictor(labels, crop, lambda _: own, "fp32")
-    mean = ensemble([teacher, *others]).predict(pixels)
+    # Of the teacher's own logits all rows are there at once: the others alone take time.
+    shown = [
+        replace(other, predict=partial(in_blocks, other.predict, what="another teacher"))
+        for other in others
+    ]
+    mean = ensemble([teacher, *shown]).predict(pixels)
     return TargetCache({**cache.arrays, "logits": np.log(mean).astype(np.float32)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,6 @@ from distill.training.task import Losses
 from edge.base.errors import DataError, UsageError
 
 CLIP = 2.0  # largest norm of the gradients
-SAY_EVERY = 50  # steps between lines, where the output is not a terminal
 
 
 class Trainer:
@@ -62,7 +60,7 @@ class Trainer:
         rate = recipe.teacher.backbone_rate if recipe.teacher else 1.0
         self._optimiser = adamw(self.task, t, pretrained, rate)
         parts = batches(examples, t.batch, t.seed, 0, rank=process.rank, world=process.world)
-        self._steps = sum(1 for _ in parts)  # of an epoch, the same in every process
+        self.steps = sum(1 for _ in parts)  # of an epoch, the same in every process
         self._compiled = compiled
         self._eager: nn.Module = self.task
         self._step_fn: Callable[..., Losses] = self.task
@@ -140,7 +138,7 @@ class Trainer:
         process, t = self.process, self.recipe.training
         weights = sum(p.numel() for p in self._trainable())
         return (
-            f"{len(self.setup.examples)} images, {self._steps} steps an epoch, epochs "
+            f"{len(self.setup.examples)} images, {self.steps} steps an epoch, epochs "
             f"{first}..{t.epochs - 1}, {weights / 1e6:.2f} M weights, {process.world} x "
             f"{process.device}, {'bf16' if self._bf16 else 'fp32'}, {torch.get_num_threads()} threads"
         )
@@ -148,12 +146,15 @@ class Trainer:
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch's last step."""
         t = self.recipe.training
-        return learning_rate(t, (epoch + 1) * self._steps - 1, self._steps * t.epochs)
+        return learning_rate(t, (epoch + 1) * self.steps - 1, self.steps * t.epochs)
 
-    def epoch(self, epoch: int) -> dict[str, float]:
+    def epoch(
+        self, epoch: int, tell: Callable[[float], None] = lambda loss: None
+    ) -> dict[str, float]:
         """Train on every image once; return the mean of each loss over steps and processes.
 
-        Raises EdgeError at the step whose losses or gradients are not finite."""
+        tell: called after each step with its loss. Raises EdgeError at the step whose losses or
+        gradients are not finite."""
         t, process = self.recipe.training, self.process
         # Each process draws its own augmentation; a process by itself has rank 0.
         seed = (t.seed * 100_003 + epoch) * 1_009 + process.rank
@@ -168,18 +169,16 @@ class Trainer:
             losses = self._step(index, epoch, rows, generator)
             for name, value in losses.items():
                 totals[name] += value
-            if process.is_main and (sys.stdout.isatty() or index % SAY_EVERY == 0):
-                total = sum(losses.values())
-                print(f"epoch {epoch} step {index}/{self._steps} loss {total:.4f}", flush=True)
-        return {name: process.mean(value / self._steps) for name, value in totals.items()}
+            tell(sum(losses.values()))
+        return {name: process.mean(value / self.steps) for name, value in totals.items()}
 
     def _step(
         self, index: int, epoch: int, rows: NDArray[np.int64], generator: torch.Generator
     ) -> dict[str, float]:
         """Train on one batch; index: of the epoch's steps."""
         t, process = self.recipe.training, self.process
-        step = epoch * self._steps + index
-        set_learning_rate(self._optimiser, learning_rate(t, step, self._steps * t.epochs))
+        step = epoch * self.steps + index
+        set_learning_rate(self._optimiser, learning_rate(t, step, self.steps * t.epochs))
         inputs = self.setup.networks.batches.batch(rows, epoch, generator)
         # The epoch's last batch may be smaller, and would be compiled once more.
         forward = self._step_fn if len(rows) == t.batch // process.world else self._eager

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from distill.models.backbones import FrozenBackbones
 from distill.models.precision import autocast
 from distill.models.predict import Predictor, ensemble, probabilities
 from distill.models.teacher import Teacher, TeacherAnswers
+from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
 from edge.inference.bundle import CropSpec
@@ -181,22 +181,22 @@ def _cached(folder: Path, views: Views, ask: Ask, progress: Callable[[str], None
         f"targets of {views.count} views of {images} images: {images * size / 1e6:,.1f} MB, "
         f"{size / 1e3:.1f} kB an image, {folder}"
     )
-    started, first, saved = time.monotonic(), done, done
-    while done < total:
-        view, row = divmod(done, images)
-        rows = np.arange(row, min(row + BATCH, images))
-        answers = ask(views.draw(rows, view))
-        logits[view, rows] = answers.logits.numpy()
-        embedding[view, rows] = answers.embedding.numpy()
-        done += len(rows)
-        if done - saved >= SAVE_EVERY * BATCH or done % images == 0:
-            logits.flush()
-            embedding.flush()
-            # After the rows: killed in between, they are computed again.
-            write_atomically(mark, str(done).encode())
-            saved = done
-            left = (total - done) * (time.monotonic() - started) / (done - first)
-            progress(f"targets of views: {done}/{total}, {left / 60:.0f} min to go")
+    saved = done
+    with Progress("teachers on views", total, "views", done, shown=done < total) as bar:
+        while done < total:
+            view, row = divmod(done, images)
+            rows = np.arange(row, min(row + BATCH, images))
+            answers = ask(views.draw(rows, view))
+            logits[view, rows] = answers.logits.numpy()
+            embedding[view, rows] = answers.embedding.numpy()
+            done += len(rows)
+            bar.advance(len(rows))
+            if done - saved >= SAVE_EVERY * BATCH or done % images == 0:
+                logits.flush()
+                embedding.flush()
+                # After the rows: killed in between, they are computed again.
+                write_atomically(mark, str(done).encode())
+                saved = done
     return ViewTargets(logits, embedding)
 
 

@@ -1,4 +1,4 @@
-"""Measure what each stage of the node takes."""
+"""Measure what each stage of the node takes, and say durations."""
 
 from __future__ import annotations
 
@@ -36,3 +36,11 @@ class Stages:
 
     def names(self) -> list[str]:
         return list(self._times)
+
+
+def format_duration(seconds: float) -> str:
+    """Format `45 s`, `9 min`, `1 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

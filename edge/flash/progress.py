@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
+from edge.base.timing import format_duration
+
 MIB = 1 << 20
 REDRAW_SECONDS = 0.2
 MIN_RATE_SECONDS = 2.0  # before that a rate says little
@@ -93,14 +95,6 @@ class Progress:
             text = f"[{'#' * full}{'.' * (room - full)}] {text}"
         self._out.write(f"\r{f'{self._verb} {text}'[:width]}\x1b[K")
         self._out.flush()
-
-
-def format_duration(seconds: float) -> str:
-    """Format `45 s`, `9 min`, `1 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _columns(out: TextIO) -> int:

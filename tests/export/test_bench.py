@@ -90,16 +90,17 @@ def test_numbers_that_are_not_normal_are_seen() -> None:
         assert denormal_share(network, faces) == share
 
 
-def test_progress_is_said_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_said_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from edge.inference.bundle import load_bundle
     from edge.inference.loader import open_backend
 
-    monkeypatch.setattr("export.bench.SAY_SECONDS", 0.0)
+    monkeypatch.setattr("distill.progress.LINE_SECONDS", 0.0)
     backend = open_backend("ort", load_bundle().model("int8"), 1)
-    lines: list[str] = []
-    measure({"student int8": (backend, (1, 64, 64))}, [1, 2], 1, lines.append)
-    assert [line for line in lines if line.startswith("batch")] == [
-        "batch 1: 1 networks, 4 rounds",
-        "batch 2: 1 networks, 4 rounds",
-    ]
-    assert lines.count("  round 4 of 4") == 2
+    measure({"student int8": (backend, (1, 64, 64))}, [1, 2], 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[0] == "timing: 16 %, 2 of 12 faces, batch 1, round 2 of 4"
+    assert lines[-1] == "timing: 100 %, 12 of 12 faces, batch 2, round 4 of 4"
