@@ -107,7 +107,7 @@ schemas: .venv-node/ready  ## edge/schemas from the messages, and the page's Ope
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) 'pip>=25.1'
-	.venv/bin/python $(PIP) --editable '.[train,$(TESTED)]' --group test
+	.venv/bin/python $(PIP) --editable '.[train,tensorboard,$(TESTED)]' --group test
 	touch $@
 
 .venv-node/ready: pyproject.toml constraints.txt

@@ -4,6 +4,7 @@ OUT/last.pt        task, moving average, optimiser and epoch, written atomically
                    a resumed run ends with the same weights as one that was not interrupted
 OUT/best.pt        the moving average with the best validation accuracy so far; with --train-on-all
                    that of the last epoch
+OUT/tensorboard/   by --tensorboard, the same figures for TensorBoard
 OUT/epoch-NNN.pt   the moving averages of the last three epochs
 OUT/log.csv        a row an epoch: losses by name, validation, seconds, and the machine, which a run
                    changes by --resume --allow-other-machine alone
@@ -18,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from distill.models.face_files import add_backbone_options
 from distill.progress import Progress
 from distill.recipe import Recipe, add_set_option, load_recipe
 from distill.training.distributed import Process, process_group
+from distill.training.paths import refuse_another_run, refuse_wrong_paths
+from distill.training.scalars import open_scalars, require_tensorboard, write_row
 from distill.training.setup import TrainingSetup, prepare
 from distill.training.trainer import Trainer
 from edge.base import cli
@@ -45,8 +49,10 @@ def train(
     resume: bool = False,
     compiled: bool = False,
     other_machine: bool = False,
+    tensorboard: bool = False,
 ) -> Path:
-    """Train, and return the path of the best checkpoint by validation accuracy.
+    """Train, and return the path of the best checkpoint by validation accuracy. tensorboard: write its
+    events too.
 
     Raises DataError where there are too few images or --resume finds another run, UsageError where
     `out` holds a run and resume is not asked for, EdgeError where training diverges: what was kept of
@@ -54,8 +60,7 @@ def train(
     trainer = Trainer(recipe, setup, process, compiled)
     first, best = 0, -1.0
     if (out / "last.pt").is_file():
-        if not resume:
-            raise UsageError(f"{out} holds a run; resume it by --resume, or choose another --out")
+        refuse_another_run(out, resume)
         first, best, changes = trainer.resume(out / "last.pt", other_machine)
         if changes and process.is_main:
             print(
@@ -68,7 +73,10 @@ def train(
         print(trainer.headline(first), flush=True)
     epochs = range(first, recipe.training.epochs)
     steps = trainer.steps * len(epochs)
-    with Progress("training", steps, "steps", shown=process.is_main and steps > 0) as bar:
+    with (
+        Progress("training", steps, "steps", shown=process.is_main and steps > 0) as bar,
+        open_scalars(out, first) if tensorboard and process.is_main else nullcontext() as scalars,
+    ):
         for epoch in epochs:
             started = time.monotonic()
             losses = trainer.epoch(epoch, partial(_tell, bar, epoch))
@@ -77,6 +85,8 @@ def train(
                 row = _row(trainer, epoch, losses, validated, time.monotonic() - started)
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                 best = _save(trainer, out, row, validated[0] if validated else None, best)
+                if scalars:
+                    write_row(scalars, row)
             process.barrier()
     return out / "best.pt"
 
@@ -169,6 +179,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compile the step first (a minute, and a C++ compiler); a teacher's then takes half",
     )
+    p.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write log.csv's figures for TensorBoard too, in OUT/tensorboard ('tensorboard' extra)",
+    )
     p.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's")
     p.add_argument(
         "--teacher",
@@ -197,6 +212,9 @@ def run(argv: Sequence[str] | None = None) -> None:
             raise UsageError(f"--seed {args.seed}: give a whole number from 0")
         training = recipe.training.model_copy(update={"seed": args.seed})
         recipe = recipe.model_copy(update={"training": training})
+    if args.tensorboard:
+        require_tensorboard()
+    refuse_wrong_paths(recipe, args)
     with process_group() as process:
         setup = prepare(recipe, args, process)
         best = train(
@@ -207,6 +225,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             args.resume,
             args.compile,
             args.allow_other_machine,
+            args.tensorboard,
         )
         if process.is_main:
             which = "last epoch's" if args.train_on_all else "best"

@@ -268,6 +268,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--rounds must be at least 1")
     runtime: dict[str, Any] = {"threads": args.threads}
     if args.engines:
+        if not args.engines.is_dir():
+            raise UsageError(f"--engines {args.engines} is not a folder; export-engine makes it")
         runtime["engines"] = str(args.engines)
     settings = validate(Settings, {"runtime": runtime}, "options")
     bundle, with_baselines = load_bundle(args.bundle), not args.without_baselines

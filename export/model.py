@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import crop_detector
+from distill.data.crops import crop_detector, require_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.duplicates import (
     NearDuplicate,
@@ -39,6 +39,7 @@ from distill.models.predict import in_blocks, logits_of, predict_bundle
 from distill.training.deployable import ENOUGH_CROPS, FEWEST_LABELS
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError
+from edge.base.files import refuse_unwritable
 from edge.health.reports import versions
 from edge.inference.bundle import load_bundle
 from edge.inference.weights import locked
@@ -72,6 +73,8 @@ def export(args: argparse.Namespace) -> None:
     if args.calibration:
         pictures_in(args.calibration)
     refuse_other_folders(args.out)
+    refuse_unwritable("--out", args.out.parent, folder=True)
+    require_detector(args.weights)
     needs = ("train", "valid", "test") if args.test else ("train", "valid")
     data = data_of(args, cli.say, needs)
     refuse_other_classes(data.votes("train")[1], source.labels, "the model")  # before any crop

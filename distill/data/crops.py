@@ -28,8 +28,8 @@ from distill.data.disk import create_map, refuse_full_disk
 from distill.data.layouts import LAYOUTS, Image
 from distill.progress import Progress
 from edge.base import cli
-from edge.base.errors import DataError, EdgeError
-from edge.base.files import file_lock, write_atomically
+from edge.base.errors import DataError, EdgeError, UsageError
+from edge.base.files import file_lock, refuse_unwritable, write_atomically
 from edge.crop import crop_faces, crop_whole
 from edge.detect import Detector
 from edge.inference.bundle import CropSpec, load_bundle
@@ -61,6 +61,14 @@ def crop_detector(weights: Path | None = None, threads: int = 1) -> Detector:
     """Open the deployed detector at the size that crops are made with; `weights` as in `resolve`."""
     backend = open_backend("ort", resolve("yunet", weights), threads)
     return Detector(backend, DETECT_SIDE, DETECT_SIDE, DETECT_SCORE)
+
+
+def require_detector(weights: Path | None) -> None:
+    """Look whether crops can be made, before images are read. Raises UsageError where `--weights` is no
+    folder, WeightsError where the detector's file cannot be had."""
+    if weights and not weights.is_dir():
+        raise UsageError(f"--weights {weights} is not a folder; give one with the detector's file")
+    resolve("yunet", weights)
 
 
 def find_single(image: NDArray[np.uint8], detector: Detector) -> Face | None:
@@ -274,9 +282,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--bundle", type=Path, metavar="DIR", help="whose crop; default: the shipped")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     args = p.parse_args(argv)
-    spec = load_bundle(args.bundle).crop
+    require_detector(args.weights)
+    spec, detector = load_bundle(args.bundle).crop, crop_detector(args.weights)
+    refuse_unwritable("--out", args.out, folder=True)
     data = open_data(args.data, args.layout, args.out, print, args.skip_bad)
-    made = make_crops(data, args.out, crop_detector(args.weights), spec, print)
+    made = make_crops(data, args.out, detector, spec, print)
     for split, crops in made.items():
         print(f"{split}: {len(crops.names)} crops, face found in {100 * crops.found.mean():.2f} %")
 

@@ -32,7 +32,7 @@ from distill.data.layouts import (
 from distill.data.votes import label_file, read_votes
 from distill.progress import Progress
 from edge.base.errors import DataError
-from edge.base.files import write_atomically
+from edge.base.files import refuse_unwritable, write_atomically
 from edge.sources.images import PictureError, read_picture
 
 Say = Callable[[str], None]
@@ -140,6 +140,8 @@ def data_of(
 ) -> DataSet:
     """Open the data set that the options of `add_data_options` name; see `open_data`."""
     crops = crops_root(args.data, args.cache)
+    if args.cache and not crops.exists():  # finished crops may lie on a disk that is read-only
+        refuse_unwritable("--cache", args.cache, folder=True)
     return open_data(args.data, args.layout, crops, say, args.skip_bad, train_on_all, needs)
 
 

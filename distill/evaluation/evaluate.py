@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.crops import Crops
+from distill.data.crops import Crops, require_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.domains import Grouping
 from distill.data.duplicates import without_near_duplicates
@@ -36,7 +36,7 @@ from distill.models.face_files import add_backbone_options
 from distill.models.predict import Predictor, ensemble, in_blocks, logits_behind, open_predictor
 from edge.base import cli
 from edge.base.errors import DataError
-from edge.base.files import write_atomically
+from edge.base.files import refuse_unwritable, write_atomically
 from edge.inference.bundle import load_bundle
 from edge.records import COUNTINGS
 
@@ -176,6 +176,10 @@ def _count_rooms(
 
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    refuse_unwritable("--predictions", args.predictions)
+    refuse_unwritable("--json", args.json)
+    refuse_unwritable("--plots", args.plots, folder=True)
+    require_detector(args.weights)
     model = _open(args)
     data = data_of(args, cli.say, (args.split,))
     known, labels = model.labels, data.votes(args.split)[1]

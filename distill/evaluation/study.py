@@ -18,11 +18,13 @@ import numpy as np
 import yaml
 from pydantic import Field, model_validator
 
+from distill.data.crops import require_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.evaluation import evaluate
 from distill.evaluation.report import mean_of_domains
 from distill.models import store
-from distill.models.face_files import add_face_option, face_files
+from distill.models.build import require_backbones
+from distill.models.face_files import DINOV2, add_face_option
 from distill.recipe import (
     Recipe,
     add_set_option,
@@ -34,7 +36,7 @@ from distill.recipe import (
 from distill.training.fingerprint import LEARNED_FROM, data_digest
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, SettingsError
-from edge.base.files import write_atomically
+from edge.base.files import refuse_unwritable, write_atomically
 from edge.base.strict_yaml import Strict, read_yaml, validate
 
 NAME = r"^[a-z0-9][a-z0-9-]*$"
@@ -225,9 +227,11 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise DataError(f"{args.study} has no run '{sorted(unknown)[0]}'")
     chosen = [run for run in study.runs if not args.only or run.name in args.only]
     for one in chosen:
-        reads = recipes[one.teacher or one.name].teacher
-        if reads:
-            face_files(reads.face, args.face)  # a file that the last run lacks is told of now
+        if recipes[one.teacher or one.name].teacher:
+            # What the last run lacks is told of now.
+            require_backbones(recipes[one.teacher or one.name], args.dinov2 or DINOV2, args.face)
+    refuse_unwritable("--out", args.out, folder=True)
+    require_detector(args.weights)
     folders = [args.out / one.name / str(seed) for one in study.runs for seed in one.seeds]
     data = data_of(args, cli.say, LEARNED_FROM)
     uncompared = refuse_other_data(folders, data)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.models.backbones import FaceBackbone, FrozenBackbones, split_backbone
-from distill.models.dinov2 import Dinov2
+from distill.models.dinov2 import Dinov2, kind_of
 from distill.models.dlib import DlibFace, settle
 from distill.models.face_files import face_files
 from distill.models.ir50 import IR50
@@ -83,6 +83,14 @@ def build_teacher(
     )
     tails = [tail for _, tail in parts]
     return Teacher(config, tails), FrozenBackbones(scene, [stem for stem, _ in parts])
+
+
+def require_backbones(recipe: Recipe, dinov2: str, faces: Sequence[Path]) -> None:
+    """Refuse at once what `build_teacher` would miss later. Raises UsageError where a face backbone's
+    file is not named, DataError where a file or DINOv2 is not there."""
+    if recipe.teacher:
+        face_files(recipe.teacher.face, faces)
+        kind_of(dinov2)
 
 
 @torch.no_grad()

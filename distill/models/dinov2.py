@@ -59,20 +59,38 @@ class Dinov2(nn.Module):
         return to_grid(self.model(pixel_values=pixels).last_hidden_state[:, self._before :])
 
 
-def _load(source: str) -> Any:
-    """Load the model that a folder or a hub's name holds, and nothing less. Raises DataError."""
+def kind_of(source: str) -> str:
+    """Return which of KINDS a folder or a hub's name holds, by its config alone. Raises DataError."""
     try:
         import transformers
-        from transformers.utils import logging
     except ImportError as error:
         raise DataError("transformers is not installed; install the 'train' extra") from error
+    try:
+        kind = str(transformers.AutoConfig.from_pretrained(source).model_type)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _absent(source, error) from error
+    if kind not in KINDS:
+        raise DataError(
+            f"'{source}' holds a '{kind}', which is not read; give one of {', '.join(KINDS)}"
+        )
+    return kind
+
+
+def _absent(source: str, error: Exception) -> DataError:
+    return DataError(
+        f"no DINOv2 at '{source}' ({str(error).splitlines()[0][:100]}); give a local folder or a hub "
+        f"name such as facebook/dinov2-small"
+    )
+
+
+def _load(source: str) -> Any:
+    """Load the model that a folder or a hub's name holds, and nothing less. Raises DataError."""
+    kind = kind_of(source)
+    import transformers
+    from transformers.utils import logging
+
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        kind = transformers.AutoConfig.from_pretrained(source).model_type
-        if kind not in KINDS:
-            raise DataError(
-                f"'{source}' holds a '{kind}', which is not read; give one of {', '.join(KINDS)}"
-            )
         if not hasattr(transformers, KINDS[kind]):
             raise DataError(
                 f"'{source}' holds a '{kind}', which transformers {transformers.__version__} does not "
@@ -81,10 +99,7 @@ def _load(source: str) -> Any:
         reader = getattr(transformers, KINDS[kind])
         model, found = reader.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"no DINOv2 at '{source}' ({str(error).splitlines()[0][:100]}); give a local folder "
-            f"or a hub name such as facebook/dinov2-small"
-        ) from error
+        raise _absent(source, error) from error
     # transformers gives missing weights random values and drops others, with no more than a warning.
     if absent := [name for name in found["missing_keys"] if not name.endswith("mask_token")]:
         raise DataError(f"'{source}' is not a whole '{kind}': it lacks '{min(absent)}'")

@@ -51,6 +51,7 @@ EXTRAS = {
     "onnxscript": "train",
     "transformers": "train",
     "safetensors": "train",
+    "tensorboard": "tensorboard",
     "amqtt": "demo",
     "argcomplete": "completion",
 }

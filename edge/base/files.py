@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edge.base.errors import UsageError
+
 
 def sha256(data: bytes) -> str:
     """Return the digest as 64 hexadecimal digits."""
@@ -56,6 +58,30 @@ def write_atomically(
     except OSError:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def refuse_unwritable(option: str, path: Path | None, folder: bool = False) -> None:
+    """Raise UsageError where a file (or a folder of files) could not be written at `path`, before what
+    goes there has taken minutes. Leaves nothing on the disk; missing folders are made later. path: None
+    for an option that was not given."""
+    if path is None:
+        return
+    try:
+        if path.exists() and path.is_dir() != folder:
+            raise UsageError(
+                f"{option} {path} is a {'folder' if path.is_dir() else 'file'}; give a "
+                f"{'folder' if folder else 'file'}"
+            )
+        place = path if folder else path.parent
+        while not place.exists():
+            place = place.parent
+        # Tried, not asked: a disk may be mounted read-only, and root may do everything by its bits.
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{option} {path} cannot be written: {error.strerror or error}; choose another place"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

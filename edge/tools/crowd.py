@@ -29,7 +29,7 @@ from edge.assemble import open_pipeline
 from edge.base import cli
 from edge.base.assignment import assign
 from edge.base.errors import DataError, UsageError
-from edge.base.files import write_atomically
+from edge.base.files import refuse_unwritable, write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.detect import open_detector
 from edge.inference.loader import open_student
@@ -356,11 +356,11 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    refuse_unwritable("--json", args.json)
     if not all(0.01 <= scale <= 16 for scale in args.scale) or not 0 <= args.ignore_below < 1e4:
         raise UsageError("--scale must be 0.01 to 16, --ignore-below at least 0")
     frame = _size(args.frame, "--frame") if args.frame else None
-    settings = _settings(args)
-    listed = read_boxes(args.boxes)
+    settings, listed = _settings(args), read_boxes(args.boxes)
     if unlisted := check_folder(args.folder, listed, args.boxes):
         cli.say(f"not scored, for they have no entry in {args.boxes}: {_named(unlisted)}")
     cv2.setNumThreads(settings.runtime.threads)

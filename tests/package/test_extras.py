@@ -25,6 +25,7 @@ JOBS = {
     "node": ["edge-run", *SHORT],
     "demo": ["edge-run", *SHORT],
     "train": ["edge-bench", "--faces", "1", "--frames", "24"],
+    "tensorboard": ["edge-bench", "--faces", "1", "--frames", "24"],
     "flash": ["edge-flash", "release", "key", "{tmp}/key"],
     "watch": ["edge-watch", "forget", "--record", "{tmp}/x.sqlite", "--older-than", "30"],
     "analysis": ["edge-watch", "export", "--record", "{tmp}/x.sqlite", "--out", "{tmp}/days"],
@@ -39,7 +40,7 @@ def installed(extra: str, folder: Path) -> Path:
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     pip = [folder / "bin/python", "-m", "pip", "install", "--quiet"]
     pip += ["--constraint", ROOT / "constraints.txt"]
-    if extra == "train":  # as distill/README.md says: without CUDA
+    if extra in ("train", "tensorboard"):  # as distill/README.md says: without CUDA
         subprocess.run([*pip, "torch", "--index-url", CPU_TORCH], check=True)
     subprocess.run([*pip, target], check=True)
     return folder / "bin"
