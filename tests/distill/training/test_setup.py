@@ -11,6 +11,7 @@ import torch
 
 from distill.models.checkpoint import SCHEMA
 from distill.recipe import load_recipe
+from support.backbone_files import write_dinov2
 from support.command import Done
 from support.paths import ROOT
 
@@ -42,13 +43,29 @@ def test_a_teacher_of_other_classes_is_refused_before_the_first_crop(
 ) -> None:
     data = school(tmp_path / "school")
     teacher = trained_elsewhere(tmp_path / "t.pt", RECIPES / "teacher.yaml")
+    (tmp_path / "face.onnx").write_bytes(b"")
     done = command(
         "distill.train", RECIPES / "distilled.yaml", "--teacher", teacher,
         *("--data", data, "--layout", "folders", "--out", tmp_path / "run"),
+        *("--face", tmp_path / "face.onnx", "--dinov2", write_dinov2(tmp_path / "dinov2")),
     )  # fmt: skip
     assert done.code == 2
     assert "t.pt knows other classes: cat, dog" in done.last
     assert [path.name for path in (tmp_path / "school.crops").iterdir()] == ["checked.json"]
+
+
+def test_every_teacher_is_looked_at_before_the_first_image(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    data = school(tmp_path / "school")
+    first = trained_elsewhere(tmp_path / "one.pt", RECIPES / "student.yaml")
+    second = trained_elsewhere(tmp_path / "two.pt", RECIPES / "teacher.yaml")
+    options = ["--data", data, "--layout", "folders", "--out", tmp_path / "run"]
+    start = ["distill.train", RECIPES / "distilled.yaml", *options, "--teacher", first, "--teacher"]
+    assert "gone.pt" in command(*start, tmp_path / "gone.pt").last
+    assert "bundle" in command(*start, data).last
+    assert "give SFace's ONNX file by --face FILE" in command(*start, second).last
+    assert not (tmp_path / "school.crops").exists()
 
 
 def test_a_data_set_without_a_validation_split_is_refused_or_learned_from_whole(
