@@ -24,7 +24,7 @@ from distill.evaluation import evaluate
 from distill.evaluation.report import mean_of_domains
 from distill.models import store
 from distill.models.build import require_backbones
-from distill.models.face_files import DINOV2, add_face_option
+from distill.models.face_files import add_face_option
 from distill.recipe import (
     Recipe,
     add_set_option,
@@ -229,7 +229,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     for one in chosen:
         if recipes[one.teacher or one.name].teacher:
             # What the last run lacks is told of now.
-            require_backbones(recipes[one.teacher or one.name], args.dinov2 or DINOV2, args.face)
+            require_backbones(recipes[one.teacher or one.name], args.dinov2, args.face)
     refuse_unwritable("--out", args.out, folder=True)
     require_detector(args.weights)
     folders = [args.out / one.name / str(seed) for one in study.runs for seed in one.seeds]

@@ -85,12 +85,13 @@ def build_teacher(
     return Teacher(config, tails), FrozenBackbones(scene, [stem for stem, _ in parts])
 
 
-def require_backbones(recipe: Recipe, dinov2: str, faces: Sequence[Path]) -> None:
+def require_backbones(recipe: Recipe, dinov2: str | None, faces: Sequence[Path]) -> None:
     """Refuse at once what `build_teacher` would miss later. Raises UsageError where a face backbone's
-    file is not named, DataError where a file or DINOv2 is not there."""
+    file is not named, DataError where a file or DINOv2, where it is named, is not there."""
     if recipe.teacher:
         face_files(recipe.teacher.face, faces)
-        kind_of(dinov2)
+        if dinov2:
+            kind_of(dinov2)
 
 
 @torch.no_grad()

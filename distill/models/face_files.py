@@ -12,7 +12,6 @@ from pathlib import Path
 
 from edge.base.errors import DataError, UsageError
 
-DINOV2 = "facebook/dinov2-small"
 ENDINGS = {".onnx": "sface", ".safetensors": "dlib"}  # any other: a checkpoint of IR-50
 FILES = {
     "sface": "SFace's ONNX file",
@@ -25,7 +24,7 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """Add `--dinov2` and `--face`, which name a teacher's backbones."""
     parser.add_argument(
         "--dinov2",
-        default=DINOV2,
+        default="facebook/dinov2-small",
         metavar="DIR|NAME",
         help="a teacher's frozen DINOv2: a folder or the hub's name (default: %(default)s)",
     )
