@@ -3,6 +3,9 @@ PYTHON ?= python3
 # The first python3.10 that runs: pyenv's is a name that may stand for nothing.
 PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10.*/bin/python3.10; \
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
+# Home Assistant's own environment: it wants 3.13, and the releases after 2025.4 a later 3.13.
+PYTHON313 ?= $(shell for p in python3.13 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.13.*/bin/python3.13; \
+	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # What the tests exercise, and mypy reads, besides `node` and `train`.
 TESTED = analysis,completion,demo,flash,metrics
@@ -11,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
 .PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package \
-	test-extras test-boot soak lint gpu deb sbom clip schemas node-tools hadolint tensorrt clean
+	test-extras test-boot test-home-assistant soak lint gpu deb sbom clip schemas node-tools hadolint tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
 	@trap 'exec 2>/dev/null; kill $$!; wait $$!; exit 0' INT; .venv-node/bin/python demo/run.py & wait $$!
@@ -74,6 +77,15 @@ test-extras: .venv/ready  ## each extra alone in a fresh environment: its comman
 test-package: .venv/ready deb  ## installed, cut, upgraded, removed and purged in an arm64 Debian; as root
 	.venv/bin/python -m pytest -m package -s tests/package --ignore tests/package/test_extras.py
 
+ifeq ($(PYTHON313),)
+test-home-assistant:  ## Home Assistant's MQTT integration reads a recorder, where there is a Python 3.13
+	@echo "skipped: Home Assistant's own MQTT integration (no python3.13 on this machine)"
+else
+test-home-assistant: .venv/ready .venv-home/ready
+	KIT_PYTHON=$(CURDIR)/.venv/bin/python .venv-home/bin/python -m pytest \
+		--config-file tests/home_assistant/pytest.ini tests/home_assistant
+endif
+
 test-boot: .venv/ready deb  ## a blank card to a publishing node on an emulated arm64 computer; as root
 	.venv/bin/python -m pytest -m boot -s tests/boot
 
@@ -121,5 +133,13 @@ schemas: .venv-node/ready  ## edge/schemas from the messages, and the page's Ope
 	.venv-310/bin/python $(PIP) --editable '.[$(TESTED)]' --group test
 	touch $@
 
+# Home Assistant pins a hundred packages, which pip takes a quarter of an hour to agree on, uv two minutes.
+.venv-home/ready:
+	$(PYTHON313) -m venv .venv-home
+	.venv-home/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-home/bin/uv pip install --quiet --python .venv-home/bin/python \
+		pytest-homeassistant-custom-component==0.13.235
+	touch $@
+
 clean:  ## all environments, caches and built files
-	rm -rf .venv .venv-node .venv-310 .tensorrt .node *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-node .venv-310 .venv-home .tensorrt .node *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache

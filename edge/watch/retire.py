@@ -55,16 +55,22 @@ class Retired(Database):
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-watch retire",
-        "Take a room that is no more off the page that reads the same database; its readings stay. It\n"
-        "comes back when it counts again, or by --undo.",
+        "Take a room that is no more off the page that reads the same database, and out of Home\n"
+        "Assistant where its recorder told of it; its readings stay. It comes back when it counts\n"
+        "again, or by --undo.",
         "edge-watch retire north/room-12 --record school.sqlite",
     )
     p.add_argument("place", metavar="SITE/ROOM[/NODE]", help="the room, or one of its nodes")
-    p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
+    p.add_argument("--record", metavar="URL", help="needed: the recorder's, as for edge-watch")
     p.add_argument("--undo", action="store_true", help="show it again")
     args = p.parse_args(argv)
     if not re.fullmatch(r"[a-z0-9-]+(/[a-z0-9-]+){1,2}", args.place):
         raise UsageError("the room must be SITE/ROOM or SITE/ROOM/NODE, such as north/room-12")
+    if not args.record:
+        raise UsageError(
+            "retire wants --record, the database that recorder and page share (FILE.sqlite or "
+            "postgresql://...); a page without one puts a room away a day after it was last heard"
+        )
     store = Retired(args.record)
     store.require_existing()
     store.migrate()

@@ -143,6 +143,12 @@ def test_retiring_what_nobody_knows_is_one_line(tmp_path: Path) -> None:
             retire([wrong, "--record", address])
 
 
+def test_retiring_without_a_database_says_what_is_needed() -> None:
+    for words in ([NODE], [NODE, "--undo"], [NODE, "--record", ""]):
+        with pytest.raises(UsageError, match=r"wants --record, the database .* a day after"):
+            retire(words)
+
+
 def test_forgetting_a_room_forgets_that_it_was_retired(tmp_path: Path) -> None:
     address = str(tmp_path / "school.sqlite")
     store, retired = Store(address), Retired(address)
