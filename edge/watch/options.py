@@ -14,6 +14,11 @@ def broker_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--broker", default="mqtt://127.0.0.1", metavar="URL", help="default: %(default)s"
     )
+    credential_options(p)
+
+
+def credential_options(p: argparse.ArgumentParser) -> None:
+    """Add the version of MQTT, and what a client proves itself with."""
     p.add_argument(
         "--protocol", choices=("auto", "5", "3.1.1"), default="auto", help="the version of MQTT"
     )
@@ -35,12 +40,15 @@ def metrics_option(p: argparse.ArgumentParser) -> None:
     )
 
 
-def broker_settings(args: argparse.Namespace) -> Broker:
-    """Check them as node.yaml's `broker` is checked. Raises SettingsError or UsageError."""
-    broker = {"url": args.broker, "protocol": args.protocol}
+def broker_settings(args: argparse.Namespace, url: str | None = None) -> Broker:
+    """Check them as node.yaml's `broker` is checked. url: in place of --broker. Raises SettingsError or
+    UsageError."""
+    broker = {"url": args.broker if url is None else url, "protocol": args.protocol}
     broker |= {"username": args.username, "password_file": args.password_file}
     tls = {"ca": args.ca, "certificate": args.certificate, "key": args.key}
     settings = validate(Settings, {"broker": {**broker, "tls": tls}}, "options").broker
+    if settings.url == "-" and url is not None:
+        raise UsageError("URL must be an address, mqtt://host[:port] or mqtts://host[:port]")
     if settings.url == "-":
         raise UsageError("--broker must be an address, mqtt://host[:port] or mqtts://host[:port]")
     return settings

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 COMMANDS = {
     "simulate": ("edge.watch.simulate", "play many nodes, to size a broker and a recorder"),
     "broker": ("edge.watch.broker", "write mosquitto's configuration for a school"),
+    "probe-broker": ("edge.watch.probe_broker", "try what the kit leans on at a broker or cluster"),
     "forget": ("edge.watch.forget", "delete what a recorder stored, by age or by room"),
     "retire": ("edge.watch.retire", "take a room that is no more off the page"),
     "export": ("edge.watch.parquet", "stored readings as Parquet files"),

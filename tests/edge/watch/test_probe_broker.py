@@ -1,0 +1,139 @@
+"""`edge-watch probe-broker` against stubs that lack one thing each, and a real mosquitto."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge.base.errors import BrokerError, UsageError
+from edge.settings import Broker
+from edge.watch.broker_trials import Bench, Finding, Trait, prove_sharing
+from edge.watch.probe_broker import HARMLESS, MISSING, Incomplete, consequences, run
+from fakes.broker import REFUSED, Habits, StubBroker
+from support.brokers import Mosquitto, school_broker
+
+ALL = set(Trait)
+
+
+def tried(habits: Habits, members: int = 2, patience: float = 0.3) -> dict[Trait, Finding]:
+    with StubBroker(habits, members) as broker:
+        found = Bench([Broker(url=url) for url in broker.urls], patience).run()
+        assert not broker._retained, "what was retained is deleted"
+    assert [finding.trait for finding in found] == list(Trait)
+    return {finding.trait: finding for finding in found}
+
+
+@pytest.fixture(autouse=True)
+def no_long_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.watch.broker_trials.QUIET_SECONDS", 0.1)
+
+
+def test_a_cluster_that_does_all_lacks_nothing() -> None:
+    found = tried(Habits())
+    assert {trait for trait, finding in found.items() if finding.works} == ALL
+    assert found[Trait.SHARED].detail == "yes, 20 and 20 of 40"
+    assert consequences(list(found.values())) == []
+
+
+@pytest.mark.parametrize(
+    ("habits", "lacking", "detail"),
+    [
+        (Habits(versions=(4,)), {Trait.MQTT5}, "3.1.1 only"),
+        (Habits(retained="none"), {Trait.RETAINED, Trait.RETAINED_WILDCARD}, "no"),
+        (Habits(retained="member"), {Trait.RETAINED, Trait.RETAINED_WILDCARD}, "no"),
+        (Habits(sessions="none"), {Trait.SESSION, Trait.REDELIVERED}, "none of 20"),
+        (Habits(sessions="member"), {Trait.SESSION, Trait.REDELIVERED}, "none of 20"),
+        (Habits(share="deaf"), {Trait.SHARED}, "granted, delivers nothing"),
+        (Habits(share="close"), {Trait.SHARED}, "refused, connection closed"),
+        (
+            Habits(suback=lambda topic, times: REFUSED if topic.startswith("$share") else 1),
+            {Trait.SHARED},
+            "refused (Unspecified error)",
+        ),
+        (Habits(wills=("cut",)), {Trait.WILL_TAKEOVER}, "no"),
+        (Habits(wills=("takeover",)), {Trait.WILL_CUT}, "no"),
+    ],
+)
+def test_what_a_broker_lacks_is_found_and_nothing_else(
+    habits: Habits, lacking: set[Trait], detail: str
+) -> None:
+    found = tried(habits)
+    assert {trait for trait, finding in found.items() if finding.works is False} == lacking
+    assert {found[trait].detail for trait in lacking} == {detail}
+    told = consequences(list(found.values()))
+    assert told
+    assert all(any(MISSING[trait] in line for trait in lacking) for line in told)
+
+
+def test_a_session_whose_unacknowledged_messages_are_gone_is_told() -> None:
+    found = tried(Habits(resends=False))
+    assert not found[Trait.REDELIVERED].works
+    assert found[Trait.REDELIVERED].detail == "none of 20"
+
+
+def test_where_nothing_arrives_nothing_else_is_tried() -> None:
+    found = tried(Habits(delivers=False))
+    assert found[Trait.ARRIVES].works is False
+    rest = [found[trait] for trait in list(Trait)[2:]]
+    assert all(finding.works is None for finding in rest)
+
+
+def test_a_broker_of_one_address_is_tried_with_two_connections(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with StubBroker() as broker:
+        run([broker.url])
+        said = capsys.readouterr().out
+        assert "all of the kit works there" in said
+        assert "another connection" in said
+        run([broker.url, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["versions"] == ["5"]
+    assert {row["works"] for row in answer["findings"].values()} == {True}
+    assert set(answer["findings"]) == {trait.name.lower() for trait in Trait}
+
+
+def test_what_the_kit_cannot_do_there_is_exit_code_3_and_what_is_harmless_is_0(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.watch.broker_trials._Bench.__init__.__defaults__", (0.3,))
+    with (
+        StubBroker(Habits(share="deaf")) as broker,
+        pytest.raises(Incomplete, match=r"will not work there: \$share"),
+    ):
+        run([broker.url])
+    assert Incomplete.exit_code == 3
+    assert "run one recorder" in capsys.readouterr().out
+    assert Trait.MQTT5 in HARMLESS
+    with StubBroker(Habits(versions=(4,), wills=("cut",))) as broker:
+        run([broker.url])
+
+
+def test_no_connection_and_no_address_are_one_line_each() -> None:
+    with pytest.raises(BrokerError, match="nothing listens there"):
+        run(["mqtt://127.0.0.1:1"])
+    with pytest.raises(UsageError, match="URL must be an address"):
+        run(["-"])
+
+
+@pytest.mark.parametrize(("share", "works"), [("halves", True), ("deaf", False), ("close", False)])
+def test_sharing_is_proven_before_it_is_trusted(share: str, works: bool) -> None:
+    with StubBroker(Habits(share=share)) as broker:
+        assert prove_sharing(Broker(url=broker.url), 0.3).works is works
+
+
+@pytest.mark.broker
+def test_mosquitto_does_all(mosquitto: Mosquitto) -> None:
+    found = Bench([Broker(url=mosquitto.url)], 5.0).run()
+    assert {finding.trait for finding in found if finding.works} == ALL
+
+
+@pytest.mark.broker
+def test_the_schools_own_access_list_lets_the_server_probe(tmp_path: Path) -> None:
+    broker = school_broker(tmp_path, ["server"])
+    own = ["--ca", "ca.pem", "--certificate", "server.pem", "--key", "server.key"]
+    words = [str(tmp_path / word) if not word.startswith("--") else word for word in own]
+    run([broker.url, *words])
+    broker.stop()
