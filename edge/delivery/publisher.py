@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.base.backoff import Backoff
 from edge.base.errors import OutboxError
+from edge.delivery.answers import Answers
 from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
 from edge.delivery.connection import (
     ConnectionStatus,
@@ -152,7 +153,7 @@ class MqttPublisher:
         self._last: Outgoing | None = None
         self._deadline = 0.0
         self._sent: dict[int, _Sent] = {}  # by message id, oldest first
-        self._scheduler = SendScheduler(outbox)
+        self._scheduler, self._answers = SendScheduler(outbox), Answers()
         self._inbox = Inbox(will.payload["node"], self._on_ack)
         self.commands = self._inbox.commands
         self._subscriptions = Subscriptions([f"{self._topic}ack", f"{self._topic}cmd/+"])
@@ -225,12 +226,15 @@ class MqttPublisher:
         else:
             self._refusals.pop(sent.kind, None)
             if sent.seq:
+                self._answers.sent()
                 _try_mark(lambda: self._scheduler.acknowledged(sent.seq, sent.log_id))
         if mid == self._last_mid:
             self._last, self._last_mid = None, None
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         kind = message.topic.removeprefix(self._topic)
+        if kind == "ack" and not message.retain:
+            self._answers.heard()
         self._inbox.take(kind, bytes(message.payload), bool(message.retain))
 
     def _on_ack(self, ack: Ack) -> None:
@@ -275,6 +279,7 @@ class MqttPublisher:
                 self._connector.lost(client, remedy, self._subscriptions.ended())
                 return True
             self._update_state()
+            self._answers.check(self._outbox.stored is not None)
             if self._unanswered():
                 # An acknowledgement that got lost on a link that stands never comes, and some such
                 # would fill every place in flight.

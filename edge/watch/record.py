@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from edge.base.backoff import Backoff
 from edge.base.clock import parse_rfc3339, utc_now
-from edge.delivery.messages import PREFIX, Ack, Counts
+from edge.delivery.messages import PREFIX, Ack, Counts, Status
 from edge.watch.database import StoreError
 from edge.watch.home_assistant import Discovery
 from edge.watch.lines import printable
@@ -29,6 +29,7 @@ BATCH_SECONDS = 0.2
 BATCH = UNACKNOWLEDGED // 2
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
 RETENTION_SECONDS = 3600.0
+GONE = ("stopped", "lost")  # states of a node that hears no answer
 DISCOVERY_SECONDS = 2.0
 
 
@@ -60,6 +61,7 @@ class Recorder:
         self._keep = None if keep_days is None else timedelta(days=keep_days)
         self._clock, self._discovery = clock, discovery
         self._waiting: list[tuple[Message | None, Token]] = []
+        self._connected: set[str] = set()  # nodes that said how they are, and are not answered yet
         self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
@@ -83,6 +85,9 @@ class Recorder:
         if not self._waiting:
             self._oldest = self._clock()
         self._waiting.append((message, token))
+        status = message.payload if message is not None and not token.retained else None
+        if isinstance(status, Status) and status.state not in GONE:
+            self._connected.add(status.node)
 
     def _pass_over(self, message: Message | None) -> None:
         if message is None:
@@ -97,6 +102,7 @@ class Recorder:
     def discard(self) -> None:
         """Drop what waits, when the connection is gone: the broker sends it again."""
         self._waiting.clear()
+        self._connected.clear()
         if self._discovery is not None:
             self._discovery.reset()
 
@@ -172,7 +178,10 @@ class Recorder:
                     "%s gave the number %d of its log %s to two readings, and both are stored; %d such "
                     "so far: a restored or copied card?", node, seq, printable(log_id), self.conflicts
                 )  # fmt: skip
-        for (node, log_id), seq in written.contiguous_seq.items():
+        # Who just connected hears it too: a broker may retain nothing, or what another recorder said.
+        known = self._store.stored(self._connected)
+        self._connected.clear()
+        for (node, log_id), seq in (known | written.contiguous_seq).items():
             ack = Ack(node=node, log=log_id, seq=seq)
             self._publish(f"{PREFIX}/{node}/ack", ack.model_dump_json(by_alias=True))
 

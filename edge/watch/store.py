@@ -97,6 +97,15 @@ class Store(Database):
         self._made |= keys
         return written
 
+    def stored(self, nodes: Collection[str]) -> dict[Log, int]:
+        """Return up to which number each log of these nodes is stored without a gap. Raises
+        StoreError."""
+        wanted = sorted(nodes)
+        question = sa.select(LOGS.c.node, LOGS.c.log, LOGS.c.whole)
+        with self.transaction(reading=True) as db:
+            rows = db.execute(question.where(LOGS.c.node.in_(wanted))).all() if wanted else []
+        return {(node, log): whole for node, log, whole in rows if whole and "~" not in log}
+
     def _insert(self, table: sa.Table) -> sa.Insert:
         """Make an insert that passes over rows that are there."""
         insert = postgresql.insert if self.postgresql else sqlite.insert

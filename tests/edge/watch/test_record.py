@@ -98,6 +98,32 @@ def test_a_batch_is_stored_then_acknowledged_then_told_to_the_node(bench: Bench)
     assert len(bench.done) == 5 + BATCH, "a full batch goes at once"
 
 
+def test_a_node_that_says_how_it_is_hears_how_far_it_is_stored(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """Where the broker retains nothing, a node that was away has no other way to know."""
+    ack = {"schema": "edge.ack/1", "node": NODE, "log": LOG, "seq": 2}
+    bench.take(counts(1), counts(2), counts(1, "school/room-2/node-1"))
+    bench.turn()
+    bench.acks.clear()
+    bench.take(raw("status"))
+    bench.turn()
+    assert bench.acks == [ack], "and no other node's"
+    bench.turn()
+    bench.take(raw("status", state="stopped"), raw("status", "school/room-9/node-1"))
+    bench.recorder.take(heard(raw("status")), Token(None, 99, 1, retained=True))
+    bench.turn()
+    assert bench.acks == [ack], (
+        "who is gone, unknown, or was only kept by the broker gets no answer"
+    )
+    bench.store.close()
+    again = Bench(tmp_path / "x.sqlite")
+    again.take(raw("status"))
+    again.turn()
+    assert again.acks == [ack], "a recorder that was started again knows it, too"
+    again.store.close()
+
+
 def test_while_the_database_is_away_nothing_is_acknowledged(bench: Bench) -> None:
     bench.store.away = True
     bench.take(counts(1))

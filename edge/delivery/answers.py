@@ -1,0 +1,46 @@
+"""Whether recorders still answer: a broker that takes readings says nothing of who stores them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from edge.delivery.scheduler import RECORDER_SECONDS
+
+log = logging.getLogger(__name__)
+
+# By then everything was offered once more, and a recorder that is there has answered twice.
+SILENT_SECONDS = 2 * RECORDER_SECONDS
+
+
+class Answers:
+    """Says once when no recorder answers any more, and once when one does again."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None  # a reading went out to which nobody answered yet
+        self._told = False
+
+    def sent(self) -> None:
+        """Note that the broker took a reading."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def heard(self) -> None:
+        """Note an `ack` that a recorder just said; one that the broker had kept tells of no one."""
+        self._since = None
+        if self._told:
+            log.info("a recorder answers again")
+        self._told = False
+
+    def check(self, expected: bool) -> None:
+        """expected: a recorder has spoken before; a school may have none."""
+        if not expected or self._told or self._since is None:
+            return
+        if self._clock() - self._since >= SILENT_SECONDS:
+            self._told = True
+            log.warning(
+                "no recorder has answered for %d s, the broker takes readings all the same; they are "
+                "kept, and offered again", SILENT_SECONDS
+            )  # fmt: skip
