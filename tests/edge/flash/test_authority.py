@@ -406,3 +406,12 @@ def test_what_is_wrong_with_the_folder_is_one_line(
     assert (done.code, "give a new or empty folder" in done.last) == (1, True)
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["letter.txt"]
     assert not list(tmp_path.glob(".authority.*"))
+
+
+def test_a_program_of_the_server_gets_a_certificate_by_its_own_name(tmp_path: Path) -> None:
+    authority = create(tmp_path / "authority", "School", 365)
+    assert authority.issue_server(30).entry.name == "server"
+    assert authority.issue_server(30, name="home-assistant").entry.name == "home-assistant"
+    for wrong in ("broker", "", "../x", "a/b/c", "A", "a\n"):
+        with pytest.raises(UsageError, match="--name must be"):
+            authority.issue_server(30, name=wrong)
