@@ -282,7 +282,6 @@ def test_a_node_that_says_nothing_is_no_answer_however_it_is_asked(
         {"node": "a/b/d"},
         {"schema": "edge.cmd-result/2"},
         {"ok": None},
-        {"more": 1},
         {"text": 7},
     ],
 )
