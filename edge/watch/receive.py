@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from edge.delivery.messages import PREFIX
 from edge.delivery.subscriptions import Subscriptions
 from edge.settings import Broker
 from edge.watch.announce import Announcer
+from edge.watch.group import GroupProbe
 from edge.watch.messages import KINDS
 from edge.watch.secret_names import secret_name
 
@@ -72,19 +73,22 @@ class Receiver:
         keep: SessionOptions | None = None,
         patient: bool = False,
         memory: Path | None = None,
+        sites: Sequence[str] = (),
     ) -> None:
         """take: gets topic, payload and token of each message. patient: also a first connection that
-        fails is tried again; else `run` raises BrokerError. memory: as of `Connector`. Raises
-        SettingsError for unusable files."""
+        fails is tried again; else `run` raises BrokerError. memory: as of `Connector`;
+        sites: to hear, () for all. Raises SettingsError for unusable files."""
         session = PersistentSession(SESSION_SECONDS, UNACKNOWLEDGED) if keep else None
         self._connector = Connector(settings, memory, session)
         self._settings, self._take, self._patient = settings, take, patient
         # An empty id is a broker's to refuse (MQTT 3.1.1, 3.1.3.1).
         own = f"edge-watch-{uuid.uuid4().hex[:8]}"
         self._client_id = secret_name(keep.client_id, settings) if keep else own
-        self._share = ""
+        self._share, self._sites = "", tuple(sites) or ("+",)
+        self._probe: GroupProbe | None = None
         if keep and keep.group:
             self._share = f"$share/{secret_name(keep.group, settings)}/"
+            self._probe = GroupProbe(settings, memory)
         self._client: Client | None = None
         self._announcer: Announcer | None = None
         self._denied: set[str] = set()  # kinds of topic, each logged once
@@ -152,6 +156,8 @@ class Receiver:
         ending: Callable[[], None],
     ) -> bool:
         """One connection, from start to end; whether it heard something."""
+        if self._probe is not None and self._probe.prove(stop):
+            self._probe = None
         client = self._connector.connect(self._client_id, self._prepare, stop)
         if client is None:
             return False
@@ -193,4 +199,5 @@ class Receiver:
             self._connector.change(refused(f"to hear {kinds}{shared} ({reason})"))
 
     def _topics(self) -> list[str]:
-        return [f"{self._share}{PREFIX}/+/+/+/{kind}" for kind in KINDS]
+        places = [f"{self._share}{PREFIX}/{site}/+/+" for site in self._sites]
+        return [f"{place}/{kind}" for place in places for kind in KINDS]

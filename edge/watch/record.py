@@ -18,6 +18,7 @@ from edge.base.clock import parse_rfc3339, utc_now
 from edge.delivery.messages import PREFIX, Ack, Counts, Status
 from edge.watch.database import StoreError
 from edge.watch.home_assistant import Discovery
+from edge.watch.lease import RENEW_SECONDS, Leases
 from edge.watch.lines import printable
 from edge.watch.messages import WARN_AT, Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
@@ -54,12 +55,15 @@ class Recorder:
         keep_days: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         discovery: Discovery | None = None,
+        leases: Leases | None = None,
     ) -> None:
         """done: acknowledges a message to the broker; publish: topic and text, retained; keep_days:
-        older readings are deleted, None for never; discovery: None for no Home Assistant."""
+        older readings are deleted, None for never; discovery: None for no Home Assistant;
+        leases: of the parts that recorders share."""
         self._store, self._done, self._publish = store, done, publish
         self._keep = None if keep_days is None else timedelta(days=keep_days)
-        self._clock, self._discovery = clock, discovery
+        self._clock, self._discovery, self._leases = clock, discovery, leases
+        self._next_renewal = 0.0
         self._waiting: list[tuple[Message | None, Token]] = []
         self._connected: set[str] = set()  # nodes that said how they are, and are not answered yet
         self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
@@ -116,8 +120,14 @@ class Recorder:
             self._try(self._store_waiting)
         if self._keep is not None and now >= self._next_retention:
             self._try(self._forget)
+        if self._leases is not None and now >= self._next_renewal:
+            self._try(self._renew)
         if self._discovery is not None and now >= self._next_discovery:
             self._try(self._discover)
+
+    def pass_over(self, token: Token) -> None:
+        """Acknowledge a message that another recorder stores."""
+        self._done(token)
 
     def flush(self) -> None:
         """Store what waits, or leave it with the broker."""
@@ -184,6 +194,11 @@ class Recorder:
         for (node, log_id), seq in (known | written.contiguous_seq).items():
             ack = Ack(node=node, log=log_id, seq=seq)
             self._publish(f"{PREFIX}/{node}/ack", ack.model_dump_json(by_alias=True))
+
+    def _renew(self) -> None:
+        assert self._leases is not None
+        self._leases.renew()
+        self._next_renewal = self._clock() + RENEW_SECONDS
 
     def _discover(self) -> None:
         assert self._discovery is not None

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import importlib
 import io
 import logging
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -34,13 +32,15 @@ from edge.watch.messages import WARN_AT, Message, Refused, read
 from edge.watch.minutes import AHEAD, KEEP_MINUTES
 from edge.watch.options import broker_options, broker_settings, metrics_option
 from edge.watch.password import STRENGTH
-from edge.watch.receive import Receiver, SessionOptions, Token
+from edge.watch.receive import Receiver, Token
 from edge.watch.rooms import Rooms
+from edge.watch.share import Share, open_store, read_share, share_options
 from edge.watch.zones import parse_zone
 
 if TYPE_CHECKING:
     from edge.watch.control import Control
     from edge.watch.home_assistant import Discovery
+    from edge.watch.lease import Leases
     from edge.watch.record import Recorder
     from edge.watch.store import Store
     from edge.watch.web import PageAddress, Server
@@ -77,9 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="store counts, health and status: FILE.sqlite, postgresql://user@host/database",
     )
     p.add_argument("--keep-days", type=float, metavar="N", help="delete older readings; or never")
-    p.add_argument(
-        "--group", default="", metavar="NAME", help="share the load with other recorders"
-    )
+    share_options(p)
     p.add_argument("--client-id", metavar="NAME", help="of a recorder; each needs its own")
     home_assistant_option(p)
     p.add_argument("--web", metavar="HOST:PORT", help="serve a page of the rooms")
@@ -124,11 +122,18 @@ class MessageRouter:
         self.shown = True  # whether anybody looks at the rooms; a sixth of what a reading costs
         self.recorder: Recorder | None = None
         self.discovery: Discovery | None = None
+        self.share = Share()
+        self.leases: Leases | None = None
         self.stop = threading.Event()
         self._lines, self._zone = lines, zone
 
     def take(self, topic: str, raw: bytes, token: Token) -> None:
         """Read one message and hand it on, or count why it is refused."""
+        stored = self.share.stores(topic, self.held)
+        if self.recorder is not None and not stored:
+            self.recorder.pass_over(token)
+            if not (self.shown or self._lines):
+                return
         message = None
         try:
             message = read(topic, raw)
@@ -145,10 +150,14 @@ class MessageRouter:
                 self.rooms.hear(message, utc_now(), token.retained)
             if self._lines:
                 self.show(topic, message)
-        if self.discovery is not None:
+        if self.discovery is not None and stored:
             self.discovery.hear(topic, raw, message)
-        if self.recorder is not None:
+        if self.recorder is not None and stored:
             self.recorder.take(message, token)
+
+    def held(self) -> frozenset[int]:
+        """Return the parts whose nodes are stored here now."""
+        return frozenset([self.share.part]) if self.leases is None else self.leases.held
 
     def show(self, topic: str, message: Message) -> None:
         """Print it as a line on stdout."""
@@ -173,19 +182,6 @@ class MessageRouter:
         return f", {n} stored apart: their numbers were given twice" if n else ""
 
 
-def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
-    """Open the store and say how the broker keeps messages for it. Raises UsageError."""
-    from edge.watch.retention import MOST_DAYS
-    from edge.watch.store import Store
-
-    store = Store(args.record)
-    if args.keep_days is not None and not 0 < args.keep_days <= MOST_DAYS:
-        raise UsageError(f"--keep-days must be above 0 and at most {MOST_DAYS}")
-    place = hashlib.sha256(store.name.encode()).hexdigest()[:8]
-    own = f"edge-watch-{socket.gethostname()}-{place}"
-    return SessionOptions(args.client_id or own, args.group), store
-
-
 def run(argv: Sequence[str] | None = None) -> None:
     command, words = cli.split_command(argv, COMMANDS)
     if command in ask.TEXTS:
@@ -200,9 +196,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     settings = broker_settings(args)
     if not args.record and (args.group or args.client_id or args.keep_days is not None):
         raise UsageError("--group, --client-id and --keep-days go with --record")
+    read_share(args)
     check_home_assistant(args)
-    if set(args.group) & set("/+#"):
-        raise UsageError("--group must be a name without '/', '+' and '#'")
     if args.control_password_file and not args.web:
         raise UsageError("--control-password-file goes with --web")
     if args.group and args.web:
@@ -232,17 +227,21 @@ def watch(
 ) -> None:
     """Run until router.stop. ready: called after each subscription. Raises what the receiver, the page
     or the recorder could not mend."""
+    router.share = read_share(args)
     router.shown = table or bool(args.web or args.metrics)
     keep, store = open_store(args) if args.record else (None, None)
     patient, memory = bool(args.record or args.web), default_state() / MEMORY_FILE
-    receiver = Receiver(settings, router.take, keep, patient, memory)
+    receiver = Receiver(settings, router.take, keep, patient, memory, router.share.sites)
     if store is not None:
+        from edge.watch.lease import Leases
         from edge.watch.record import Recorder
 
         router.discovery = open_discovery(args.home_assistant, receiver.publish, store)
+        router.leases = Leases(store, router.share) if router.share.parts > 1 else None
         router.recorder = Recorder(
-            store, receiver.done, receiver.publish, args.keep_days, discovery=router.discovery
-        )
+            store, receiver.done, receiver.publish, args.keep_days,
+            discovery=router.discovery, leases=router.leases,
+        )  # fmt: skip
         # Else it looks through all libraries' objects again and again: a quarter of a reading's cost.
         gc.freeze()
         gc.set_threshold(20_000)

@@ -144,6 +144,17 @@ RETIRED = sa.Table(
     sa.Column("since", UtcTime),
 )
 
+# Which recorder stores a part of the nodes of some sites (share), until when; see lease.py.
+LEASES = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("share", sa.Text, primary_key=True),
+    sa.Column("parts", sa.BigInteger, primary_key=True),
+    sa.Column("part", sa.BigInteger, primary_key=True),
+    sa.Column("holder", sa.Text),
+    sa.Column("until", UtcTime),
+)
+
 # Sums of a quarter of an hour, of a node, a site, or under "" of all; see history.py. people: on
 # average over what was shown, by label.
 SLICES = sa.Table(

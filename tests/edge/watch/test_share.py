@@ -1,0 +1,216 @@
+"""Recorders that share the load: by site, by part with a lease, by a group that is proven."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+from paho.mqtt import client as mqtt
+
+from edge.base.errors import BrokerError
+from edge.settings import Broker
+from edge.watch.database import StoreError
+from edge.watch.group import GroupProbe
+from edge.watch.lease import RENEW_SECONDS, Leases
+from edge.watch.share import Share, part_of
+from edge.watch.store import Store
+from edge.watch.tables import LEASES
+from fakes.broker import Habits, StubBroker
+from support.brokers import Mosquitto
+from support.heard import counts
+from support.patience import PATIENCE, wait_for
+from support.recording import Recording
+
+NODES = [f"{site}/room-{n}/node-1" for site in ("north", "south") for n in range(30)]
+WORD = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=12)
+
+
+@given(st.builds("/".join, st.lists(WORD, min_size=3, max_size=3)), st.integers(1, 64))
+def test_every_node_falls_to_one_part(node: str, parts: int) -> None:
+    topic = f"edge/v1/{node}/counts"
+    stores = [k for k in range(1, parts + 1) if Share((), k, parts).stores(topic)]
+    assert stores == [part_of(node, parts)]
+
+
+def test_parts_have_about_as_many_nodes() -> None:
+    sizes = Counter(part_of(f"school/room-{n}/node-1", 3) for n in range(3000))
+    assert min(sizes.values()) > 900
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--part", "0/3"], "must be K/N"),
+        (["--part", "4/3"], "must be K/N"),
+        (["--part", "2"], "must be K/N"),
+        (["--part", "1/65"], "must be K/N"),
+        (["--part", "\u0661/\u0662"], "must be K/N"),
+        (["--part", "1/2", "--group", "x"], "give one of them"),
+        (["--part", "1/2"], "--part goes with --record postgresql"),
+        (["--site", "North"], "must be a site's name"),
+        (["--site", "north/+"], "must be a site's name"),
+        (["--site", ""], "must be a site's name"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_one_line(
+    words: list[str], said: str, command: Any, tmp_path: Path
+) -> None:
+    done = command("edge.watch.run", "--record", tmp_path / "x.sqlite", *words)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_part_is_taken_over_when_nobody_renews_it_and_given_back(database: str) -> None:
+    store = Store(database)
+    store.migrate()
+    one, two = (Leases(store, Share((), part, 2), seconds=1.5) for part in (1, 2))
+    elsewhere = Leases(store, Share(("north",), 1, 2), seconds=1.5)
+    for lease in (one, elsewhere, two, one):
+        lease.renew()
+    assert (one.held, two.held) == ({1}, {2})
+
+    def taken() -> bool:
+        one.renew()
+        return one.held == {1, 2}
+
+    wait_for(taken, "a lease that runs out", every=0.1)
+    assert elsewhere.held == {1}
+    two.renew()
+    one.renew()
+    assert (one.held, two.held) == ({1}, {2})
+    store.close()
+
+
+class School:
+    """Publishes readings and hears each node's `ack`."""
+
+    def __init__(self, broker: Mosquitto) -> None:
+        self.acks: dict[str, int] = {}
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client.on_message = self._heard
+        self.client.connect("127.0.0.1", broker.port)
+        self.client.loop_start()
+        self.client.subscribe("edge/v1/+/+/+/ack", qos=1)
+
+    def _heard(self, client: Any, data: Any, message: Any) -> None:
+        ack = json.loads(message.payload)
+        self.acks[ack["node"]] = ack["seq"]
+
+    def publish(self, *seqs: int) -> None:
+        for seq in seqs:
+            for node in NODES:
+                self.client.publish(*counts(seq, node, log=node), qos=1).wait_for_publish(PATIENCE)
+
+    def wait_for_acks(self, seq: int, nodes: list[str] = NODES) -> None:
+        wait_for(lambda: all(self.acks.get(n, 0) >= seq for n in nodes), lambda: str(self.acks))
+
+
+def stored(database: str) -> list[tuple[str, int]]:
+    store = Store(database)
+    try:
+        return [(row["node"], row["seq"]) for row in store.readings()]
+    except StoreError:
+        return []  # the recorder makes its tables at this moment
+    finally:
+        store.close()
+
+
+def holder(database: str) -> str:
+    """Who stores part 2 of 3."""
+    store = Store(database)
+    with store.transaction(reading=True) as db:
+        found = db.execute(sa.select(LEASES.c.holder).where(LEASES.c.part == 2)).scalar_one()
+    store.close()
+    return str(found)
+
+
+def shares(recorders: list[Recording]) -> list[int]:
+    return [int(re.findall(r"stored (\d+) readings", r.told())[-1]) for r in recorders]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_three_parts_store_everything_once_and_one_that_is_killed_is_taken_over(
+    database: str, tmp_path: Path
+) -> None:
+    broker = Mosquitto(tmp_path)
+    recorders = [Recording(broker, database, "--part", f"{k}/3") for k in (1, 2, 3)]
+    school = School(broker)
+    school.publish(1, 2)
+    school.wait_for_acks(2)
+    before, dead = holder(database), recorders.pop(1)
+    dead.kill()
+    dead.wait()
+    wait_for(lambda: holder(database) != before, "takeover", every=0.2)
+    time.sleep(2 * RENEW_SECONDS)  # who took it, knows it
+    lost = [node for node in NODES if part_of(node, 3) == 2]
+    school.publish(3)
+    school.wait_for_acks(3)
+    assert len(lost) > 5
+    back = Recording(broker, database, "--part", "2/3")
+    school.publish(4)
+    school.wait_for_acks(4)
+    for recorder in [*recorders, back]:
+        recorder.end()
+    rows = stored(database)
+    assert sorted(rows) == sorted((node, seq) for node in NODES for seq in (1, 2, 3, 4))
+    assert all(share > 0 for share in shares([*recorders, back]))
+    school.client.loop_stop()
+    broker.stop()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_each_site_has_a_recorder_of_its_own(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    files = [tmp_path / f"{name}.sqlite" for name in ("north", "both")]
+    recorders = [
+        Recording(broker, files[0], "--site", "north"),
+        Recording(broker, files[1], "--site", "south", "--site", "north", "--site", "south"),
+    ]
+    school = School(broker)
+    school.publish(1, 2)
+    wait_for(lambda: len(stored(str(files[1]))) == 2 * len(NODES), "both sites", every=0.2)
+    wait_for(lambda: len(stored(str(files[0]))) >= len(NODES), "one site", every=0.2)
+    for recorder in recorders:
+        recorder.end()
+    north = [(node, seq) for node in NODES if node.startswith("north/") for seq in (1, 2)]
+    assert sorted(stored(str(files[0]))) == sorted(north)
+    school.client.loop_stop()
+    broker.stop()
+
+
+@pytest.mark.process
+def test_a_group_is_proven_where_the_broker_has_them(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    assert GroupProbe(Broker(url=broker.url)).prove(threading.Event())
+    broker.stop()
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [("deaf", "grants .* and delivers nothing through it"), ("close", "ends the connection at")],
+)
+def test_a_broker_that_delivers_nothing_to_a_group_is_one_line(share: str, said: str) -> None:
+    with StubBroker(Habits(share=share)) as broker:
+        probe, deadline = GroupProbe(Broker(url=broker.url), seconds=1.0), time.monotonic() + 60
+
+        def prove() -> None:
+            while time.monotonic() < deadline:
+                assert not probe.prove(threading.Event())
+
+        with pytest.raises(BrokerError, match=f"{said}.*--part K/N"):
+            prove()
