@@ -23,6 +23,8 @@ from edge.watch.receive import Receiver, SessionOptions
 from fakes.broker import CLOSE, GRANTED, REFUSED, Habits, StubBroker
 from support.patience import PATIENCE, wait_for
 
+pytestmark = pytest.mark.slow  # each waits for pauses of a second or two
+
 NODE = "school/room-1/node-1"
 OWN = f"edge/v1/{NODE}"
 COUNTS = f"{OWN}/counts"
@@ -276,14 +278,15 @@ def test_who_only_looks_is_told_at_once_that_it_may_not() -> None:
             receiver.run(threading.Event())
 
 
-def test_a_group_whose_broker_ends_the_connection_is_told_so_and_never_connected(
+def test_a_group_whose_broker_ends_the_connection_ends_in_one_line_and_never_connected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     keep = SessionOptions("recorder", "halves")
-    with StubBroker(Habits(share="close")) as broker, a_receiver(broker.url, keep) as receiver:
-        stands(receiver, "refused: to hear counts, health, info, status as one of a group (it ends")
-        wait_for(lambda: len(broker.connects) >= 3, "tried again")
+    with StubBroker(Habits(share="close")) as broker:
+        receiver = Receiver(Broker(url=broker.url), lambda *_: None, keep, patient=True)
+        with pytest.raises(BrokerError, match=r"ends the connection at .* --part K/N"):
+            receiver.run(threading.Event())
     assert not [m for m in caplog.messages if "broker connected" in m]
 
 
