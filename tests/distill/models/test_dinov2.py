@@ -68,6 +68,7 @@ def test_registers_that_the_configuration_does_not_name_are_not_dropped(tmp_path
         Dinov2(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_registers_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     save(tmp_path, "Dinov2", patch_size=14)
     file = tmp_path / "config.json"

@@ -14,6 +14,8 @@ from edge.watch.probe_broker import HARMLESS, MISSING, Incomplete, consequences,
 from fakes.broker import REFUSED, Habits, StubBroker
 from support.brokers import Mosquitto, school_broker
 
+pytestmark = pytest.mark.slow  # each trial waits for what does not come
+
 ALL = set(Trait)
 
 
