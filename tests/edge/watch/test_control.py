@@ -246,6 +246,25 @@ def test_the_second_password_goes_with_the_page(
     assert (done.code, done.last) == (2, "edge-watch: --control-password-file goes with --web")
 
 
+@pytest.mark.browser
+def test_the_buttons_speak_the_browsers_language(browser: Any, page: Page) -> None:
+    shown = browser.new_page(locale="de-DE")
+    shown.set_default_timeout(1000 * PATIENCE)
+    shown.goto(f"http://127.0.0.1:{page.port}/")
+    shown.click("text=Befehle an Knoten entsperren")
+    shown.fill("#control-who", "Ada")
+    shown.fill("#control-password", "not the password")
+    shown.click("text='Entsperren'")
+    shown.wait_for_selector("#control-status[lang=en]")
+    shown.fill("#control-password", PASSWORD)
+    shown.click("text='Entsperren'")
+    shown.click("text='Fortsetzen'")
+    shown.wait_for_selector("#control-answers .done")
+    assert f"{NODES[0]}, Fortsetzen: getan: resume was done" in shown.inner_text("#control-status")
+    assert shown.get_attribute("#control-answers .done span", "lang") == "en"
+    assert shown.get_attribute("#control-status", "lang") is None
+
+
 @pytest.mark.process
 @pytest.mark.broker
 @pytest.mark.browser

@@ -23,7 +23,7 @@ STATES = {"online", "degraded", "starting", "lost", "silent", "stopped", "unknow
 
 def used() -> set[str]:
     """Texts that the page asks for."""
-    scripts = "".join((PAGE / name).read_text() for name in SCRIPTS)
+    scripts = "".join((PAGE / name).read_text() for name in (*SCRIPTS, "control.js"))
     found = {a or b for a, b in re.findall(r'\bt\("([^"]+)"|\bcount\("([^"]+)"', scripts)}
     # Chosen among by a condition, or named in a table at the top.
     found |= set(re.findall(r'\? "(\{node\}[^"]+)" : "', scripts))
