@@ -151,9 +151,8 @@ class Connector:
         self.protocol = ProtocolChoice(settings.protocol, name, memory)
         self.version = self.protocol.candidates()[0]
         self.status = ConnectionStatus()
-        self.retains = (
-            True  # whether the broker takes messages to be retained; MQTT 5 alone says so
-        )
+        # Whether the broker takes messages to be retained; MQTT 5 alone says so.
+        self.retains = True
         self._began, self._brief = 0.0, 0
         self._goodbye: ReasonCode | None = None  # with which the broker ended the last connection
         self._first_timeout = self._connack_timeout = connack_timeout

@@ -37,9 +37,8 @@ class Subscriptions:
         self.refusals: dict[str, str] = {}  # filter -> the broker's reason
         self._granted: set[str] = set()
         self._asked: dict[int, tuple[str, ...]] = {}  # message id -> filters, in this order
-        self._closing: list[
-            str
-        ] = []  # at which the connection ended; the next to be tried is first
+        # At which the connection ended; the next to be tried is first.
+        self._closing: list[str] = []
         self._again_at = 0.0
 
     @property
