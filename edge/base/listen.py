@@ -93,7 +93,9 @@ class Listener(socket.socket):
         """Accept one connection. Raises BlockingIOError where there is none now, as asyncio expects."""
         self._purge()
         if len(self.connections) >= self.most:
-            self._evict()
+            # Those that were ended leave room once asyncio closed them; it may ask again before.
+            if not any(c.ended for c in self.connections.values()):
+                self._evict()
             if any(c.ended for c in self.connections.values()):
                 raise BlockingIOError  # asyncio comes again, once it has closed what was ended
         try:
@@ -128,7 +130,8 @@ class Listener(socket.socket):
     def _evict(self) -> None:
         """End those that wait longest for their request."""
         idle = [c for c in self.connections.values() if not (c.busy or c.ended)]
-        few = min(EVICTED_AT_ONCE, self.most // 2)  # never all: the last to come may be no attacker
+        # Never all: the last to come may be no attacker.
+        few = min(EVICTED_AT_ONCE, max(1, len(idle) // 2))
         for connection in sorted(idle, key=lambda c: c.ends_at)[:few]:
             connection.end()
             self._slow += 1

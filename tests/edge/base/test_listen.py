@@ -91,6 +91,23 @@ def test_who_waits_longest_goes_first_and_who_is_answered_stays(
         assert isinstance(listener.accept()[0], Connection)
 
 
+def test_the_last_to_come_stays_however_often_the_loop_asks(
+    listener: Listener, clock: list[float]
+) -> None:
+    """asyncio accepts again before it has closed what was ended."""
+    with ExitStack() as stack:
+        made = []
+        for _ in range(listener.most):
+            made.append(accepted(listener, stack))
+            clock[0] += 0.1
+        connect(listener, stack)
+        for _ in range(5):
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+        assert sum(one.ended for one in made) == listener.most // 2
+        assert not made[-1].ended
+
+
 def test_above_the_bound_with_all_answered_one_is_refused_in_one_line(
     listener: Listener, clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
