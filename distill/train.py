@@ -32,7 +32,7 @@ from distill.recipe import Recipe, add_set_option, load_recipe
 from distill.training.distributed import Process, process_group
 from distill.training.paths import refuse_another_run, refuse_wrong_paths
 from distill.training.scalars import open_scalars, require_tensorboard, write_row
-from distill.training.setup import TrainingSetup, prepare
+from distill.training.setup import TrainingSetup, prepare, refuse_unfit_options
 from distill.training.trainer import Trainer
 from edge.base import cli
 from edge.base.errors import UsageError
@@ -214,6 +214,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         recipe = recipe.model_copy(update={"training": training})
     if args.tensorboard:
         require_tensorboard()
+    refuse_unfit_options(recipe, args)
     refuse_wrong_paths(recipe, args)
     with process_group() as process:
         setup = prepare(recipe, args, process)

@@ -87,15 +87,20 @@ class TrainingSetup:
     pictures: str = ""
 
 
-def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> TrainingSetup:
-    """Set a run up; args: distill-train's. The main process makes the caches while the others wait.
-
-    Raises UsageError for options that the recipe needs or cannot use, DataError for bad data."""
+def refuse_unfit_options(recipe: Recipe, args: argparse.Namespace) -> None:
+    """Raise UsageError for options that the recipe needs or cannot use."""
     if (recipe.distillation is None) != (not args.teacher):
         wants = "a teacher: give --teacher FILE" if recipe.distillation else "no --teacher"
         raise UsageError(f"{args.recipe} wants {wants}")
     if args.start and not recipe.student:
         raise UsageError(f"{args.recipe} trains a teacher: --start is for students")
+
+
+def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> TrainingSetup:
+    """Set a run up; args: distill-train's. The main process makes the caches while the others wait.
+
+    Raises UsageError for a start of another crop, or a teacher of other classes, DataError for bad
+    data."""
     start = read_start(args.start) if args.start else None
     if start and start.recipe.crop != recipe.crop:
         raise UsageError(f"{args.start} was trained on another crop; make the recipe's equal")

@@ -277,6 +277,7 @@ def test_training_starts_from_where_another_ended(
     assert kept.metadata["layout"] == "ferplus"
     done = command("distill.train", *again[:-1], str(second / "last.pt"), "--resume")
     assert "is for resuming alone; give best.pt" in done.last
+    again[again.index(str(second))] = str(tmp_path / "third")
     done = command("distill.train", *again[:-1], str(SHIPPED))
     assert done.code == 2
     assert "was trained on another crop" in done.last
