@@ -329,15 +329,3 @@ class Bench(_Bench):
 
 def _count(number: int) -> str:
     return str(number) if number else "none"
-
-
-def prove_sharing(settings: Broker, patience: float = PATIENCE_SECONDS) -> Finding:
-    """Try whether two of a group get their halves, before a recorder trusts in it. Raises BrokerError
-    where there is no connection."""
-    bench = Bench([settings], patience)
-    bench._versions()
-    try:
-        works, detail = bench._shared()
-    except Refused as refusal:
-        works, detail = False, str(refusal)
-    return Finding(Trait.SHARED, works, detail)

@@ -41,6 +41,15 @@ def accepted(listener: Listener, stack: ExitStack) -> Connection:
     return stack.enter_context(made)
 
 
+def full(listener: Listener, clock: list[float], stack: ExitStack) -> list[Connection]:
+    """As many as it takes, one after the other; the first waits longest."""
+    made = []
+    for _ in range(listener.most):
+        made.append(accepted(listener, stack))
+        clock[0] += 0.1
+    return made
+
+
 def test_a_connection_without_a_request_is_ended_in_time(
     listener: Listener, clock: list[float]
 ) -> None:
@@ -77,10 +86,7 @@ def test_who_waits_longest_goes_first_and_who_is_answered_stays(
     listener: Listener, clock: list[float]
 ) -> None:
     with ExitStack() as stack:
-        made = []
-        for _ in range(listener.most):
-            made.append(accepted(listener, stack))
-            clock[0] += 0.1
+        made = full(listener, clock, stack)
         listener.begin(made[0], 60.0)
         connect(listener, stack)
         with pytest.raises(BlockingIOError):
@@ -96,10 +102,7 @@ def test_the_last_to_come_stays_however_often_the_loop_asks(
 ) -> None:
     """asyncio accepts again before it has closed what was ended."""
     with ExitStack() as stack:
-        made = []
-        for _ in range(listener.most):
-            made.append(accepted(listener, stack))
-            clock[0] += 0.1
+        made = full(listener, clock, stack)
         connect(listener, stack)
         for _ in range(5):
             with pytest.raises(BlockingIOError):

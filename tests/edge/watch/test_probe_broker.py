@@ -9,7 +9,7 @@ import pytest
 
 from edge.base.errors import BrokerError, UsageError
 from edge.settings import Broker
-from edge.watch.broker_trials import Bench, Finding, Trait, prove_sharing
+from edge.watch.broker_trials import Bench, Finding, Trait
 from edge.watch.probe_broker import HARMLESS, MISSING, Incomplete, consequences, run
 from fakes.broker import REFUSED, Habits, StubBroker
 from support.brokers import Mosquitto, school_broker
@@ -122,8 +122,7 @@ def test_no_connection_and_no_address_are_one_line_each() -> None:
 
 @pytest.mark.parametrize(("share", "works"), [("halves", True), ("deaf", False), ("close", False)])
 def test_sharing_is_proven_before_it_is_trusted(share: str, works: bool) -> None:
-    with StubBroker(Habits(share=share)) as broker:
-        assert prove_sharing(Broker(url=broker.url), 0.3).works is works
+    assert tried(Habits(share=share), members=1)[Trait.SHARED].works is works
 
 
 @pytest.mark.broker
