@@ -44,6 +44,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A page with one room, whose clients have two seconds."""
     monkeypatch.setattr(web, "REQUEST_SECONDS", 2.0)
     monkeypatch.setattr(patience, "ANSWER_SECONDS", 4.0)
+    # As in a page's life, several of its comments fall into the time in which an event must be taken.
+    monkeypatch.setattr(web, "QUIET_SECONDS", 1.0)
     rooms, where = Rooms(), PageAddress("127.0.0.1", free_port())
     rooms.hear(heard(counts(1, start=utc_now())), utc_now())
     server = Server(rooms, lambda: "", where)
