@@ -157,6 +157,13 @@ class Distillation(Strict):
         "in every epoch, with the outputs for the plain image",
     )
 
+    @property
+    def logits_alone(self) -> bool:
+        """Whether any network can be the teacher: its answers for the plain image serve all changes,
+        and no part of its inside is followed."""
+        inside = self.tokens or self.embedding or self.relations
+        return not (inside or self.live or self.views)
+
 
 class Augmentation(Strict):
     """Random changes of a training image."""

@@ -23,7 +23,7 @@ from distill.models.logits import predict_student, predict_teacher
 from distill.models.precision import autocast
 from distill.models.teacher import Teacher
 from distill.recipe import Recipe
-from distill.training.target_cache import TargetCache
+from distill.training.target_cache import LogitTargets, TargetCache
 from distill.training.task import resize_grids
 from distill.training.view_cache import Ask, Views, ViewTargets
 
@@ -78,7 +78,7 @@ class StudentBatches:
     examples: Examples
     valid: NDArray[np.uint8]
     device: torch.device
-    target_cache: TargetCache | None = None
+    target_cache: TargetCache | LogitTargets | None = None
     live: tuple[Teacher, FrozenBackbones] | None = None
     bf16: bool = False
     views: tuple[Views, ViewTargets | Ask] | None = None

@@ -22,11 +22,19 @@ def refuse_wrong_paths(recipe: Recipe, args: argparse.Namespace) -> None:
     require_detector(args.weights)
     if recipe.teacher:
         require_backbones(recipe, args.dinov2, args.face)
-    for place, path in enumerate(args.teacher or ()):
-        if path.is_dir() and place > 0:  # the first teaches by its tokens too, which no bundle has
+    for path in args.teacher or ():
+        own = None if path.is_dir() else read(path)[1]
+        if own is None:
             load_bundle(path)
-        elif (own := read(path)[1]).teacher:
+        elif own.teacher:
             require_backbones(own, args.dinov2, args.face)
+        follows = recipe.distillation is not None and not recipe.distillation.logits_alone
+        if follows and path == args.teacher[0] and not (own and own.teacher):
+            raise UsageError(
+                f"{path} is a {'student' if own else 'bundle'}, which has no tokens: give a teacher's "
+                f"checkpoint first, or follow logits alone: of 'distillation' set tokens, embedding, "
+                f"relations and views to 0, and live to false"
+            )
 
 
 def refuse_another_run(out: Path, resume: bool) -> None:

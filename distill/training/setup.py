@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from distill.training.batches import Batches, StudentBatches, TeacherBatches, au
 from distill.training.deployable import say_needs
 from distill.training.distributed import Process
 from distill.training.fingerprint import LEARNED_FROM, data_digest
-from distill.training.target_cache import cache_targets, ensemble_targets
+from distill.training.target_cache import cache_targets, ensemble_targets, logit_targets
 from distill.training.task import DistillationTask, StudentTask, Task, TeacherTask
 from distill.training.view_cache import (
     Ask,
@@ -53,6 +53,7 @@ from distill.training.view_cache import (
     views_folder,
 )
 from edge.base.errors import DataError, UsageError
+from edge.inference.bundle import load_bundle
 
 Say = Callable[[str], None]
 
@@ -114,7 +115,7 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     spec = recipe.crop.spec()
     needs = ("train",) if args.train_on_all else ("train", "valid")
     data = data_of(args, say, needs, args.train_on_all)
-    if args.teacher and (theirs := read(args.teacher[0])[2]) != data.votes("train")[1]:
+    if args.teacher and (theirs := _labels_of(args.teacher[0])) != data.votes("train")[1]:
         raise UsageError(f"{args.teacher[0]} knows other classes: {', '.join(theirs)}")
     crops = open_crops(data, spec, args.weights, say)
     folder = crops_folder(data, spec)
@@ -157,6 +158,23 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         args.layout,
         data_digest(data, LEARNED_FROM),
     )
+
+
+def _labels_of(teacher: Path) -> tuple[str, ...]:
+    return load_bundle(teacher).labels if teacher.is_dir() else read(teacher)[2]
+
+
+def _predictors(paths: Sequence[Path], args: argparse.Namespace) -> list[Predictor]:
+    return [open_predictor(path, args.dinov2, args.face, learned=True) for path in paths]
+
+
+def _named(teacher: Path) -> str:
+    file = teacher / "bundle.json" if teacher.is_dir() else teacher
+    return f"{teacher.name} {digest_of(file)[:16]}"
+
+
+def _has_tokens(teacher: Path) -> bool:
+    return not teacher.is_dir() and read(teacher)[1].teacher is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +285,8 @@ class RunBuilder:
         tokens and embedding."""
         recipe, args = self.recipe, self.args
         first, *others = args.teacher
+        if config.logits_alone and not _has_tokens(first):
+            return self.by_logits(student, config)
         teacher, frozen, theirs, labels = load_teacher(first, args.dinov2, args.face)
         if theirs.crop != recipe.crop:
             raise UsageError(f"{first} was trained on another crop; make the recipes' equal")
@@ -275,8 +295,7 @@ class RunBuilder:
         frozen.to(self.device)
         named = f"{theirs.name} {digest_of(first)[:16]} on {' and '.join(theirs.teacher.face)}"
         for path in others:
-            file = path / "bundle.json" if path.is_dir() else path
-            named += f", with {path.name} {digest_of(file)[:16]}"
+            named += f", with {_named(path)}"
         if config.views:
             batches = self.viewed(config, teacher, frozen, labels, named)
             task = self.on_device(DistillationTask(student, config, teacher, self.prior()))
@@ -291,7 +310,7 @@ class RunBuilder:
             place = features_folder(self.crops, "train", frozen.face_stems()[0], self.bf16)
             cache = cache_targets(place, teacher, grids, self.bf16, self.say)
         if cache and others:
-            members = self.other_teachers()
+            members = _predictors(others, args)
             self.say(
                 f"computing {len(members)} more networks' outputs for "
                 f"{len(self.train.crops.names)} images"
@@ -304,12 +323,21 @@ class RunBuilder:
         task = self.on_device(DistillationTask(student, config, teacher, self.prior()))
         return Networks(task, batches, teacher=named)
 
-    def other_teachers(self) -> list[Predictor]:
-        """Open all teachers on the command line but the first."""
-        args = self.args
-        return [
-            open_predictor(path, args.dinov2, args.face, learned=True) for path in args.teacher[1:]
-        ]
+    def by_logits(self, student: Student, config: Distillation) -> Networks:
+        """Build a student's run whose teachers answer for the plain images once, by logits."""
+        paths, spec = self.args.teacher, self.recipe.crop.spec()
+        members = _predictors(paths, self.args)
+        for path, member in zip(paths, members, strict=True):
+            if member.crop != spec:
+                raise UsageError(f"{path} was trained on another crop; make the recipes' equal")
+        pixels = self.pixels("train")
+        self.say(f"computing {len(members)} networks' outputs for {len(pixels)} images")
+        batches = StudentBatches(
+            *(self.recipe, self.examples, self.pixels("valid"), self.device),
+            logit_targets(members, pixels),
+        )
+        task = self.on_device(DistillationTask(student, config, None, self.prior()))
+        return Networks(task, batches, teacher=", with ".join(map(_named, paths)))
 
     def viewed(
         self,
@@ -321,14 +349,16 @@ class RunBuilder:
     ) -> StudentBatches:
         """Make batches of cached views with the answers of all teachers, or of the same views with
         the teachers themselves."""
-        recipe, spec = self.recipe, self.recipe.crop.spec()
+        recipe, args, spec = self.recipe, self.args, self.recipe.crop.spec()
 
         def augment(faces: Tensor, generator: torch.Generator) -> Tensor:
             affine = random_affine(len(faces), recipe.augmentation, generator)
             return augmented(faces, affine, recipe, generator)
 
         views = Views(config.views, self.pixels("train"), augment)
-        ask = ask_together(teacher, frozen, labels, spec, self.other_teachers(), self.bf16)
+        ask = ask_together(
+            teacher, frozen, labels, spec, _predictors(args.teacher[1:], args), self.bf16
+        )
         answers: ViewTargets | Ask = ask
         if not config.live:
             made_by = {

@@ -27,8 +27,8 @@ from distill.models.feature_cache import (
     weights_digest,
 )
 from distill.models.precision import autocast
-from distill.models.predict import Predictor, ensemble, in_blocks, probabilities
-from distill.models.teacher import Teacher, TeacherOutputs
+from distill.models.predict import Predictor, ensemble, in_blocks, logits_behind, probabilities
+from distill.models.teacher import Teacher, TeacherAnswers, TeacherOutputs
 from distill.progress import Progress
 from edge.base.errors import DataError
 from edge.base.files import file_lock, write_atomically
@@ -55,6 +55,19 @@ class TargetCache:
             scene=warp(unpack(a["scene"], a["scene-scale"]), affine, side),
             face=warp(unpack(a["face"], a["face-scale"]), affine, side),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTargets:
+    """Read what networks without tokens say of the plain images: a student of this kit, a bundle.
+
+    logits: (N, K) float32 by row of the split."""
+
+    logits: NDArray[np.float32]
+
+    def read(self, rows: NDArray[np.int64], affine: Tensor, side: int) -> TeacherAnswers:
+        """Return the logits (B, K), however the images are warped, and an embedding of no width."""
+        return TeacherAnswers(torch.from_numpy(self.logits[rows]), torch.empty(len(rows), 0))
 
 
 @torch.no_grad()
@@ -136,6 +149,19 @@ def cache_targets(
     return TargetCache(arrays)
 
 
+def _telling(predictor: Predictor) -> Predictor:
+    """Return the network, which shows how far it is."""
+    ask = partial(in_blocks, predictor.predict, what="another teacher")
+    return replace(predictor, predict=ask)
+
+
+def logit_targets(members: Sequence[Predictor], pixels: NDArray[np.uint8]) -> LogitTargets:
+    """Ask networks for the mean of their logits, up to a constant for each row, of the plain images
+    (N, C, S, S) uint8. Raises DataError as `ensemble` does."""
+    mean = ensemble([_telling(member) for member in members]).predict(pixels)
+    return LogitTargets(logits_behind(mean).astype(np.float32))
+
+
 def ensemble_targets(
     cache: TargetCache,
     labels: tuple[str, ...],
@@ -151,9 +177,5 @@ def ensemble_targets(
     own = probabilities(cache.arrays["logits"])
     teacher = Predictor(labels, crop, lambda _: own, "fp32")
     # Of the teacher's own logits all rows are there at once: the others alone take time.
-    shown = [
-        replace(other, predict=partial(in_blocks, other.predict, what="another teacher"))
-        for other in others
-    ]
-    mean = ensemble([teacher, *shown]).predict(pixels)
+    mean = ensemble([teacher, *(_telling(other) for other in others)]).predict(pixels)
     return TargetCache({**cache.arrays, "logits": np.log(mean).astype(np.float32)})

@@ -73,14 +73,19 @@ class DistillationTask(nn.Module):
         self,
         student: Student,
         config: Distillation,
-        teacher: Teacher,
+        teacher: Teacher | None,
         prior: Tensor | None = None,
     ) -> None:
-        """prior: (K,) as in `soft_cross_entropy`, for the loss on the votes alone. Raises UsageError
-        where the relation heads do not divide the teacher's width."""
+        """teacher: None where the recipe follows logits alone; prior: (K,) as in `soft_cross_entropy`,
+        for the loss on the votes alone. Raises UsageError where the relation heads do not divide the
+        teacher's width."""
         super().__init__()
         self.register_buffer("prior", prior, persistent=False)
         self.network, self.config = student, config
+        # In a list, so that it is not a submodule: it is neither trained nor saved.
+        self._teacher = [teacher]
+        if teacher is None:
+            return
         width, sizes = student.config.width, teacher.config
         if config.relations and sizes.width % config.relation_heads:
             raise UsageError(
@@ -93,8 +98,6 @@ class DistillationTask(nn.Module):
         self.scene_standard = RunningStandard(sizes.scene_width)
         self.face_standard = RunningStandard(sizes.face_width)
         self.embedding_standard = RunningStandard(sizes.width)
-        # In a list, so that it is not a submodule: it is neither trained nor saved.
-        self._teacher = [teacher]
 
     def forward(self, faces: Tensor, targets: Tensor, outputs: TeacherAnswers) -> Losses:
         """Compute the losses whose weight is not 0.
@@ -140,7 +143,8 @@ class DistillationTask(nn.Module):
         return logit_distillation(student, teacher, t)
 
     def _relations(self, scene: Tensor, face: Tensor, outputs: TeacherOutputs) -> Tensor:
-        teacher = self._teacher[0]
+        (teacher,) = self._teacher
+        assert teacher is not None  # a recipe that follows logits alone has no such loss
         fusion = self.network.fusion
         assert isinstance(fusion, Fusion)  # a recipe with relations pools by the mean
         own = _qkv(fusion, scene, face)

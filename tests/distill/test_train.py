@@ -283,6 +283,24 @@ def test_teacher_then_student_end_to_end_killed_and_resumed(
     assert "was trained on other backbones" in done.last
 
 
+@pytest.mark.slow
+def test_a_bundle_teaches_a_student_that_starts_from_it_by_logits(
+    detector_file: Path, small_ferplus: Path, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    recipe, bundle = ROOT / "distill/recipes/robust.yaml", ROOT / "edge/models"
+    start = arguments(recipe, small_ferplus, tmp_path / "run")
+    start += ["--start", str(bundle), "--teacher", str(bundle), "--set", "training.epochs=1"]
+    done = command("distill.train", *start)
+    assert done.code == 0, done.err
+    (row,) = log(tmp_path / "run")
+    losses = {name for name in row if name.startswith("loss_")}
+    assert losses == {"loss_votes", "loss_logits"}
+    kept = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert kept["teacher"] == f"models {digest_of(bundle / 'bundle.json')[:16]}"
+    done = command("distill.train", *start, "--resume", "--teacher", str(tmp_path / "run/best.pt"))
+    assert "is another run (other teacher)" in done.last
+
+
 @pytest.mark.process
 def test_a_teacher_of_two_face_backbones_is_killed_resumed_and_teaches(
     detector_file: Path,

@@ -61,10 +61,27 @@ def test_every_teacher_is_looked_at_before_the_first_image(
     first = trained_elsewhere(tmp_path / "one.pt", RECIPES / "student.yaml")
     second = trained_elsewhere(tmp_path / "two.pt", RECIPES / "teacher.yaml")
     options = ["--data", data, "--layout", "folders", "--out", tmp_path / "run"]
-    start = ["distill.train", RECIPES / "distilled.yaml", *options, "--teacher", first, "--teacher"]
+    alone = ["--set", "distillation.tokens=0", "--set", "distillation.embedding=0"]
+    start = ["distill.train", RECIPES / "distilled.yaml", *options, *alone]
+    start += ["--teacher", first, "--teacher"]
     assert "gone.pt" in command(*start, tmp_path / "gone.pt").last
     assert "bundle" in command(*start, data).last
     assert "give SFace's ONNX file by --face FILE" in command(*start, second).last
+    assert not (tmp_path / "school.crops").exists()
+
+
+def test_a_first_teacher_without_tokens_is_refused_where_they_are_followed(
+    tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    data = school(tmp_path / "school")
+    student = trained_elsewhere(tmp_path / "one.pt", RECIPES / "student.yaml")
+    start = ["distill.train", RECIPES / "distilled.yaml", "--data", data, "--layout", "folders"]
+    for first, what in ((student, "student"), (ROOT / "edge" / "models", "bundle")):
+        for more in ([], ["--set", "distillation.views=2", "--set", "distillation.tokens=0"]):
+            done = command(*start, *more, "--out", tmp_path / "run", "--teacher", first)
+            assert done.code == 2
+            assert f"{first} is a {what}, which has no tokens" in done.last
+            assert "set tokens, embedding, relations and views to 0" in done.last
     assert not (tmp_path / "school.crops").exists()
 
 

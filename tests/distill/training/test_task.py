@@ -9,7 +9,7 @@ from torch import nn
 
 from distill.data.sampling import Examples, log_prior
 from distill.models.student import Student, StudentConfig
-from distill.models.teacher import Teacher, TeacherConfig, TeacherOutputs
+from distill.models.teacher import Teacher, TeacherAnswers, TeacherConfig, TeacherOutputs
 from distill.recipe import Distillation, Training
 from distill.training.batches import mixup
 from distill.training.losses import RunningStandard, soft_cross_entropy
@@ -104,6 +104,24 @@ def test_each_loss_by_itself_can_be_learned(name: str, student: StudentConfig) -
         learns.step()
         seen.append(float(loss.detach()))
     assert seen[-1] < 0.8 * seen[0]
+
+
+def test_without_a_teachers_inside_the_logits_alone_are_followed() -> None:
+    config = Distillation(tokens=0, embedding=0)
+    assert config.logits_alone
+    for inside in ({"tokens": 1}, {"embedding": 1}, {"relations": 1}, {"views": 2}, {"live": True}):
+        own: dict[str, object] = {"tokens": 0, "embedding": 0, **inside}
+        assert not Distillation(**own).logits_alone  # type: ignore[arg-type]
+    student = Student(STUDENT)
+    plain = DistillationTask(student, config, None)
+    assert all(name.startswith("network.") for name in plain.state_dict())
+    faces, targets, outputs = batch(6)
+    answers = TeacherAnswers(outputs.logits, torch.empty(6, 0))
+    named = plain.eval()(faces, targets, answers)
+    assert set(named) == {"votes", "logits"}
+    same = plain(faces, targets, TeacherAnswers(student(faces), torch.empty(6, 0)))
+    assert float(same["logits"].detach()) == pytest.approx(0, abs=1e-5)
+    assert float(named["logits"].detach()) > 0.01
 
 
 def test_each_stream_learns_its_own_backbone() -> None:
