@@ -32,6 +32,7 @@ class RoomFacts(TypedDict):
     off: Annotated[bool, Field(description="switched off as usual")]
     gone: Annotated[bool, Field(description="off, and not heard of for a day")]
     retired: Annotated[bool, Field(description="put away by edge-watch retire")]
+    heard: Annotated[int | None, Field(description="last sign of life, seconds of Unix time")]
     present: Annotated[bool, Field(description="its last reading speaks of now")]
     hidden: Annotated[str | None, Field(description="a suppressed small group, such as <5")]
     unseen: Annotated[str | None, Field(description="how the camera does, where nothing is seen")]
@@ -58,7 +59,6 @@ class RoomNow(RoomFacts):
 class RoomWatched(RoomFacts):
     """A room, as `/snapshot` and `/events` have it: in the form that changes little."""
 
-    heard: Annotated[int | None, Field(description="last sign of life, seconds of Unix time")]
     people: Annotated[Amount | None, Field(description="average of the last window")]
     shares: Annotated[dict[str, Amount], Field(description="percent of a lesson by label")]
     temperature: Annotated[int | None, Field(description="Celsius")]

@@ -47,8 +47,6 @@ def shrink(state: State, at: float) -> dict[str, Any]:
         own: dict[str, Any] = {
             key: value for key, value in room.items() if key not in AGES and key != "node"
         }
-        age = room["heard_seconds"]
-        own["heard"] = None if age is None else int(at) - age
         own["people"] = None if room["people"] is None else round(room["people"])
         own["temperature"] = None if room["temperature"] is None else round(room["temperature"])
         own["shares"] = _shares(room["lesson"])

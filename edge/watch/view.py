@@ -29,6 +29,7 @@ def _room(rooms: Rooms, room: Room, now: datetime) -> RoomNow:
         "retired": room.node in rooms.retired,
         # A clock that was set back must not count down.
         "heard_seconds": max(0, int((now - room.heard).total_seconds())) if room.heard else None,
+        "heard": int(room.heard.timestamp()) if room.heard else None,
         "people": shown.people if shown else None,
         "present": room.present(now),
         "hidden": shown.hidden if shown else None,

@@ -6,13 +6,16 @@ import json
 import random
 import zlib
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge.base.clock import utc_now
 from edge.watch import view
-from edge.watch.feed import KEPT, Feed, Squeeze, shrink
+from edge.watch.feed import KEPT, Feed, Squeeze, difference, shrink
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server
 from support.brokers import free_port
@@ -110,6 +113,25 @@ def test_nothing_is_sent_where_nothing_changes() -> None:
     number, _ = feed.since(None)
     school.now += timedelta(seconds=20)
     assert feed.since(number) == (number, []), "an age is no change"
+
+
+@given(
+    heard_at=st.floats(0, 0.999), looks=st.lists(st.floats(1, 25), min_size=2, max_size=5),
+    back=st.floats(0, 5),
+)  # fmt: skip
+def test_a_room_not_heard_of_again_is_in_no_difference(
+    heard_at: float, looks: list[float], back: float
+) -> None:
+    """Whatever parts of a second the moments of hearing and of looking have."""
+    rooms = Rooms()
+    began = NOON + timedelta(seconds=heard_at)
+    for message in (raw("status"), counts(1, start=NOON - timedelta(seconds=10)), raw("health")):
+        rooms.hear(heard(message), began)
+    # The clock may be set back meanwhile.
+    times = [began + timedelta(seconds=after - back) for after in looks]
+    states = [shrink(view.state(rooms, "", at), at.timestamp()) for at in times]
+    for old, new in pairwise(states):
+        assert difference(old, new) == {}
 
 
 def test_people_are_whole_and_ages_are_moments() -> None:
