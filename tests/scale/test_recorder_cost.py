@@ -7,121 +7,90 @@ Prints its figures: on a busy machine they take longer, and cost the same.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from paho.mqtt import client as mqtt
 
-from edge.watch.database import StoreError
+from distill.evaluation.canvas import sheet
 from edge.watch.store import Store
-from edge.watch.tables import COUNTS
-from support.brokers import Mosquitto
-from support.heard import counts
 from support.paths import ROOT
-from support.patience import wait_for
 from support.postgres import Postgres
+from support.recorder_cost import Cost, measure, stored
 
 pytestmark = pytest.mark.scale
 
 NODES = int(os.environ.get("SCALE_NODES", "1000"))
 ROUNDS = int(os.environ.get("COST_ROUNDS", "60"))  # readings a node
-TICK = os.sysconf("SC_CLK_TCK")
+FLEETS = (500, 1000, 2000, 5000, 10000)
+READINGS = int(os.environ.get("COST_READINGS", "60000"))  # of each fleet
+WINDOW_SECONDS = 10
+PLOT = os.environ.get("COST_PLOT", "")  # a PNG, written where it is named
 GROWTH_MIB = 16
-
-
-def cpu_seconds(process: int) -> float:
-    """User and system time of a process and of the children that it has, such as PostgreSQL's."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # ended meanwhile
-        if process in (int(folder.name), int(fields[1])):
-            total += int(fields[11]) + int(fields[12])
-    return total / TICK
-
-
-def resident_mib(process: int) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-class Recorder:
-    """edge-watch --record, with its log."""
-
-    def __init__(self, broker: Mosquitto, url: str, log: Path) -> None:
-        command = [sys.executable, "-m", "edge.watch.run", "--broker", broker.url, "--record", url]
-        with log.open("w") as out:
-            self.process = subprocess.Popen(command, cwd=ROOT, stderr=out)
-        wait_for(lambda: "broker connected" in log.read_text(), log.read_text)
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0
-
-
-def publish_all(broker: Mosquitto) -> int:
-    """Publish every node's readings, round by round as they come in life; returns how many."""
-    school = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-    school.max_inflight_messages_set(500)
-    school.connect("127.0.0.1", broker.port)
-    school.loop_start()
-    for seq in range(1, ROUNDS + 1):
-        sent = [
-            school.publish(*counts(seq, f"school-{n % 20}/room-{n}/node-1", log=f"log-{n}"), qos=1)
-            for n in range(NODES)
-        ]
-        for one in sent:
-            one.wait_for_publish(60)
-    school.loop_stop()
-    school.disconnect()
-    return NODES * ROUNDS
-
-
-def stored(store: Store) -> int:
-    try:
-        with store.transaction(reading=True) as db:
-            return int(db.execute(sa.select(sa.func.count()).select_from(COUNTS)).scalar_one())
-    except StoreError:
-        return 0  # the recorder writes at this moment
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_what_a_reading_costs(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     server: Postgres | None = None
-    url = str(tmp_path / "school.sqlite")
     if kind == "postgresql":
         server = request.getfixturevalue("postgres")
-        url = server.url
-    broker = Mosquitto(tmp_path, "allow_anonymous true\nmax_queued_messages 0\n")
-    Recorder(broker, url, tmp_path / "recorder.log").end()
-    made, store = publish_all(broker), Store(url)
-    postmaster = int((server.data / "postmaster.pid").read_text().split()[0]) if server else 0
-    before, began = cpu_seconds(postmaster) if server else 0.0, time.monotonic()
-    recorder = Recorder(broker, url, tmp_path / "recorder.log")
-    start = cpu_seconds(recorder.process.pid)
-    sizes = []
-    while (now := stored(store)) < made:
-        if now > made / 3:
-            sizes.append(resident_mib(recorder.process.pid))
-        assert time.monotonic() - began < 60 + made / 100, (now, made)
-        time.sleep(0.5)
-    wall = time.monotonic() - began
-    cost = cpu_seconds(recorder.process.pid) - start
-    of_server = cpu_seconds(postmaster) - before if server else 0.0
-    recorder.end()
-    broker.stop()
-    store.close()
+    c = measure(tmp_path, NODES, ROUNDS, server)
     print(
-        f"\n{kind}: {made} readings of {NODES} nodes in {wall:.1f} s; the recorder took {cost:.1f} s "
-        f"of CPU, {1e6 * cost / made:.0f} µs a reading, {made / cost:.0f} a second of one core; "
-        f"the database {1e6 * of_server / made:.0f} µs a reading; "
-        f"memory {sizes[0]:.0f} MiB after a third, {sizes[-1]:.0f} MiB at the end"
+        f"\n{kind}: {c.made} readings of {NODES} nodes in {c.wall:.1f} s; the recorder took "
+        f"{c.recorder:.1f} s of CPU, {1e6 * c.recorder / c.made:.0f} µs a reading, "
+        f"{c.made / c.recorder:.0f} a second of one core; "
+        f"the database {1e6 * c.database / c.made:.0f} µs a reading; "
+        f"memory {c.mebibytes[0]:.0f} MiB after a third, {c.mebibytes[-1]:.0f} MiB at the end"
     )
-    assert sizes[-1] < sizes[0] + GROWTH_MIB
+    assert c.mebibytes[-1] < c.mebibytes[0] + GROWTH_MIB
+
+
+def test_what_a_fleet_costs(tmp_path: Path, postgres: Postgres) -> None:
+    """Each fleet sends as many readings as the others, so that what a node costs by itself, its logs
+    and its place in memory, shows. PostgreSQL keeps what the fleets before sent."""
+    found: dict[int, Cost] = {}
+    for nodes in FLEETS:
+        (folder := tmp_path / str(nodes)).mkdir()
+        c = found[nodes] = measure(folder, nodes, max(1, READINGS // nodes), postgres)
+        print(
+            f"\n{nodes} nodes, {c.made} readings: recorder {1e6 * c.recorder / c.made:.0f} µs a "
+            f"reading, database {1e6 * c.database / c.made:.0f} µs; at windows of {WINDOW_SECONDS} s "
+            f"{100 * shares(nodes, c)[0]:.1f} % and {100 * shares(nodes, c)[1]:.1f} % of a core; "
+            f"memory {c.mebibytes[-1]:.0f} MiB"
+        )
+    costs = [(c.recorder + c.database) / c.made for c in found.values()]
+    mean = sum(costs) / len(costs)
+    print(f"furthest from its mean: {100 * max(abs(cost / mean - 1) for cost in costs):.0f} %")
+    if PLOT:
+        draw(ROOT / PLOT, found)
+    store = Store(postgres.url)
+    assert stored(store) == sum(c.made for c in found.values()), "each once"
+    store.close()
+
+
+def shares(nodes: int, cost: Cost) -> tuple[float, float]:
+    """What recorder and database take of one core."""
+    rate = nodes / WINDOW_SECONDS / cost.made
+    return cost.recorder * rate, cost.database * rate
+
+
+def draw(path: Path, found: dict[int, Cost]) -> None:
+    with sheet(path, 6.4, 4.0) as figure:
+        axis = figure.subplots()
+        nodes = list(found)
+        of = [shares(n, c) for n, c in found.items()]
+        both = [100 * (a + b) for a, b in of]
+        mean = sum(b / n for b, n in zip(both, nodes, strict=True)) / len(nodes)
+        ends = [0, nodes[-1]]
+        axis.fill_between(
+            *(ends, [0.8 * mean * n for n in ends], [1.2 * mean * n for n in ends]),
+            color="0.9", label="mean cost of a reading, within 20 %",
+        )  # fmt: skip
+        axis.plot(nodes, both, "o-", color="#1f4e79", label="recorder and PostgreSQL")
+        recorder = [100 * a for a, _ in of]
+        axis.plot(nodes, recorder, "s--", color="#b35900", label="recorder alone")
+        axis.set(
+            xlabel="nodes", ylabel="% of one core", xlim=(0, None), ylim=(0, None),
+            title=f"What a fleet costs at windows of {WINDOW_SECONDS} s",
+        )  # fmt: skip
+        axis.grid(visible=True)
+        axis.legend(loc="upper left")
