@@ -18,10 +18,9 @@ from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
 from edge.base.files import write_atomically
 from edge.delivery.messages import PREFIX
+from edge.watch.bridge import NODE_READS, NODE_WRITES, District, read_district
 from edge.watch.home_assistant import COMMANDS, CONFIGURATIONS, USUAL_PREFIX, check_prefix
 
-NODE_WRITES = ("status", "info", "counts", "health", "cmd/+/result")
-NODE_READS = ("ack", "cmd/+")
 ANY_NODE = f"{PREFIX}/+/+/+"
 HOME_ASSISTANT = "home-assistant"
 HOME_ASSISTANT_READS = ("status", "counts", "health")
@@ -115,6 +114,18 @@ def files(folder: str, port: int, server: str, home_assistant: str | None = None
     }
 
 
+def _tell_district(district: District, out: Path) -> None:
+    """Say what the bridge wants beside what was written."""
+    names = ("district-ca.pem", f"{district.name}.pem", f"{district.name}.key")
+    if lacking := [name for name in names if not (out / name).exists()]:
+        print(
+            f"the bridge wants {', '.join(lacking)} beside these: `edge-flash ca server AUTHORITY "
+            f"--name {district.name}` of the district's authority writes them (its ca.pem as "
+            "district-ca.pem)",
+            file=sys.stderr,
+        )
+
+
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-watch broker",
@@ -136,6 +147,20 @@ def run(argv: Sequence[str] | None = None) -> None:
         help="let the server tell Home Assistant of the nodes below this topic (without PREFIX "
         f"{USUAL_PREFIX}), and it hear and pause them, by the name {HOME_ASSISTANT} in its certificate",
     )
+    p.add_argument(
+        "--district",
+        metavar="URL",
+        help="of the district's broker, mqtts://host[:port]: hand everything on to it by mosquitto's "
+        "bridge, and take its acknowledgements and commands; writes edge.district.conf and, for the "
+        "access list there, district.acl",
+    )
+    p.add_argument(
+        "--site",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of the school's nodes, for --district; may be repeated",
+    )
     args = p.parse_args(argv)
     if args.home_assistant is not None:
         check_prefix(args.home_assistant)
@@ -143,7 +168,13 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError("--port must be 1 to 65535")
     if not args.server.replace("-", "").isalnum():
         raise UsageError("--server must be letters, digits and '-'")
+    if args.site and args.district is None:
+        raise UsageError("--site goes with --district")
     contents = files(args.folder, args.port, args.server, args.home_assistant)
+    district = None
+    if args.district is not None:
+        district = read_district(args.district, args.site)
+        contents |= district.files(args.folder)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
@@ -155,6 +186,8 @@ def run(argv: Sequence[str] | None = None) -> None:
                 "`edge-flash ca crl` again",
                 file=sys.stderr,
             )
+        if district is not None:
+            _tell_district(district, args.out)
     except OSError as error:
         raise EdgeError(
             f"{args.out} takes no file ({error.strerror}); give another --out"

@@ -116,10 +116,13 @@ def revoke(folder: Path, names: Sequence[str] = ()) -> None:
     (folder / "revoked.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
 
 
-def school_broker(folder: Path, names: Sequence[str], access: str = "") -> Mosquitto:
+def school_broker(
+    folder: Path, names: Sequence[str], access: str = "", more: str = ""
+) -> Mosquitto:
     """mosquitto as `edge-watch broker` sets it up, beside what Debian's own mosquitto.conf says.
 
-    names: who gets a certificate besides the broker; access: more lines of the access list."""
+    names: who gets a certificate besides the broker; access: more lines of the access list; more: of
+    the configuration, a bridge for one."""
     from edge.watch.broker import files
 
     certificates(folder, ["broker", *names])
@@ -129,4 +132,6 @@ def school_broker(folder: Path, names: Sequence[str], access: str = "") -> Mosqu
     with (folder / "edge.acl").open("a") as acl:
         acl.write(access)
     own = f"persistence true\npersistence_location {folder}/\nlog_dest stderr\n"
-    return Mosquitto(folder, own, (folder / "edge.conf").read_text(), listener="listener 8883")
+    return Mosquitto(
+        folder, own + more, (folder / "edge.conf").read_text(), listener="listener 8883"
+    )
