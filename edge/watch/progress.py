@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from edge.watch.tables import COUNTS, LOGS
 
@@ -121,12 +122,44 @@ def advance(db: sa.Connection, logs: Mapping[Log, Progress], fresh: Mapping[Log,
 
 def _followed(db: sa.Connection, gaps: Mapping[Log, Progress]) -> list[Log]:
     """The logs of which the next number is stored."""
-    place, found = sa.tuple_(COUNTS.c.node, COUNTS.c.log, COUNTS.c.seq), list[Log]()
     wanted = [(*key, at.whole + 1) for key, at in gaps.items()]
+    if db.dialect.name == "postgresql":
+        return [(row.node, row.log) for row in numbered(db, wanted, (COUNTS.c.node, COUNTS.c.log))]
+    place, found = sa.tuple_(COUNTS.c.node, COUNTS.c.log, COUNTS.c.seq), list[Log]()
     for start in range(0, len(wanted), STEP):
         some = sa.select(COUNTS.c.node, COUNTS.c.log).where(place.in_(wanted[start : start + STEP]))
         found += [(row.node, row.log) for row in db.execute(some)]
     return found
+
+
+def numbered(
+    db: sa.Connection,
+    keys: Sequence[tuple[str, str, int]],
+    columns: Sequence[sa.ColumnElement[Any]],
+    starts: Sequence[datetime] = (),
+) -> Iterable[sa.Row[Any]]:
+    """Read the readings of some numbers (node, log, seq) in PostgreSQL, by the key's index; where it is
+    known when each began, in that month alone."""
+    if not keys:
+        return []
+    # A list of a thousand pairs would be planned for each month; arrays are one plan.
+    kinds: dict[str, Any] = {"node": sa.Text, "log": sa.Text, "seq": sa.BigInteger}
+    values: list[Sequence[Any]] = list(zip(*keys, strict=True))
+    if starts:
+        kinds["start"] = sa.DateTime(timezone=True)
+        values.append(starts)
+    asked = (
+        sa.func.unnest(
+            *(
+                sa.cast(list(column), postgresql.ARRAY(kind))
+                for column, kind in zip(values, kinds.values(), strict=True)
+            )
+        )
+        .table_valued(*kinds, name="asked")
+        .render_derived()
+    )
+    same = sa.and_(*(COUNTS.c[name] == asked.c[name] for name in kinds))
+    return db.execute(sa.select(*columns).select_from(asked.join(COUNTS, same)))
 
 
 def _advance_over_stored(db: sa.Connection, key: Log, progress: Progress) -> None:

@@ -21,6 +21,7 @@ from edge.watch.home_assistant import Discovery
 from edge.watch.lease import RENEW_SECONDS, Leases
 from edge.watch.lines import printable
 from edge.watch.messages import WARN_AT, Message
+from edge.watch.partitions import STRAYS
 from edge.watch.receive import UNACKNOWLEDGED, Token
 from edge.watch.store import Store, Written
 
@@ -69,7 +70,8 @@ class Recorder:
         self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
-        self.new = self.known = self.conflicts = self.refused = self.unkept = self.faults = 0
+        self.new = self.known = self.conflicts = self.strays = 0
+        self.refused = self.unkept = self.faults = 0
         self.last: LastStored | None = None
         self.fault = ""  # why nothing is stored at present
 
@@ -188,6 +190,14 @@ class Recorder:
                     "%s gave the number %d of its log %s to two readings, and both are stored; %d such "
                     "so far: a restored or copied card?", node, seq, printable(log_id), self.conflicts
                 )  # fmt: skip
+        for node, start in written.strays:
+            self.strays += 1
+            if self.strays in WARN_AT:
+                log.warning(
+                    "%s dates a reading to %s: it stands in %s, outside of the months that are kept "
+                    "apart; %d such so far: is its clock right?",
+                    *(node, f"{start:%Y-%m-%d}", STRAYS, self.strays),
+                )
         # Who just connected hears it too: a broker may retain nothing, or what another recorder said.
         known = self._store.stored(self._connected)
         self._connected.clear()

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from edge.watch.partitions import after, drop, lock_over
 from edge.watch.progress import tombstone
 from edge.watch.tables import COUNTS, HEALTH, LOGS, RETIRED, SLICES, STATUSES, UtcTime
 
@@ -34,7 +35,21 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
     # Both by the index on start: a window ends after it starts.
     old = sa.and_(start < before, _selection(COUNTS, end, before, place))
     ahead = sa.and_(start > now, _selection(COUNTS, received, before, place))
-    return _delete_readings(db, old) + _delete_readings(db, ahead, now)
+    gone = 0
+    if db.dialect.name == "postgresql" and not place:
+        gone = _drop_months(db, before)
+    return gone + _delete_readings(db, old) + _delete_readings(db, ahead, now)
+
+
+def _drop_months(db: sa.Connection, before: datetime) -> int:
+    months = lock_over(db, before)
+    if not months:
+        return 0
+    start = COUNTS.c.start
+    spans = [sa.and_(start >= month, start < after(month)) for month in months]
+    gone = _mark_deleted(db, sa.or_(*spans), None)
+    drop(db, months)
+    return gone
 
 
 def _delete_readings(
@@ -45,19 +60,19 @@ def _delete_readings(
     return db.execute(sa.delete(COUNTS).where(which)).rowcount
 
 
-def _mark_deleted(
-    db: sa.Connection, which: sa.ColumnElement[bool], latest: datetime | None
-) -> None:
+def _mark_deleted(db: sa.Connection, which: sa.ColumnElement[bool], latest: datetime | None) -> int:
+    """Returns how many readings these are."""
     last, end = sa.func.max(COUNTS.c.seq), sa.func.max(COUNTS.c.end, type_=UtcTime)
     # SQLite would walk the whole primary key to have the groups in order; of an expression it has none.
     node, log = (sa.func.coalesce(c, "") for c in (COUNTS.c.node, COUNTS.c.log))
     question = sa.select(
-        node.label("node"), log.label("log"), last.label("last"), end.label("end")
+        *(node.label("node"), log.label("log"), last.label("last"), end.label("end")),
+        sa.func.count().label("readings"),
     ).where(which)
     rows = db.execute(question.group_by(sa.text("1, 2"))).all()
     own = sa.and_(LOGS.c.node == sa.bindparam("n"), LOGS.c.log == sa.bindparam("g"))
     if not rows:
-        return
+        return 0
     db.execute(
         sa.update(LOGS)
         .where(own, LOGS.c.whole < sa.bindparam("s"))
@@ -76,6 +91,7 @@ def _mark_deleted(
             for g in {r.log, r.log.split("~")[0]}
         ],
     )
+    return sum(row.readings for row in rows)
 
 
 def _bury(db: sa.Connection, place: str) -> None:

@@ -10,7 +10,7 @@ the load agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,7 +23,8 @@ from edge.delivery.messages import Counts, Health, Status
 from edge.watch.bulk import insert_rows
 from edge.watch.database import Database
 from edge.watch.messages import Message
-from edge.watch.progress import STEP, Log, Progress, advance, lock, write_progress
+from edge.watch.partitions import Months
+from edge.watch.progress import STEP, Log, Progress, advance, lock, numbered, write_progress
 from edge.watch.quarters import take_back
 from edge.watch.retention import delete_messages
 from edge.watch.tables import APART, COUNTS, DERIVED, HEALTH, LOGS, RETIRED, STATUSES
@@ -53,11 +54,13 @@ SHOWN = tuple(
 @dataclass(slots=True)
 class Written:
     """What a batch became. new, known: readings stored, and passed over since they were there; apart:
-    of the new, node, log and seq of those whose number another reading has; contiguous_seq: by log, the
-    seq up to which everything is stored."""
+    of the new, node, log and seq of those whose number another reading has; strays: node and start of
+    those whose month has no partition in PostgreSQL; contiguous_seq: by log, the seq up to which
+    everything is stored."""
 
     new: int = 0
     known: int = 0
+    strays: list[tuple[str, datetime]] = field(default_factory=list)
     apart: list[Key] = field(default_factory=list)
     contiguous_seq: dict[Log, int] = field(default_factory=dict)
 
@@ -70,6 +73,7 @@ class Store(Database):
         super().__init__(address, read_only)
         # Logs whose rows this one saw, so that it need not try to make them with every batch.
         self._made: set[Log] = set()
+        self._months = Months()
 
     def write(self, batch: Sequence[Message], received: datetime) -> Written:
         """Store all or nothing. Raises StoreError."""
@@ -78,10 +82,12 @@ class Store(Database):
         counts = [p for p in payloads if isinstance(p, Counts)]
         healths = [p for p in payloads if isinstance(p, Health)]
         statuses = [p for p in payloads if isinstance(p, Status)]
+        rows = [_row(m, received) for m in counts]
+        if self.postgresql:
+            self._prepare_months(rows, received, written)
         with self.transaction() as db:
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
             logs = lock(db, keys, self._insert(LOGS), self._made)
-            rows = [_row(m, received) for m in counts]
             fresh = _write_counts(db, rows, logs, written)
             take_back(db, (row["start"] for row in rows), self.postgresql)
             for health in healths:
@@ -96,6 +102,14 @@ class Store(Database):
             self._made.clear()
         self._made |= keys
         return written
+
+    def _prepare_months(self, rows: Sequence[Row], received: datetime, written: Written) -> None:
+        starts = [row["start"] for row in rows]
+        if lacking := self._months.lacking(starts, received):
+            with self.transaction() as db:
+                self._months.prepare(db, lacking, received)
+        if stray := set(self._months.strays(starts)):
+            written.strays = [(row["node"], row["start"]) for row in rows if row["start"] in stray]
 
     def stored(self, nodes: Collection[str]) -> dict[Log, int]:
         """Return up to which number each log of these nodes is stored without a gap. Raises
@@ -162,7 +176,7 @@ def _write_counts(
     """Returns the numbers that were stored, by log."""
     # Above `highest` nothing is stored; what stands apart has no row of its own in LOGS.
     old = (r for r in rows if r["seq"] <= logs[r["node"], r["log"]].highest or "~" in r["log"])
-    there = _stored(db, {_key(row) for row in old})
+    there = _stored(db, {_key(row): row["start"] for row in old})
     fresh: dict[Key, Row] = {}
     doubtful = []
     for row in rows:
@@ -173,7 +187,7 @@ def _write_counts(
         elif not (_same(row, other) if other else progress.stored(row["seq"], row["end"])):
             doubtful.append(row)
     # Numbers of what never came, or that were given twice: seldom.
-    apart = _stored(db, {_key(_apart(row)) for row in doubtful})
+    apart = _stored(db, {_key(_apart(row)): row["start"] for row in doubtful})
     moved = _said_at(db, doubtful) | {_hash(row) for row in fresh.values() if doubtful}
     for row in doubtful:
         key, away = _key(row), _apart(row)
@@ -223,20 +237,33 @@ def _said_at(db: sa.Connection, rows: Sequence[Row]) -> set[str]:
     return found
 
 
-def _stored(db: sa.Connection, keys: Collection[Key]) -> dict[Key, Row]:
-    found: dict[Key, Row] = {}
-    ordered, columns = list(keys), (COUNTS.c.node, COUNTS.c.log, COUNTS.c.seq)
+def _stored(db: sa.Connection, wanted: Mapping[Key, datetime]) -> dict[Key, Row]:
+    """The rows of some numbers. wanted: with when they began, for what is looked at first."""
+    if db.dialect.name == "postgresql":
+        keys = list(wanted)
+        rows = numbered(db, keys, list(COUNTS.columns), [wanted[key] for key in keys])
+        found = {_key(row): row for row in (dict(r._mapping) for r in rows)}
+        # A number that was given to another time too may stand in any month.
+        rest = [key for key in keys if key not in found]
+        rows = numbered(db, rest, list(COUNTS.columns))
+        return found | {_key(row): row for row in (dict(r._mapping) for r in rows)}
+    found, ordered = {}, list(wanted)
+    columns = (COUNTS.c.node, COUNTS.c.log, COUNTS.c.seq)
     for start in range(0, len(ordered), STEP):
         some = ordered[start : start + STEP]
-        rows = db.execute(sa.select(COUNTS).where(sa.tuple_(*columns).in_(some))).mappings()
-        found |= {_key(row): row for row in map(dict, rows)}
+        for row in db.execute(sa.select(COUNTS).where(sa.tuple_(*columns).in_(some))).mappings():
+            found[_key(dict(row))] = dict(row)
     return found
 
 
 def _take_back(db: sa.Connection, rows: Sequence[Row]) -> None:
     """Delete what stands apart and comes now under a number of its own: a node that finds that it gave
     numbers twice begins another log, and sends what it counted since in that one."""
-    if db.execute(sa.select(COUNTS.c.seq).where(sa.text(APART)).limit(1)).first() is None:
+    if not rows:
+        return
+    began = COUNTS.c.start
+    within = began.between(min(row["start"] for row in rows), max(row["start"] for row in rows))
+    if db.execute(sa.select(COUNTS.c.seq).where(sa.text(APART), within).limit(1)).first() is None:
         return
     for start in range(0, len(rows), STEP):
         some = {(row["node"], row["start"]): row for row in rows[start : start + STEP]}

@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("node", sa.Text, primary_key=True),
         sa.Column("log", sa.Text, primary_key=True),
         sa.Column("seq", sa.BigInteger, primary_key=True),
-        # In the key, since TimescaleDB parts a table by a column of it.
+        # In the key, since PostgreSQL divides a table by a column of it (0008).
         sa.Column("start", UtcTime, primary_key=True),
         sa.Column("end", UtcTime, nullable=False),
         sa.Column("received", UtcTime, nullable=False),
@@ -69,17 +69,6 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text),
     )
     op.create_index("statuses_node", "statuses", ["node", "id"])
-    _hypertable()
-
-
-def _hypertable() -> None:
-    """Where PostgreSQL has TimescaleDB, counts are parted by time."""
-    connection = op.get_bind()
-    if connection.dialect.name != "postgresql":
-        return
-    known = sa.text("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'")
-    if connection.execute(known).first():
-        op.execute("SELECT create_hypertable('counts', 'start')")
 
 
 def downgrade() -> None:
