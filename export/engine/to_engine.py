@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge.base import cli
 from edge.base.errors import BackendError, DeviceError, EdgeError
-from edge.base.files import sha256, write_atomically
+from edge.base.files import refuse_unwritable, sha256, write_atomically
 from edge.base.strict_yaml import read_yaml, validate
 from edge.detect import Detector
 from edge.inference.backends import Backend
@@ -328,7 +328,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         runtime = settings.runtime.model_copy(update={"engines": args.engines})
         settings = settings.model_copy(update={"runtime": runtime})
     bundle = load_bundle(args.bundle)
-
+    # Before the minutes that the first engine takes.
+    refuse_unwritable("--engines", engines_folder(settings), folder=True)
     api = this_device()
     from edge.inference.backends.trt import import_tensorrt
 

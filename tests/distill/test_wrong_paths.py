@@ -209,3 +209,10 @@ def test_export_and_the_benches_refuse_what_they_read(place: Path) -> None:
     (place / "boxes.txt").write_text("a.jpg\n0\n0 0 0 0 0 0 0 0 0 0\n")
     words = ["@data", "@boxes.txt", "--json", "@FILE/out.json"]
     assert_refused(tried(place, "edge.tools.crowd", *words), place, "@FILE/out.json")
+
+
+def test_export_engine_refuses_a_wrong_path_before_it_asks_for_a_device(place: Path) -> None:
+    for value in ("@FILE", "@FILE/engines", "/proc/engines"):
+        done = tried(place, "export.engine.to_engine", SHIPPED, "--engines", value)
+        assert_refused(done, place, value)
+        assert done.code == 2
