@@ -77,6 +77,22 @@ class SchoolFacts(TypedDict):
     refused: Annotated[dict[str, Amount], Field(description="messages not shown, by reason")]
 
 
+class SchoolNow(TypedDict):
+    """The sums of a school's rooms. Those that are off, gone or retired are counted there alone."""
+
+    rooms: Annotated[Amount, Field(description="neither off, nor gone, nor retired")]
+    online: Annotated[Amount, Field(description="of `rooms`")]
+    people: Annotated[
+        Amount | None, Field(description="in the rooms that show them; null where none does")
+    ]
+    hidden: Annotated[Amount, Field(description="rooms whose small group is suppressed")]
+    trouble: Annotated[Amount, Field(description="of `rooms`: somebody should have a look")]
+    unsynced: Annotated[Amount, Field(description="of `rooms`: their clock is not synchronised")]
+    off: Amount
+    gone: Amount
+    retired: Amount
+
+
 class State(SchoolFacts):
     """All rooms now, those that need a look first."""
 
@@ -85,9 +101,12 @@ class State(SchoolFacts):
 
 
 class Snapshot(SchoolFacts):
-    """All rooms now, by node."""
+    """What a page watches: all rooms where they are few, else schools and the rooms of those opened."""
 
     rooms: Annotated[dict[str, RoomWatched], Field(description="by site/room/node")]
+    schools: Annotated[
+        dict[str, SchoolNow] | None, Field(description="by site; null where rooms are few")
+    ]
     people: Amount
     now: Annotated[int, Field(description="the server's clock, seconds of Unix time")]
     whole: Annotated[bool, Field(description="true: replaces what is known")]

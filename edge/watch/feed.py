@@ -10,11 +10,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edge.watch.answers import State
+from edge.watch.answers import RoomNow, State
 
 KEPT = 60  # changes, for who comes a little late
 # Only in `view.state`: a moment instead of an age, and shares instead of sums, change seldom.
 AGES = ("heard_seconds", "lesson")
+PARTS = ("rooms", "schools")  # of a state, by name
 
 
 class Made:
@@ -42,18 +43,22 @@ class Made:
 def shrink(state: State, at: float) -> dict[str, Any]:
     """Return a state of `view.state` in the form in which little of it changes. at: now, in s of Unix
     time."""
-    rooms = {}
-    for room in state["rooms"]:
-        own: dict[str, Any] = {
-            key: value for key, value in room.items() if key not in AGES and key != "node"
-        }
-        own["people"] = None if room["people"] is None else round(room["people"])
-        own["temperature"] = None if room["temperature"] is None else round(room["temperature"])
-        own["shares"] = _shares(room["lesson"])
-        if room["counts"] is not None:
-            own["counts"] = {label: n for label, n in room["counts"].items() if n}
-        rooms[room["node"]] = own
-    return {**state, "rooms": rooms, "people": round(state["people"]), "now": int(at)}
+    rooms = {room["node"]: shrink_room(room) for room in state["rooms"]}
+    people = round(state["people"])
+    return {**state, "schools": None, "rooms": rooms, "people": people, "now": int(at)}
+
+
+def shrink_room(room: RoomNow) -> dict[str, Any]:
+    """Return a room of `view.state` in that form."""
+    own: dict[str, Any] = {
+        key: value for key, value in room.items() if key not in AGES and key != "node"
+    }
+    own["people"] = None if room["people"] is None else round(room["people"])
+    own["temperature"] = None if room["temperature"] is None else round(room["temperature"])
+    own["shares"] = _shares(room["lesson"])
+    if room["counts"] is not None:
+        own["counts"] = {label: n for label, n in room["counts"].items() if n}
+    return own
 
 
 def _shares(sums: Mapping[str, int]) -> dict[str, int]:
@@ -63,26 +68,36 @@ def _shares(sums: Mapping[str, int]) -> dict[str, int]:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a shrunken state changed: its own values, and of each room those of it."""
-    found = {k: v for k, v in new.items() if k not in ("rooms", "now") and old.get(k) != v}
-    rooms = {}
-    for node, room in new["rooms"].items():
-        before = old["rooms"].get(node, {})
-        changed = {k: v for k, v in room.items() if k not in before or before[k] != v}
+    """Return what of a shrunken state changed: its own values, and of each room and school those of it.
+    Where there are schools now and were none, or the other way round, that is all of it."""
+    if (old["schools"] is None) != (new["schools"] is None):
+        return {**new, "whole": True}
+    kept = (*PARTS, "now")
+    found = {k: v for k, v in new.items() if k not in kept and old.get(k) != v}
+    for part in PARTS:
+        changed = {
+            name: own
+            for name, one in (new[part] or {}).items()
+            if (own := _changed((old[part] or {}).get(name, {}), one))
+        }
         if changed:
-            rooms[node] = changed
-    if rooms:
-        found["rooms"] = rooms
+            found[part] = changed
     # By the server's clock, which alone is asked how long ago something was.
     return {**found, "now": new["now"]} if found else {}
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in new.items() if k not in old or old[k] != v}
 
 
 class Feed:
     """Numbers the page's states and keeps the last changes, for all who watch."""
 
-    def __init__(self, make: Callable[[], dict[str, Any]], seconds: float) -> None:
-        """make: a shrunken state; seconds: for how long one serves."""
-        self._make, self._seconds = make, seconds
+    def __init__(
+        self, make: Callable[[], dict[str, Any]], pace: Callable[[dict[str, Any]], float]
+    ) -> None:
+        """make: a shrunken state; pace: for how many seconds one serves."""
+        self._make, self._pace = make, pace
         self._lock = threading.Lock()
         self._state: dict[str, Any] | None = None
         self._made = 0.0
@@ -104,7 +119,7 @@ class Feed:
 
     def _renew(self) -> None:
         now = time.monotonic()
-        if self._state is not None and now - self._made < self._seconds:
+        if self._state is not None and now - self._made < self._pace(self._state):
             return
         state = self._make()
         if self._state is not None and (change := difference(self._state, state)):

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 import edge
 from edge.watch.answers import Answers, Asked, Buttons, Problem, Snapshot, State, Timeline, Unlock
+from edge.watch.schools import FEW_ROOMS, MOST_OPENED
 from edge.watch.timeline_routes import LONGEST_CHANGE
 from edge.watch.timelines import SPANS
 
@@ -120,6 +121,17 @@ def _times(spans: Sequence[str]) -> Json:
     }  # fmt: skip
 
 
+def _opened() -> Json:
+    """The schools whose rooms are wanted."""
+    return {
+        "name": "open",
+        "in": "query",
+        "description": f"a school whose rooms are sent, up to {MOST_OPENED} times, where there are "
+        f"more than {FEW_ROOMS} rooms; else all rooms are",
+        "schema": {"type": "array", "items": {"type": "string"}, "maxItems": MOST_OPENED},
+    }
+
+
 def _buttons() -> Json:
     """The addresses of commands; see `control.py`."""
     return {
@@ -148,6 +160,14 @@ def _schemas() -> Json:
         "$ref": REFS.format(model="RoomChange")
     }
     change |= {"description": "What changed since the event before.", "required": ["now"]}
+    change["properties"]["schools"] = {
+        "type": "object",
+        "additionalProperties": {"$ref": REFS.format(model="SchoolChange")},
+    }
+    schemas["SchoolChange"] = {
+        **_optional(schemas["SchoolNow"]),
+        "description": "What changed of a school's sums.",
+    }
     schemas["Change"] = {**change, "title": "Change"}
     return dict(sorted(schemas.items()))
 
@@ -163,7 +183,8 @@ def document(spans: Sequence[str] = tuple(SPANS), control: bool = True) -> Json:
     """Make the document. spans: the times that the page can draw; control: whether it has buttons."""
     events = {
         "description": "Server-sent events for as long as the page is open. The `data` of the first is "
-        "a Snapshot, of each later one a Change: what it names replaces what was known.",
+        "a Snapshot, of each later one a Change: what it names replaces what was known. One with "
+        "`whole` is a Snapshot again, as where rooms became many.",
         "content": _content("text/event-stream", {"type": "string"}),
     }
     html = {"description": "HTML", "content": _content("text/html", {"type": "string"})}
@@ -175,8 +196,19 @@ def document(spans: Sequence[str] = tuple(SPANS), control: bool = True) -> Json:
     paths = {
         "/": _get("page", "The page, in the browser's language", html),
         "/state": _get("state", "All rooms now", _json("State", "the rooms")),
-        "/snapshot": _get("snapshot", "The first of the events", _json("Snapshot", "the rooms")),
-        "/events": _get("events", "All rooms, as they change", events, refused=full),
+        "/snapshot": _get(
+            "snapshot",
+            "The first of the events",
+            _json("Snapshot", "rooms, or schools"),
+            parameters=[_opened()],
+        ),
+        "/events": _get(
+            "events",
+            "Rooms or schools, as they change",
+            events,
+            parameters=[_opened()],
+            refused=full,
+        ),
         **_times(spans),
         "/control": _get("control", "Whether there are buttons", _json("Buttons", "for whom")),
         **(_buttons() if control else {}),

@@ -25,7 +25,8 @@ from edge.watch.messages import Message
 from edge.watch.minutes import MOST_LABELS, REST, Minutes, Window, add_cells
 
 REMEMBERED = 500  # readings of a node, against being counted twice
-MOST_NODES = 5_000  # a flood of made-up names costs no more memory than this
+MOST_REMEMBERED = 1_500_000  # of all nodes together, in equal parts
+MOST_NODES = 20_000  # a flood of made-up names costs no more memory than this
 MOST_PEOPLE = 1_000  # of one room; a message that says more is not shown
 MOST_SECONDS = 3600.0  # of a window, as the schema has it
 LEAST_SECONDS = 0.001  # what a message's times can tell
@@ -225,10 +226,11 @@ class Rooms:
         key = hash((window.log, window.seq, window.start))
         if key in seen:
             return
-        if not old or len(seen) < REMEMBERED:
+        remembered = min(REMEMBERED, MOST_REMEMBERED // len(self.rooms))
+        if not old or len(seen) < remembered:
             seen[key] = None
             seen.move_to_end(key, last=not old)
-        if len(seen) > REMEMBERED:
+        while len(seen) > remembered:
             seen.popitem(last=False)
         if window.person_seconds and not (old and room.labels):
             self._vote(room, tuple(window.person_seconds))

@@ -12,7 +12,8 @@ from edge.watch.rooms import Room, Rooms
 LESSON_MINUTES = 45
 
 
-def _room(rooms: Rooms, room: Room, now: datetime) -> RoomNow:
+def room_now(rooms: Rooms, room: Room, now: datetime) -> RoomNow:
+    """Describe a room."""
     shown = room.shown
     since = now - timedelta(minutes=LESSON_MINUTES)
     place = place_of(room.node)
@@ -47,7 +48,7 @@ def state(rooms: Rooms, broker: str, now: datetime) -> State:
     """Describe the rooms, those that need a look first. hidden: a suppressed small count, as "<5";
     trouble: needs a look; off: switched off as usual; gone: off, and not heard for long; retired: by
     `edge-watch retire`."""
-    shown = [_room(rooms, room, now) for room in rooms.snapshot()]
+    shown = [room_now(rooms, room, now) for room in rooms.snapshot()]
     shown.sort(key=lambda room: (not room["trouble"], room["state"] == "online", room["node"]))
     people = [r["people"] for r in shown if r["people"] is not None and r["present"]]
     with rooms.lock:

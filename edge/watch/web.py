@@ -21,16 +21,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from plotly.offline import get_plotlyjs
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge.base.clock import utc_now
@@ -39,26 +37,27 @@ from edge.base.listen import Listener
 from edge.base.schedule import find_zone
 from edge.watch import view
 from edge.watch.control import Control, no_control
-from edge.watch.feed import Feed, Made, Squeeze, shrink
+from edge.watch.feed import Made
 from edge.watch.guard import Guard, host_name
 from edge.watch.history import History
 from edge.watch.languages import choose, dress
+from edge.watch.live_routes import live_routes, takes_gzip
 from edge.watch.openapi import document
 from edge.watch.password import require_strong
 from edge.watch.patience import Patience
 from edge.watch.rooms import Rooms
+from edge.watch.schools import EVENT_SECONDS, Watchers
 from edge.watch.timeline_routes import timeline_routes
 from edge.watch.timelines import Timelines
 
 log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-SCRIPTS = ("page.js", "rooms.js", "timeline.js", "colours.js", "words.js")
-EVENT_SECONDS = 1.0
-QUIET_SECONDS = 15.0
+SCRIPTS = (
+    *("page.js", "rooms.js", "schools.js", "timeline.js", "colours.js", "make.js", "words.js"),
+)
 START_SECONDS = 10.0
 MOST_CONNECTIONS = 256
-MOST_STREAMS = 100
 REQUEST_SECONDS = 10.0  # for a TLS handshake and a whole request
 HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
@@ -144,7 +143,6 @@ def application(
     listeners: through which it is reached; control: its buttons; zone: in which it writes moments."""
     script = charts_script()
     drawn = timelines or Timelines(rooms, clock, find_zone(zone))
-    streams = 0
 
     def file(name: str, kind: str) -> Callable[[Request], Response]:
         return lambda request: Response((PAGE / name).read_bytes(), media_type=kind)
@@ -157,16 +155,11 @@ def application(
 
     def plotly(request: Request) -> Response:
         kept = {"cache-control": "private, max-age=86400", "vary": "accept-encoding"}
-        if not _takes_gzip(request):
+        if not takes_gzip(request):
             return Response(gzip.decompress(script), media_type="text/javascript", headers=kept)
         kept["content-encoding"] = "gzip"
         return Response(script, media_type="text/javascript", headers=kept)
 
-    def whole() -> dict[str, Any]:
-        now = clock()
-        return shrink(view.state(rooms, broker(), now), now.timestamp())
-
-    feed = Feed(whole, EVENT_SECONDS)
     now = Made(
         lambda _: json.dumps(view.state(rooms, broker(), clock()), allow_nan=False),
         EVENT_SECONDS,
@@ -178,38 +171,6 @@ def application(
 
     def openapi(request: Request) -> Response:
         return JSONResponse(document(drawn.spans, control is not None))
-
-    def snapshot(request: Request) -> Response:
-        return Response(feed.since(None)[1][0], media_type="application/json")
-
-    async def events(request: Request) -> Response:
-        nonlocal streams
-        if streams >= MOST_STREAMS:
-            return Response("too many watch\n", 503, {"retry-after": "10"}, "text/plain")
-
-        async def stream() -> AsyncIterator[bytes]:
-            nonlocal streams
-            number: int | None = None
-            squeeze, quiet = Squeeze(_takes_gzip(request)), 0.0
-            streams += 1
-            try:
-                while not (stop.is_set() or await request.is_disconnected()):
-                    number, texts = await run_in_threadpool(feed.since, number)
-                    quiet = 0.0 if texts else quiet + EVENT_SECONDS
-                    if texts:
-                        yield squeeze.event("".join(f"data: {text}\n\n" for text in texts))
-                    elif quiet >= QUIET_SECONDS:
-                        # A comment keeps proxies from closing what is quiet.
-                        yield squeeze.event(": quiet\n\n")
-                        quiet = 0.0
-                    await asyncio.sleep(EVENT_SECONDS)
-            finally:
-                streams -= 1
-
-        headers = {"vary": "accept-encoding", "x-accel-buffering": "no"}
-        if _takes_gzip(request):
-            headers["content-encoding"] = "gzip"
-        return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     @asynccontextmanager
     async def sweeping(app: Starlette) -> AsyncIterator[None]:
@@ -231,9 +192,8 @@ def application(
             Route("/page.css", file("page.css", "text/css")),
             Route("/plotly.js", plotly),
             Route("/state", state),
-            Route("/snapshot", snapshot),
+            *live_routes(Watchers(rooms, broker, clock), stop),
             *timeline_routes(drawn),
-            Route("/events", events),
             Route("/openapi.json", openapi),
             Route("/control.js", file("control.js", "text/javascript")),
             Route("/control.css", file("control.css", "text/css")),
@@ -256,10 +216,6 @@ def application(
 def charts_script() -> bytes:
     """Return plotly's script, compressed by gzip: half a second's work, done once a process."""
     return gzip.compress(get_plotlyjs().encode(), 6)
-
-
-def _takes_gzip(request: Request) -> bool:
-    return "gzip" in request.headers.get("accept-encoding", "")
 
 
 def page_names(address: PageAddress) -> frozenset[str] | None:

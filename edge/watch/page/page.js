@@ -2,14 +2,18 @@
 
 import { colour } from "./colours.js";
 import { setClock, showRooms, tick, watchChoices } from "./rooms.js";
+import { opened, watchSchools } from "./schools.js";
 import { draw, offer, watchTimeline } from "./timeline.js";
 import { count, name, number, t } from "./words.js";
 
 const AGAIN_MS = 5000;
 
 const find = (selector) => document.querySelector(selector);
-// As the server tells it: rooms by node, the rest by name.
-const state = { rooms: new Map(), labels: [], refused: {} };
+// As the server tells it: rooms by node, schools by site or null where rooms are few, the rest by name.
+const state = { rooms: new Map(), schools: null, labels: [], refused: {} };
+let source = null;
+let watched = "";
+let drawn = false;
 
 function legend() {
   find("#legend").replaceChildren(...state.labels.map((label) => {
@@ -23,16 +27,24 @@ function legend() {
   }));
 }
 
+// How many rooms are here, are online and need a look.
+function sums() {
+  if (state.schools) {
+    const add = (key) => [...state.schools.values()].reduce((sum, school) => sum + school[key], 0);
+    return [add("rooms"), add("online"), add("trouble")];
+  }
+  const here = [...state.rooms.values()].filter((room) => !(room.gone || room.off || room.retired));
+  return [here.length, here.filter((room) => room.state === "online").length, here.filter((room) => room.trouble).length];
+}
+
 function summary() {
-  const rooms = [...state.rooms.values()];
-  const here = rooms.filter((room) => !(room.gone || room.off || room.retired));
-  const online = here.filter((room) => room.state === "online").length;
-  const off = here.filter((room) => room.trouble).length;
+  const [here, online, bad] = sums();
   const parts = [
-    count("{online} of {n} rooms online", here.length, { online: number(online) }),
+    count("{online} of {n} rooms online", here, { online: number(online) }),
     count("{n} people in view", state.people),
   ];
-  if (off) parts.push(count("{n} need a look", off));
+  if (state.schools) parts.unshift(count("{n} schools", state.schools.size));
+  if (bad) parts.push(count("{n} need a look", bad));
   if (state.hidden_rooms) parts.push(count("{n} small groups hidden", state.hidden_rooms));
   const text = parts.join(" · ");
   if (find("#summary").textContent !== text) find("#summary").textContent = text;
@@ -40,9 +52,15 @@ function summary() {
 
 function apply(change) {
   const before = state.labels.join();
-  const { rooms = {}, whole, now, ...rest } = change;
+  const { rooms = {}, schools, whole, now, ...rest } = change;
   setClock(now);
-  if (whole) state.rooms.clear();
+  if (whole) {
+    state.rooms.clear();
+    state.schools = schools ? new Map() : null;
+  }
+  for (const [site, school] of Object.entries(schools || {})) {
+    state.schools.set(site, { ...state.schools.get(site), ...school });
+  }
   const changed = new Set(Object.keys(rooms));
   for (const [node, room] of Object.entries(rooms)) {
     state.rooms.set(node, { ...state.rooms.get(node), ...room, node });
@@ -56,23 +74,33 @@ function apply(change) {
   const refused = Object.entries(state.refused).map(([reason, n]) => `${n} ${reason}`).join(", ");
   const foot = t("broker {state}", { state: state.broker });
   find("#foot").textContent = refused ? `${foot}; ${t("refused messages: {list}", { list: refused })}` : foot;
-  if (relabelled) draw();
+  // Once what was put into the page is painted.
+  if (relabelled || !drawn) requestAnimationFrame(() => setTimeout(draw));
+  drawn = true;
 }
 
+const asked = () => `?${new URLSearchParams(opened().map((site) => ["open", site]))}`;
+
 function listen() {
-  const source = new EventSource("/events");
+  watched = asked();
+  if (source) source.close();
+  source = new EventSource(`/events${watched}`);
   source.onmessage = (event) => apply(JSON.parse(event.data));
   source.onerror = async () => {
     find("#summary").textContent = t("The page has lost its server; it tries again by itself.");
     if (source.readyState !== EventSource.CLOSED) return;
     // Refused, such as where too many watch: then it asks now and again.
     setTimeout(listen, AGAIN_MS);
-    const answer = await fetch("/snapshot").catch(() => null);
+    const answer = await fetch(`/snapshot${watched}`).catch(() => null);
     if (answer && answer.ok) apply(await answer.json());
   };
 }
 
 watchChoices(() => showRooms(state, new Set()));
+watchSchools(() => {
+  showRooms(state, new Set());
+  if (asked() !== watched) listen();
+});
 watchTimeline(() => state.labels);
 listen();
 setInterval(tick, 1000);

@@ -1,6 +1,9 @@
-// The rooms as cards, by site and floor; those that are off, gone or retired as lines.
+// The rooms as cards, by site and floor; those that are off, gone or retired as lines. Where the server
+// tells of schools, they stand in those that are opened.
 
 import { colour } from "./colours.js";
+import { make } from "./make.js";
+import { showSchools, troubles as schoolTroubles } from "./schools.js";
 import { count, language, name, number, t } from "./words.js";
 
 const MANY_ROOMS = 24; // from here on a card is a few lines
@@ -11,16 +14,9 @@ const find = (selector) => document.querySelector(selector);
 const byName = new Intl.Collator(language, { numeric: true });
 const cards = new Map(); // by node: its element
 const groups = new Map(); // by site and floor: its element
-let away = { retired: [], gone: [], off: [] };
-let order = "";
+const places = new Map(); // by the element they stand in: the rooms' order, and those that are away
+let schools = null;
 let listed = [];
-
-function make(tag, text, className) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
-}
 
 function bar(counts, labels) {
   const box = make("div", undefined, "mix");
@@ -75,7 +71,7 @@ function facts(room) {
 
 function card(room, labels) {
   const box = make("article");
-  const title = make("h4", room.node);
+  const title = make("h4", schools ? room.node.slice(room.site.length + 1) : room.node);
   title.append(make("span", t(room.state), `state ${room.state}`));
   box.append(title);
   if (!room.present && (room.people !== null || room.hidden !== null)) {
@@ -100,15 +96,20 @@ function card(room, labels) {
   return box;
 }
 
+function troubled(room) {
+  const values = { node: room.node, state: t(room.state), reason: room.reason, heard: ago(room.heard) };
+  return t(room.reason ? "{node} is {state}: {reason}, {heard}" : "{node} is {state}, {heard}", values);
+}
+
 function trouble(rooms) {
   const bad = rooms.filter((room) => room.trouble);
-  const items = bad.slice(0, MOST_TROUBLE).map((room) => {
-    const values = { node: room.node, state: t(room.state), reason: room.reason, heard: ago(room.heard) };
-    return t(room.reason ? "{node} is {state}: {reason}, {heard}" : "{node} is {state}, {heard}", values);
-  });
-  const more = bad.length - items.length;
-  if (more > 0) items.push(count("and {n} more, first among the rooms below", more));
+  const closed = schools ? schoolTroubles(schools) : { items: [], wrong: [] };
+  const all = [...bad.map((room) => () => troubled(room)), ...closed.items.map((text) => () => text)];
+  const items = all.slice(0, MOST_TROUBLE).map((write) => write());
+  const more = all.length - items.length;
+  if (more > 0) items.push(schools ? count("and {n} more", more) : count("and {n} more, first among the rooms below", more));
   const wrong = rooms.filter((room) => room.present && room.clock_synced === false).map((room) => room.node);
+  wrong.push(...closed.wrong);
   if (wrong.length) {
     const rest = wrong.length - 3;
     const list = wrong.slice(0, 3).join(", ") + (rest > 0 ? ` ${count("and {n} more", rest)}` : "");
@@ -121,11 +122,10 @@ function trouble(rooms) {
 }
 
 // Thousands of rooms may be away: they are written only where somebody looks.
-function listAway(kind) {
-  const box = find(`#${kind}`);
+function listAway(box, rooms) {
   if (!box.open) return;
   const text = (room) => t("{node} is {state}, {heard}", { node: room.node, state: t(room.state), heard: ago(room.heard) });
-  box.querySelector("ul").replaceChildren(...away[kind].map((room) => make("li", text(room))));
+  box.querySelector("ul").replaceChildren(...rooms.map((room) => make("li", text(room))));
 }
 
 const SUMMARIES = {
@@ -134,15 +134,26 @@ const SUMMARIES = {
   retired: "{n} rooms are retired",
 };
 
-function showAway() {
+// boxes: what holds a line for each kind; away: rooms by kind.
+function showAway(boxes, away) {
   for (const kind of AWAY) {
-    const box = find(`#${kind}`);
+    const box = boxes.querySelector(`details.${kind}`);
     box.hidden = away[kind].length === 0;
     const text = count(SUMMARIES[kind], away[kind].length);
     const summary = box.querySelector("summary");
     if (summary.textContent !== text) summary.textContent = text;
-    listAway(kind);
+    box.ontoggle = () => listAway(box, away[kind]);
+    listAway(box, away[kind]);
   }
+}
+
+function awayBoxes() {
+  return AWAY.map((kind) => {
+    const box = make("details", undefined, `away ${kind}`);
+    box.hidden = true;
+    box.append(make("summary"), make("ul"));
+    return box;
+  });
 }
 
 function wanted(room) {
@@ -174,7 +185,8 @@ function group(room, floors) {
   return `${room.site} · ${floor}`;
 }
 
-function arrange(rooms) {
+// box: where they go; rooms: in it.
+function arrange(box, rooms) {
   const floors = new Map();
   for (const room of rooms) floors.set(room.site, (floors.get(room.site) || new Set()).add(room.floor));
   const found = new Map();
@@ -184,43 +196,85 @@ function arrange(rooms) {
   }
   const keys = [...found.keys()].sort(byName.compare);
   const now = JSON.stringify(keys.map((key) => [key, found.get(key)]));
-  if (now === order) return;
-  order = now;
-  for (const key of groups.keys()) if (!found.has(key)) groups.delete(key);
-  find("#rooms").replaceChildren(...keys.map((key) => {
-    const box = groups.get(key) || make("section", undefined, "group");
-    groups.set(key, box);
+  if (now === places.get(box)) return;
+  places.set(box, now);
+  box.replaceChildren(...keys.map((key) => {
+    const part = groups.get(key) || make("section", undefined, "group");
+    groups.set(key, part);
     const grid = make("div", undefined, "grid");
     grid.append(...found.get(key).map((node) => cards.get(node)));
-    box.replaceChildren(make("h3", key), grid);
-    return box;
+    const heading = make("h3", key);
+    heading.hidden = schools !== null && schools.has(key); // said by the row
+    part.replaceChildren(heading, grid);
+    return part;
   }));
+  box.classList.toggle("many", rooms.length > MANY_ROOMS);
 }
 
-// changed: the nodes whose card is drawn again, null for all.
-export function showRooms(state, changed) {
-  const rooms = [...state.rooms.values()];
-  away = { retired: [], gone: [], off: [] };
-  const here = [];
+function drawCards(rooms, labels, changed) {
+  for (const room of rooms) {
+    const old = cards.get(room.node);
+    if (old && changed && !changed.has(room.node)) continue;
+    const made = card(room, labels);
+    if (old) old.replaceWith(made);
+    cards.set(room.node, made);
+  }
+}
+
+// Rooms that are here, and by kind those that are away, in the order of names.
+function sorted(rooms) {
+  const here = [], away = { retired: [], gone: [], off: [] };
   for (const room of rooms.sort((a, b) => byName.compare(a.node, b.node))) {
     const kind = AWAY.find((key) => room[key]);
     if (kind) away[kind].push(room);
     else here.push(room);
   }
-  listed = here;
-  for (const room of here) {
-    const old = cards.get(room.node);
-    if (old && changed && !changed.has(room.node)) continue;
-    const made = card(room, state.labels);
-    if (old) old.replaceWith(made);
-    cards.set(room.node, made);
+  return { here, away };
+}
+
+// What nobody looks at any more costs no memory.
+function forget(rooms) {
+  for (const node of cards.keys()) if (!rooms.has(node)) cards.delete(node);
+  for (const box of places.keys()) if (!box.isConnected) places.delete(box);
+  for (const [key, part] of groups) if (!part.isConnected) groups.delete(key);
+}
+
+// What a school that is opened holds.
+function fill(body, rooms) {
+  if (!body.firstElementChild) body.replaceChildren(make("div"), ...awayBoxes());
+  const { here, away } = sorted(rooms);
+  arrange(body.firstElementChild, here);
+  showAway(body, away);
+}
+
+// changed: the nodes whose card is drawn again, null for all.
+export function showRooms(state, changed) {
+  const { here, away } = sorted([...state.rooms.values()]);
+  if ((schools === null) !== (state.schools === null)) {
+    find("#rooms").replaceChildren();
+    find("#rooms").className = "";
+    places.clear();
   }
-  find("#rooms").className = here.length > MANY_ROOMS ? "many" : "";
+  schools = state.schools;
+  listed = here;
+  drawCards(here, state.labels, changed);
   trouble(here);
-  arrange(here);
-  const none = here.length && !find("#rooms article") ? t("No room is like that.") : "";
+  find("#rooms-title").textContent = schools ? t("Schools") : t("Rooms");
+  if (schools) {
+    showSchools(find("#rooms"), schools, state.rooms, fill);
+    showAway(find("#away"), { retired: [], gone: [], off: [] });
+  } else {
+    arrange(find("#rooms"), here);
+    showAway(find("#away"), away);
+  }
+  forget(state.rooms);
+  const some = here.length || (schools && schools.size);
+  const none = some && !find("#rooms article, #rooms > details") ? noneLike() : "";
   if (find("#nothing").textContent !== none) find("#nothing").textContent = none;
-  showAway();
+}
+
+function noneLike() {
+  return schools ? t("No school is like that.") : t("No room is like that.");
 }
 
 // Ages grow by themselves; nothing is asked for them.
@@ -235,5 +289,4 @@ export function tick() {
 
 export function watchChoices(again) {
   for (const id of ["search", "sort", "filter"]) find(`#${id}`).addEventListener("input", again);
-  for (const kind of AWAY) find(`#${kind}`).addEventListener("toggle", () => listAway(kind));
 }

@@ -18,8 +18,9 @@ let held = { key: "", bars: new Map(), labels: [], change: "", step: MINUTE_MS, 
 let allLabels = () => [];
 let figure = null;
 let script = null;
+let whole = "";
 
-// The charts' script is large: the rooms are shown before it is asked for.
+// The charts' script is large: it is asked for once the rooms are shown.
 function plotly() {
   script ||= new Promise((done, failed) => {
     const element = document.createElement("script");
@@ -195,7 +196,7 @@ function figures(bars, names, step) {
 async function picture() {
   if (!figure || !window.Plotly) return;
   const { place, span } = chosen();
-  const title = `${place || t("the whole school")} · ${t(SPANS[span])}`;
+  const title = `${place || whole} · ${t(SPANS[span])}`;
   const layout = {
     ...figure.layout, paper_bgcolor: figure.ground, plot_bgcolor: figure.ground, showlegend: true,
     title: { text: plain(title) }, margin: { l: 60, r: 20, t: 50, b: 55 }, legend: { traceorder: "normal" },
@@ -208,14 +209,16 @@ async function picture() {
 export function offer(state) {
   const select = find("#node");
   const nodes = [...state.rooms.values()].filter((room) => !room.retired);
-  const sites = [...new Set(nodes.map((room) => room.site))].sort();
+  const sites = state.schools ? [...state.schools.keys()] : [...new Set(nodes.map((room) => room.site))].sort();
+  whole = state.schools ? t("all schools") : t("the whole school");
   const wanted = ["", ...(sites.length > 1 ? sites : []), ...nodes.map((room) => room.node).sort()];
-  if (wanted.length === select.options.length && wanted.every((n, i) => select.options[i].value === n)) return;
+  if (wanted.length === select.options.length && wanted.every((n, i) => select.options[i].value === n)
+    && select.options[0].textContent === whole) return;
   const was = select.value;
   select.replaceChildren(...wanted.map((place) => {
     const option = document.createElement("option");
     option.value = place;
-    option.textContent = place || t("the whole school");
+    option.textContent = place || whole;
     return option;
   }));
   select.value = wanted.includes(was) ? was : "";
@@ -231,7 +234,6 @@ export function watchTimeline(labels) {
   }));
   find("#span").value = "hours";
   find("#zone").textContent = t("Times are in {zone}.", { zone });
-  draw();
   find("#node").addEventListener("change", draw);
   find("#span").addEventListener("change", draw);
   // The answer is a file, so the page stays.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import zlib
 from datetime import timedelta
 from itertools import pairwise
@@ -21,12 +20,9 @@ from edge.watch.web import PageAddress, Server
 from support.brokers import free_port
 from support.fetch import get
 from support.heard import NOON, counts, heard, raw
+from support.many_rooms import District
 
 MOST_BYTES_A_MINUTE = 60_000
-LABELS = [
-    *("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
-    *("unclassified", "other"),
-]
 
 
 def merged(state: dict[str, Any], texts: list[str]) -> dict[str, Any]:
@@ -40,43 +36,10 @@ def merged(state: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     return state
 
 
-class School:
-    """Rooms that count every ten seconds; a second passes with each `tick`."""
-
-    def __init__(self, number: int, seed: int) -> None:
-        self.rooms, self.now, self.second = Rooms(), NOON, 0
-        self._random = random.Random(seed)
-        self._nodes = [f"north/room-{i:03}/node-1" for i in range(number)]
-        for node in self._nodes:
-            self.rooms.hear(heard(raw("status", node)), NOON)
-
-    def tick(self) -> None:
-        self.second += 1
-        self.now += timedelta(seconds=1)
-        for i, node in enumerate(self._nodes):
-            if i % 10 == self.second % 10:
-                cells = dict.fromkeys(LABELS, 0)
-                for _ in range(self._random.randint(15, 28)):
-                    cells[self._random.choice(LABELS)] += 1
-                many = sum(cells.values())
-                message = counts(
-                    self.second, node, self.now - timedelta(seconds=10), counts=cells,
-                    person_seconds={k: 10 * n for k, n in cells.items()},
-                    faces={"mean": many - 0.4, "max": many},
-                )  # fmt: skip
-                self.rooms.hear(heard(message), self.now)
-            if i % 30 == self.second % 30:
-                warm = 50 + self._random.random()
-                self.rooms.hear(heard(raw("health", node, temperature_celsius=warm)), self.now)
-
-    def state(self) -> dict[str, Any]:
-        return shrink(view.state(self.rooms, "connected", self.now), self.now.timestamp())
-
-
 @pytest.mark.slow
 def test_two_hundred_rooms_cost_less_than_60_kb_a_minute() -> None:
-    school = School(200, seed=1)
-    feed, squeeze = Feed(school.state, 0.0), Squeeze(True)
+    school = District(200, seed=1)
+    feed, squeeze = Feed(school.state, lambda _: 0.0), Squeeze(True)
     for _ in range(60):
         school.tick()
     number, texts = feed.since(None)
@@ -94,8 +57,8 @@ def test_two_hundred_rooms_cost_less_than_60_kb_a_minute() -> None:
 
 @pytest.mark.parametrize("late", [1, 3, KEPT + 5])
 def test_changes_lead_to_the_whole_state_however_late_one_asks(late: int) -> None:
-    school = School(20, seed=2)
-    feed = Feed(school.state, 0.0)
+    school = District(20, seed=2)
+    feed = Feed(school.state, lambda _: 0.0)
     number, texts = feed.since(None)
     state = merged({"rooms": {}}, texts)
     for turn in range(1, 3 * late + 1):
@@ -108,8 +71,8 @@ def test_changes_lead_to_the_whole_state_however_late_one_asks(late: int) -> Non
 
 
 def test_nothing_is_sent_where_nothing_changes() -> None:
-    school = School(3, seed=3)
-    feed = Feed(school.state, 0.0)
+    school = District(3, seed=3)
+    feed = Feed(school.state, lambda _: 0.0)
     number, _ = feed.since(None)
     school.now += timedelta(seconds=20)
     assert feed.since(number) == (number, []), "an age is no change"

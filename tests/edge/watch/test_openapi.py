@@ -22,12 +22,13 @@ from edge.base.clock import utc_now
 from edge.base.errors import BrokerError
 from edge.watch.control import LARGEST_BYTES, MOST_AT_ONCE, OPEN_SECONDS
 from edge.watch.history import History
+from edge.watch.live_routes import MOST_STREAMS
 from edge.watch.openapi import document
 from edge.watch.password import BURST
 from edge.watch.rooms import Rooms
 from edge.watch.store import Store
 from edge.watch.timelines import SPANS
-from edge.watch.web import MOST_STREAMS, PageAddress, Server, application
+from edge.watch.web import PageAddress, Server, application
 from support.brokers import free_port
 from support.buttons import NODES, Page, Reply
 from support.fetch import get
@@ -272,7 +273,7 @@ def test_when_too_many_watch_that_is_said_as_described(
     url: str, described: Described, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MOST_STREAMS > 0
-    monkeypatch.setattr("edge.watch.web.MOST_STREAMS", 0)
+    monkeypatch.setattr("edge.watch.live_routes.MOST_STREAMS", 0)
     assert described.asked(url, "/events")[0] == 503
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from edge.base.clock import utc_now
 from edge.health.prometheus import Metrics
-from edge.watch import web
+from edge.watch import live_routes
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server
 from support.brokers import free_port
@@ -164,7 +164,7 @@ def test_the_table_writes_the_zone_beside_minutes_of_two(browser: Any, serve: Se
 def test_a_page_that_may_not_stream_asks_again_and_again(
     browser: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "MOST_STREAMS", 0)
+    monkeypatch.setattr(live_routes, "MOST_STREAMS", 0)
     rooms = Rooms()
     rooms.hear(heard(raw("status")), utc_now())
     page = Watched(browser, serve(rooms)).page

@@ -17,7 +17,7 @@ import pytest
 
 from edge.base.clock import utc_now
 from edge.health.prometheus import Metrics
-from edge.watch import patience, web
+from edge.watch import live_routes, patience, web
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server
 from support.brokers import Mosquitto, free_port
@@ -45,7 +45,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(web, "REQUEST_SECONDS", 2.0)
     monkeypatch.setattr(patience, "ANSWER_SECONDS", 4.0)
     # As in a page's life, several of its comments fall into the time in which an event must be taken.
-    monkeypatch.setattr(web, "QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(live_routes, "QUIET_SECONDS", 1.0)
     rooms, where = Rooms(), PageAddress("127.0.0.1", free_port())
     rooms.hear(heard(counts(1, start=utc_now())), utc_now())
     server = Server(rooms, lambda: "", where)
@@ -128,7 +128,7 @@ def test_event_streams_are_few_and_what_is_left_answers(
 ) -> None:
     ask = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with ExitStack() as stack:
-        clients = half_sent(page, stack, web.MOST_STREAMS, ask)
+        clients = half_sent(page, stack, live_routes.MOST_STREAMS, ask)
         for client in clients:
             assert b"200 OK" in client.recv(4096)
         code, headers, _ = get(f"http://127.0.0.1:{page}/events")
