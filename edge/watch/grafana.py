@@ -21,7 +21,7 @@ NOW = {"from": "now-6h", "to": "now"}
 class Dialect:
     """How a database says what the queries need. between, group, moment: of a column of time, within
     the dashboard's time, its step of it, and as Grafana reads it; length: of a window in seconds;
-    entries: a join with a JSON object's keys and values."""
+    entries: a join with a JSON object's keys and values; site: of a node."""
 
     source: str
     between: str
@@ -29,6 +29,7 @@ class Dialect:
     moment: str
     length: str
     entries: str
+    site: str
 
 
 DIALECTS = {
@@ -39,6 +40,7 @@ DIALECTS = {
         moment="{0}",
         length='extract(epoch FROM "end" - start)',
         entries="json_each_text({0})",
+        site="split_part(node, '/', 1)",
     ),
     "sqlite": Dialect(
         source="frser-sqlite-datasource",
@@ -49,6 +51,7 @@ DIALECTS = {
         moment="CAST(strftime('%s', {0}) AS INTEGER)",
         length="(julianday(\"end\") - julianday(start)) * 86400",
         entries="json_each({0})",
+        site="substr(node, 1, instr(node, '/') - 1)",
     ),
 }  # fmt: skip
 
@@ -56,10 +59,11 @@ DIALECTS = {
 def queries(d: Dialect) -> dict[str, str]:
     """Make the queries of the panels, by the panel's title. Suppressed small groups and what was not
     seen add nothing, and are shown as shares of the time."""
-    end, received = '"end"', "received"
-    read = f"FROM counts WHERE {d.between.format(end)} AND time_base = 'utc' AND {NODES}"
+    # By `start`, which has the index and divides PostgreSQL's months.
+    start, end, received = "start", '"end"', "received"
+    read = f"FROM counts WHERE {d.between.format(start)} AND time_base = 'utc' AND {NODES}"
     health = f"FROM health WHERE {d.between.format(received)} AND {NODES}"
-    bucket = f"{d.group.format(end)} AS time"
+    bucket = f"{d.group.format(start)} AS time"
     # On average over a node's own time with counts, then added up over the nodes.
     people = (
         f"WITH shown AS (SELECT {bucket}, node, {d.length} AS length, person_seconds {read} "
@@ -156,11 +160,13 @@ def _variables(name: str, d: Dialect, source: Json) -> list[Json]:
 
     return [
         {"name": "source", "label": "Recorder", "type": "datasource", "query": d.source},
-        chosen("site", "Site", "SELECT DISTINCT site FROM counts ORDER BY 1"),
+        # Of `logs`, which has a few rows a node where `counts` has years.
+        chosen("site", "Site", f"SELECT DISTINCT {d.site} FROM logs WHERE node <> '' ORDER BY 1"),
         chosen(
             "node",
             "Node",
-            "SELECT DISTINCT node FROM counts WHERE site IN (${site:sqlstring}) ORDER BY 1",
+            f"SELECT DISTINCT node FROM logs WHERE node <> '' AND {d.site} IN (${{site:sqlstring}}) "
+            "ORDER BY 1",
         ),
     ]
 

@@ -142,12 +142,12 @@ def numbered(
     known when each began, in that month alone."""
     if not keys:
         return []
-    # A list of a thousand pairs would be planned for each month; arrays are one plan.
     kinds: dict[str, Any] = {"node": sa.Text, "log": sa.Text, "seq": sa.BigInteger}
     values: list[Sequence[Any]] = list(zip(*keys, strict=True))
     if starts:
         kinds["start"] = sa.DateTime(timezone=True)
         values.append(starts)
+    # A list of a thousand pairs would be planned for each month; arrays are one plan.
     asked = (
         sa.func.unnest(
             *(
@@ -158,8 +158,12 @@ def numbered(
         .table_valued(*kinds, name="asked")
         .render_derived()
     )
-    same = sa.and_(*(COUNTS.c[name] == asked.c[name] for name in kinds))
-    return db.execute(sa.select(*columns).select_from(asked.join(COUNTS, same)))
+    same = [COUNTS.c[name] == asked.c[name] for name in kinds]
+    if starts:
+        same.append(COUNTS.c.start.between(min(starts), max(starts)))
+    # LIMIT, since PostgreSQL would otherwise read all months for what it takes for many numbers.
+    each = sa.select(*columns).where(*same).limit(1).lateral()
+    return db.execute(sa.select(each).select_from(asked.join(each, sa.true())))
 
 
 def _advance_over_stored(db: sa.Connection, key: Log, progress: Progress) -> None:

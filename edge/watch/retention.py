@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -21,20 +22,21 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
 
     Their logs count as stored so far, or the nodes would send them again; where nothing is left of a
     place, under a name that says nothing."""
+    nodes = _nodes(db, place) if place else None
     for table in (HEALTH, STATUSES):
-        db.execute(sa.delete(table).where(_selection(table, table.c.received, before, place)))
+        db.execute(sa.delete(table).where(_selection(table, table.c.received, before, nodes)))
     # Sums of many rooms hold those of this one: all of that time are made again of what is left.
     stale = sa.true() if before is None else SLICES.c.at < before
     db.execute(sa.delete(SLICES).where(stale))
     start, end, received = COUNTS.c.start, COUNTS.c.end, COUNTS.c.received
     if before is None:
         db.execute(sa.delete(RETIRED).where(of_place(RETIRED, place)))
-        gone = _delete_readings(db, of_place(COUNTS, place))
+        gone = _delete_readings(db, _selection(COUNTS, None, None, nodes))
         _bury(db, place)
         return gone
     # Both by the index on start: a window ends after it starts.
-    old = sa.and_(start < before, _selection(COUNTS, end, before, place))
-    ahead = sa.and_(start > now, _selection(COUNTS, received, before, place))
+    old = sa.and_(start < before, _selection(COUNTS, end, before, nodes))
+    ahead = sa.and_(start > now, _selection(COUNTS, received, before, nodes))
     gone = 0
     if db.dialect.name == "postgresql" and not place:
         gone = _drop_months(db, before)
@@ -114,11 +116,19 @@ def of_place(table: sa.Table, place: str) -> sa.ColumnElement[bool]:
     return sa.or_(node == place, node.startswith(f"{place}/", autoescape=True))
 
 
+def _nodes(db: sa.Connection, place: str) -> list[str]:
+    """Name the nodes of a place that ever spoke: all tables are found by a node's name in an index,
+    where the beginning of one would want every row of every month."""
+    spoke = [sa.select(table.c.node).where(of_place(table, place)) for table in (LOGS, STATUSES)]
+    return list(db.execute(sa.union(*spoke)).scalars())
+
+
 def _selection(
-    table: sa.Table, column: sa.Column[Any], before: datetime | None, place: str
+    table: sa.Table,
+    column: sa.Column[Any] | None,
+    before: datetime | None,
+    nodes: Collection[str] | None,
 ) -> sa.ColumnElement[bool]:
-    return (
-        of_place(table, place)
-        if before is None
-        else sa.and_(column < before, of_place(table, place))
-    )
+    """Select what some nodes said (None: all) before a moment, by a column (None: ever)."""
+    whose = sa.true() if nodes is None else table.c.node.in_(nodes)
+    return whose if column is None or before is None else sa.and_(column < before, whose)

@@ -18,6 +18,7 @@ from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import MESSAGES, schema_of
 from edge.watch.grafana import DIALECTS, PANELS, dashboard
 from edge.watch.store import Store
+from support.dashboards import STEP, choice, query_of, told
 from support.heard import NODE, NOON, counts, heard, raw, small
 from support.paths import ROOT
 
@@ -28,7 +29,7 @@ else:
 
 FOLDER = ROOT / "edge" / "watch"
 OTHER, SOUTH = "school/room-2/node-1", "south/room-1/node-1"
-SECOND, STEP = timedelta(seconds=1), 60
+SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -49,38 +50,9 @@ def store(database: str) -> Iterator[Store]:
     made.close()
 
 
-def told(query: str, first: datetime, end: datetime, nodes: list[str], sites: list[str]) -> str:
-    """A query with Grafana's variables and macros replaced, as its documentation says."""
-    quoted = {"node": nodes, "site": sites}
-    for name, values in quoted.items():
-        query = query.replace(f"${{{name}:sqlstring}}", ",".join(f"'{value}'" for value in values))
-    query = re.sub(
-        r"\$__timeFilter\(([^)]*)\)",
-        lambda m: f"{m[1]} BETWEEN '{first.isoformat()}' AND '{end.isoformat()}'",
-        query,
-    )
-    query = re.sub(
-        r"\$__timeGroup\(([^,]*), \$__interval\)",
-        lambda m: f"floor(extract(epoch from {m[1]})/{STEP})*{STEP}",
-        query,
-    )
-    plain = {
-        "$__interval_ms": STEP * 1000,
-        "$__from": int(first.timestamp() * 1000),
-        "$__to": int(end.timestamp() * 1000),
-    }
-    for name, number in plain.items():
-        query = query.replace(name, str(number))
-    assert "$" not in query, query
-    return query
-
-
 def asked(store: Store, title: str, nodes: list[str], sites: list[str] | None = None) -> list[Any]:
     """What a panel gets for the hour around noon."""
-    said = dashboard("postgresql" if store.postgresql else "sqlite")
-    (panel,) = (p for p in said["panels"] if p["title"] == title)
-    (target,) = panel["targets"]
-    query = target.get("rawSql") or target["rawQueryText"]
+    query = query_of("postgresql" if store.postgresql else "sqlite", title)
     hour = timedelta(hours=1)
     with store.engine.connect() as db:
         text = told(query, NOON - hour, NOON + hour, nodes, sites or [])
@@ -93,7 +65,7 @@ ALL = [NODE, OTHER, SOUTH]
 def test_people_are_averaged_over_a_node_and_added_up_over_nodes(store: Store) -> None:
     rows = asked(store, "People by expression", ALL)
     steps = sorted({float(row["time"]) for row in rows})
-    assert steps == [NOON.timestamp() + STEP * n for n in range(3)], "windows end at whole minutes"
+    assert steps == [NOON.timestamp() + STEP * n for n in range(2)], "by when they begin"
     for row in rows:
         expected = {"calm": 4, "glad": 2, "unclassified": 0, "other": 0}[row["metric"]]
         assert row["people"] == pytest.approx(expected, abs=1e-3)
@@ -110,7 +82,7 @@ def test_time_that_is_suppressed_or_unseen_is_a_share(store: Store) -> None:
         ("Time with nothing seen", "unseen"),
     ):
         rows = asked(store, title, ALL)
-        assert len(rows) == 3
+        assert len(rows) == 2
         assert all(float(row[name]) == pytest.approx(1 / 3, abs=1e-3) for row in rows)
         assert all(float(row[name]) == 0 for row in asked(store, title, [NODE]))
 
@@ -140,11 +112,10 @@ def test_every_moment_is_one_that_grafana_reads(store: Store) -> None:
 
 
 def test_the_choices_are_the_sites_and_nodes(store: Store) -> None:
-    said = dashboard("postgresql" if store.postgresql else "sqlite")
-    queries = {v["name"]: v["query"] for v in said["templating"]["list"]}
+    name = "postgresql" if store.postgresql else "sqlite"
     with store.engine.connect() as db:
-        sites = db.execute(sa.text(queries["site"])).scalars().all()
-        query = told(queries["node"], NOON, NOON, [], ["school"])
+        sites = db.execute(sa.text(choice(name, "site"))).scalars().all()
+        query = told(choice(name, "node"), NOON, NOON, [], ["school"])
         nodes = db.execute(sa.text(query)).scalars().all()
     assert sites == ["school", "south"]
     assert nodes == [NODE, OTHER]

@@ -438,6 +438,6 @@ def test_the_query_for_grafana_reads_the_table(database: str) -> None:
     counted = {"happiness": 4, "neutral": 2, "unclassified": 0, "other": 0}
     store.write([heard(counts(1, counts=counted)), heard(small(2))], NOON)
     with store.engine.connect() as db:
-        rows = db.execute(sa.text(query.replace('$__timeFilter("end")', "true"))).all()
+        rows = db.execute(sa.text(query.replace("$__timeFilter(start)", "true"))).all()
     assert [(row.node, row.happiness) for row in rows] == [(NODE, 4)]
     store.close()
