@@ -118,7 +118,7 @@ def refuse_unlawful_service(settings: Settings) -> None:
             "'privacy.legal_basis' is empty: a service may not run without it (AI Act, Article 5); "
             "write the medical or safety reason into node.yaml"
         )
-    print(NOTICE, file=sys.stderr)
+    print(f"notice: {not_a_reason(basis)}" if basis.strip() else NOTICE, file=sys.stderr)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -110,10 +110,16 @@ def _fill(
     if not voted.any():
         raise DataError(f"no image of {args.data}'s valid has a label; give data with labels")
     student, temperature = source.deploy(valid.crops.pixels[voted], valid.targets[voted], cli.say)
-    if abs(np.log(temperature)) > 1.99 and not args.force:
+    # At the upper end every answer is made a guess; at the lower one nearly all are right.
+    if np.log(temperature) > 1.99 and not args.force:
         raise EdgeError(
-            f"the fitted temperature {temperature:.3g} is at the end of its range: this checkpoint "
-            f"has learned nothing that can be calibrated; train it, or --force"
+            f"the fitted temperature {temperature:.3g} is at the upper end of its range: this "
+            f"checkpoint has learned nothing that can be calibrated; train it, or --force"
+        )
+    if np.log(temperature) < -1.99:
+        cli.say(
+            f"the fitted temperature {temperature:.3g} is at the lower end of its range: nearly all of "
+            f"{int(voted.sum())} images of valid are read right; more, and harder ones, calibrate better"
         )
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])

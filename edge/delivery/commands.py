@@ -112,6 +112,17 @@ class Commands:
             self._save()
         return self.overrides.pause is not None
 
+    def kept(self) -> str:
+        """Say which commands of an earlier run hold beyond node.yaml and the command line; "" for none."""
+        w, parts = self.overrides, []
+        if self.paused():
+            parts.append(f"paused for {w.pause:g} s" if w.pause else "paused until resumed")
+        if (w.window_seconds or 0.0) > self._shortest:
+            parts.append(f"windows of {w.window_seconds:g} s")
+        if (w.min_group or 0) > self._least:
+            parts.append(f"groups of {w.min_group} or more")
+        return ", ".join(parts)
+
     def take(self, name: str, content: bytes, retained: bool = False) -> Done | None:
         """Do one; None for what is no command to this node and gets no answer. retained: the broker
         kept it, and would send it again on each connection."""

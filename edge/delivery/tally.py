@@ -75,7 +75,7 @@ class Tally:
         said = f"no whole window of {self.window_seconds:g} s in {source}"
         if lasted < SHORTEST_WINDOW_SECONDS:
             return (
-                f"{said}: give a longer one, the shortest window is {SHORTEST_WINDOW_SECONDS:g} s"
+                f"{said}, and the shortest window is {SHORTEST_WINDOW_SECONDS:g} s: give a longer one"
             )
         # A third surely fits: a camera's windows begin at multiples of their length only.
         return f"{said}: give --window {max(1, int(min(lasted, self.window_seconds) / 3))}"

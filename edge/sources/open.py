@@ -25,7 +25,7 @@ from edge.sources.faulty import FAULTS, Faulty
 from edge.sources.images import rotated
 from edge.sources.live import Capture, Limits, Live
 from edge.sources.pace import Pace
-from edge.sources.recorded import Folder, VideoFile
+from edge.sources.recorded import Folder, VideoFile, is_picture
 from edge.sources.synthetic import Loop, Pattern
 
 
@@ -174,7 +174,7 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
         return live("camera", lambda: _open_device(name, settings))
     path = Path(name)
     try:
-        if path.is_dir():
+        if path.is_dir() or is_picture(path):
             return Folder(path, settings.pictures_per_second, max_seconds)
         if path.is_file():
             return VideoFile(path, max_seconds, pace("file"))

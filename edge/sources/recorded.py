@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 # So many of the files that were left out are named; a line that is too long is not read.
 NAMED = 5
+
+
+def is_picture(path: Path) -> bool:
+    """Tell whether a file is a picture by its name. OpenCV would play it as a video of one frame."""
+    return path.is_file() and path.suffix.lower() in PICTURES
 
 
 def _shorter(length: float | None, most: float | None) -> float | None:
@@ -57,7 +63,9 @@ class VideoFile:
             raise
         fps, count = (self._capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self._time = FileTime(fps)
-        self._promised = count / fps if fps > 0 else 0.0  # seconds
+        # Of a stream that says nothing of itself OpenCV gives numbers without meaning, also below 0.
+        promised = count / fps if fps > 0 else 0.0
+        self._promised = promised if 0.0 < promised < math.inf else 0.0  # seconds
         self.seconds = _shorter(self._promised or None, max_seconds)
 
     def __iter__(self) -> Iterator[Frame | Tick]:
@@ -151,7 +159,7 @@ class VideoFile:
 
 
 class Folder:
-    """Give the pictures of a folder in the order of their names, evenly spaced in time.
+    """Give the pictures of a folder in the order of their names, evenly spaced in time; or one alone.
 
     Every file is read, by its content. What is no picture that this OpenCV knows is left out, and
     that is said; one that is a picture by its name is an error, once all others were given."""
@@ -160,9 +168,10 @@ class Folder:
     kind = "folder"
 
     def __init__(self, path: Path, fps: float, max_seconds: float | None = None) -> None:
-        """List it. Raises SourceError where it is empty, OSError where it cannot be read."""
+        """List it. path: the folder, or one picture. Raises SourceError where it is empty, OSError
+        where it cannot be read."""
         self._step, self._max, self._path = 1.0 / fps, max_seconds, path
-        self._entries = sorted(path.iterdir())
+        self._entries = sorted(path.iterdir()) if path.is_dir() else [path]
         if not self._entries:
             raise SourceError(f"{path} holds no picture; give another folder")
         self.seconds = _shorter(len(self._entries) * self._step, max_seconds)

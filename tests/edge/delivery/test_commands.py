@@ -74,6 +74,20 @@ def command(id: str = "a", expires: float = UTC + 60, node: str = NODE, **argume
     return json.dumps(content).encode()
 
 
+def test_a_restart_says_what_earlier_commands_hold(start: Callable[[], Commands]) -> None:
+    commands = start()
+    assert commands.kept() == ""
+    commands.take("set-window", command("a", seconds=30))
+    commands.take("set-min-group", command("b", people=8))
+    assert start().kept() == "windows of 30 s, groups of 8 or more"
+    commands.take("pause", command("c"))
+    assert start().kept() == "paused until resumed, windows of 30 s, groups of 8 or more"
+    commands.take("set-window", command("d", seconds=2))
+    commands.take("set-min-group", command("e", people=5))
+    commands.take("resume", command("f"))
+    assert start().kept() == ""
+
+
 def test_a_pause_lasts_and_survives_a_restart(start: Callable[[], Commands], clock: Clock) -> None:
     commands = start()
     assert not commands.paused()

@@ -56,7 +56,7 @@ def test_where_nothing_was_counted_the_reason_says_what_to_do(made: Tally, why: 
 
 def test_a_clip_shorter_than_any_window_is_told_so() -> None:
     why = tally().why_nothing("a clip of 0.4 s", 0.4)
-    assert why.endswith("give a longer one, the shortest window is 1 s")
+    assert why.endswith("a clip of 0.4 s, and the shortest window is 1 s: give a longer one")
 
 
 @given(window=st.floats(1, 3600), lasted=st.floats(1, 7200))

@@ -207,6 +207,28 @@ def test_a_folder_of_the_demo_pictures_is_read(tmp_path: Path) -> None:
     assert len(frames_of(str(tmp_path / "p"))) == 4
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in PICTURES.iterdir()))
+def test_one_picture_is_read_as_a_folder_of_one(name: str) -> None:
+    source = open_source(Camera(source=str(PICTURES / name)))
+    frame, end = source
+    assert isinstance(frame, Frame)
+    assert (source.kind, source.seconds, end.time) == ("folder", 1.0, 1.0)
+
+
+def test_one_picture_that_is_damaged_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(SourceError, match=r"cut\.jpg"):
+        list(open_source(Camera(source=str(tmp_path / "cut.jpg"))))
+
+
+def test_a_video_that_gives_no_number_of_pictures_has_no_length(tmp_path: Path) -> None:
+    # A picture by another name: OpenCV counts -9e18 frames of it.
+    shutil.copy(PICTURES / "astronaut.png", tmp_path / "video.mp4")
+    source = open_source(Camera(source=str(tmp_path / "video.mp4")))
+    assert source.seconds is None
+    assert sum(isinstance(item, Frame) for item in source) == 1
+
+
 def test_max_seconds_ends_the_last_window_whole() -> None:
     *_, last = open_source(Camera(source=str(CLIP)), max_seconds=4.0)
     assert isinstance(last, Tick)
