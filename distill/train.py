@@ -158,7 +158,12 @@ def build_parser() -> argparse.ArgumentParser:
         "  distill-train distill/recipes/distilled.yaml --data ferplus --out runs/distilled \\\n"
         "    --teacher runs/teacher/best.pt --face face_recognition_sface_2021dec.onnx",
     )
-    p.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    p.add_argument(
+        "recipe",
+        type=Path,
+        metavar="RECIPE.yaml",
+        help="what to train, as distill/recipes has them",
+    )
     add_set_option(p)
     add_data_options(p, "ferplus")
     p.add_argument(

@@ -262,7 +262,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         dest="without_baselines",
         help=argparse.SUPPRESS,
     )
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="write the figures as one JSON object")
     args = p.parse_args(argv)
     if args.rounds < 1:
         raise UsageError("--rounds must be at least 1")

@@ -106,7 +106,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "python -m export.metadata edge/models",
         version=False,
     )
-    p.add_argument("bundle", type=Path, metavar="BUNDLE")
+    p.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that export-model wrote")
     out = p.parse_args(argv).bundle
     load_bundle(out)  # no stamp hides that a file is not what bundle.json says
     refuse_other_folders(out)

@@ -118,8 +118,8 @@ def _fill(
         )
     if np.log(temperature) < -1.99:
         cli.say(
-            f"the fitted temperature {temperature:.3g} is at the lower end of its range: nearly all of "
-            f"{int(voted.sum())} images of valid are read right; more, and harder ones, calibrate better"
+            f"the fitted temperature {temperature:.3g} is at the lower end of its range: nearly all "
+            f"of {int(voted.sum())} images of valid are read right; harder ones calibrate better"
         )
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
@@ -249,9 +249,14 @@ def run(argv: Sequence[str] | None = None) -> None:
         "export-model runs/student/best.pt --data ferplus --layout ferplus --out edge/models --test\n"
         "  export-model edge/models --data ferplus --layout ferplus --out plain --prior none",
     )
-    p.add_argument("source", type=Path, metavar="CHECKPOINT|BUNDLE")
+    p.add_argument(
+        "source",
+        type=Path,
+        metavar="CHECKPOINT|BUNDLE",
+        help="what distill-train or this command wrote",
+    )
     add_data_options(p)
-    p.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    p.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="the folder to write")
     p.add_argument(
         "--prior",
         metavar="fitted|log-prior|none|FILE.json",

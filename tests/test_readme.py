@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from edge.base import cli
 from edge.base.commands import MODULES
+from edge.flash import run as flash
+from edge.watch import run as watch
 from support.command import Done
 from support.paths import ROOT
 from support.patience import PATIENCE
@@ -97,6 +101,44 @@ def test_every_command_has_help_with_an_example_and_refuses_nonsense(
     assert "--version" in shown.out
     wrong = command(module(script), "--no-such-option")
     assert wrong.code == 2
+
+
+def own_commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser, and those of the commands within it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for made in action.choices.values():
+                yield from own_commands(made)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [(script, []) for script in sorted(MODULES)]
+    + [("edge-watch", [name]) for name in watch.COMMANDS]
+    + [("edge-flash", [name]) for name in flash.COMMANDS],
+    ids=lambda value: value if isinstance(value, str) else value[0] if value else "itself",
+)
+def test_every_option_says_what_it_is_and_its_default(
+    script: str, words: list[str], command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[argparse.ArgumentParser] = []
+    monkeypatch.setattr(
+        cli.Parser, "print_help", lambda self, file=None: shown.append(self), raising=True
+    )
+    assert command(module(script), *words, "--help").code == 0
+    for parser in own_commands(shown[0]):
+        assert parser.epilog, parser.prog
+        assert "exit codes: " in parser.epilog, parser.prog
+        text = " ".join(parser.format_help().split())
+        for action in parser._actions:
+            name = action.option_strings or action.dest
+            assert isinstance(action, argparse._SubParsersAction) or action.help, name
+            default = action.default
+            if action.help == argparse.SUPPRESS:
+                continue
+            if default and default != argparse.SUPPRESS and not isinstance(default, bool | list):
+                assert re.search(rf"default: [^)]*{re.escape(str(default))}", text), name
 
 
 def test_every_make_target_of_the_pages_exists() -> None:

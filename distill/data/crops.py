@@ -275,9 +275,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         "distill/README.md. Writes SPLIT.npy and SPLIT.csv; a killed run is resumed.",
         "edge-crops ferplus --layout ferplus --out crops",
     )
-    p.add_argument("data", type=Path, metavar="DATA")
-    p.add_argument("--layout", choices=LAYOUTS, required=True)
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("data", type=Path, metavar="DATA", help="the root of the data set")
+    p.add_argument("--layout", choices=LAYOUTS, required=True, help="how its folders lie")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the crops go")
     add_skip_option(p)
     p.add_argument("--bundle", type=Path, metavar="DIR", help="whose crop; default: the shipped")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")

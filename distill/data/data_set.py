@@ -106,7 +106,13 @@ def add_data_options(p: argparse.ArgumentParser, layout: str | None = None) -> N
     """Add the options that name a data set and where its crops are kept. layout: the default; without
     one the option must be given."""
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="the raw data set")
-    p.add_argument("--layout", choices=LAYOUTS, default=layout, required=layout is None)
+    p.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=layout,
+        required=layout is None,
+        help="how its folders lie",
+    )
     p.add_argument(
         "--cache",
         type=Path,

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "    --split valid --robustness --plots plots",
     )
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--bundle", type=Path, metavar="DIR")
+    what.add_argument("--bundle", type=Path, metavar="DIR", help="what export-model wrote")
     what.add_argument(
         "--checkpoint",
         type=Path,
@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
         "with a checkpoint or a bundle: all answer together",
     )
     add_data_options(p)
-    p.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    p.add_argument(
+        "--split", choices=("train", "valid", "test"), default="test", help="what is scored"
+    )
     p.add_argument("--precision", choices=("fp32", "int8"), default="int8", help="of a bundle")
     p.add_argument("--predictions", type=Path, metavar="out.csv", help="write the probabilities")
     p.add_argument("--json", type=Path, metavar="out.json", help="write the scores")
@@ -74,7 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--rooms", type=_positive, default=counts.ROOMS, metavar="N", help="of each kind"
     )
     p.add_argument(
-        "--room-sizes", type=_positive, nargs="+", default=counts.ROOM_SIZES, metavar="PEOPLE"
+        "--room-sizes",
+        type=_positive,
+        nargs="+",
+        default=counts.ROOM_SIZES,
+        metavar="PEOPLE",
+        help="people in a room",
     )
     p.add_argument("--seed", type=int, default=0, help="of the rooms")
     p.add_argument("--plots", type=Path, metavar="DIR", help="write them as PNG")

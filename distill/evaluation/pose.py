@@ -36,10 +36,18 @@ def build_parser() -> argparse.ArgumentParser:
         "Score a bundle by how far faces are turned.",
         "python -m distill.evaluation.pose --data ferplus --layout ferplus --split valid",
     )
-    p.add_argument("--bundle", type=Path, default=Path("edge/models"), metavar="DIR")
+    p.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path("edge/models"),
+        metavar="DIR",
+        help="what export-model wrote",
+    )
     add_data_options(p)
-    p.add_argument("--split", choices=("train", "valid", "test"), default="valid")
-    p.add_argument("--precision", choices=("fp32", "int8"), default="int8")
+    p.add_argument(
+        "--split", choices=("train", "valid", "test"), default="valid", help="what is scored"
+    )
+    p.add_argument("--precision", choices=("fp32", "int8"), default="int8", help="of the bundle")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     return p
 

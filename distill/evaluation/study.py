@@ -204,10 +204,16 @@ def run(argv: Sequence[str] | None = None) -> None:
         "distill-study distill/studies/ferplus.yaml --data ferplus --out runs \\\n"
         "    --dinov2 facebook/dinov2-small --face face_recognition_sface_2021dec.onnx",
     )
-    p.add_argument("study", type=Path, metavar="STUDY.yaml")
+    p.add_argument("study", type=Path, metavar="STUDY.yaml", help="the runs, and what they share")
     add_set_option(p)
     add_data_options(p, "ferplus")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder a run; what is there is kept",
+    )
     p.add_argument("--only", nargs="+", metavar="RUN", help="these runs alone")
     for name in ("--compile", "--allow-other-machine"):
         p.add_argument(name, action="store_true", help="as for distill-train")

@@ -113,7 +113,7 @@ class Commands:
         return self.overrides.pause is not None
 
     def kept(self) -> str:
-        """Say which commands of an earlier run hold beyond node.yaml and the command line; "" for none."""
+        """Say which commands of an earlier run hold, beyond what the settings say; "" for none."""
         w, parts = self.overrides, []
         if self.paused():
             parts.append(f"paused for {w.pause:g} s" if w.pause else "paused until resumed")

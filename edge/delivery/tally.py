@@ -74,9 +74,8 @@ class Tally:
     def _no_window(self, source: str, lasted: float) -> str:
         said = f"no whole window of {self.window_seconds:g} s in {source}"
         if lasted < SHORTEST_WINDOW_SECONDS:
-            return (
-                f"{said}, and the shortest window is {SHORTEST_WINDOW_SECONDS:g} s: give a longer one"
-            )
+            least = f"{SHORTEST_WINDOW_SECONDS:g} s"
+            return f"{said}, and the shortest window is {least}: give a longer one"
         # A third surely fits: a camera's windows begin at multiples of their length only.
         return f"{said}: give --window {max(1, int(min(lasted, self.window_seconds) / 3))}"
 

@@ -46,14 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, help=text, description=text, epilog=cli.EXIT_CODES, allow_abbrev=False
+            name,
+            help=text,
+            description=text,
+            epilog=cli.EXIT_CODES,
+            formatter_class=cli.Help,
+            allow_abbrev=False,
         )
         made.add_argument("folder", type=Path, metavar="DIR", help="the authority")
         return made
 
     def issues(made: argparse.ArgumentParser, out: str) -> None:
-        made.add_argument("--days", type=int, default=DAYS, help=f"of validity; {DAYS}")
-        made.add_argument("--out", type=Path, metavar="DIR", help=f"for the files; {out}")
+        made.add_argument("--days", type=int, default=DAYS, help="of validity")
+        made.add_argument("--out", type=Path, metavar="DIR", help=f"for the files; default: {out}")
         made.add_argument(
             "--renew",
             action="store_true",
@@ -61,12 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     init = command("init", "make the authority")
-    init.add_argument("--school", required=True, metavar="NAME")
-    init.add_argument(
-        "--days", type=int, default=AUTHORITY_DAYS, help=f"of validity; {AUTHORITY_DAYS}"
-    )
+    init.add_argument("--school", required=True, metavar="NAME", help="in the authority's own name")
+    init.add_argument("--days", type=int, default=AUTHORITY_DAYS, help="of validity")
     issue = command("issue", "a node's certificate: node.pem, node.key, ca.pem")
-    issue.add_argument("name", metavar="SITE/ROOM/NODE")
+    issue.add_argument("name", metavar="SITE/ROOM/NODE", help="the node's, as in its node.yaml")
     issues(issue, "certificates/SITE/ROOM/NODE")
     broker = command("broker", "the broker's: broker.pem, broker.key, ca.pem, revoked.pem")
     broker.add_argument("hosts", nargs="+", metavar="HOST", help="names and addresses of it")
@@ -79,7 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     issues(server, "certificates/NAME")
     revoke = command("revoke", "take back all certificates of a name, or one; writes revoked.pem")
-    revoke.add_argument("what", metavar="NAME|SERIAL|FILE.pem")
+    revoke.add_argument(
+        "what",
+        metavar="NAME|SERIAL|FILE.pem",
+        help="as `ca list` shows it, or a certificate's file",
+    )
     command("crl", "write revoked.pem, mosquitto's crlfile, again")
     command("list", "every certificate, and what ends soon")
     return p

@@ -108,14 +108,23 @@ def _settings_file(base: Path, row: Row, folder: Path) -> Path:
 def run(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-flash fleet",
-        "Make the images of a whole school from a table: site,room,name[,address,gateway,dns,broker,\n"
-        "camera]. What a row leaves empty is as in node.yaml; images that are there are kept.",
+        "Make the images of a whole school from a table with the columns site, room, name and, where\n"
+        "wanted, address, gateway, dns, broker, camera. What a row leaves empty is as in node.yaml;\n"
+        "images that are there are kept.",
         "edge-flash fleet nodes.csv --base jp62-orin-nano-sd.img --out images --node node.yaml \\\n"
         "    --ca school-ca --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
     )
-    p.add_argument("table", type=Path, metavar="nodes.csv")
-    p.add_argument("--base", type=Path, required=True, metavar="BASE.img")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument(
+        "table", type=Path, metavar="nodes.csv", help="a row a node, its first line the columns"
+    )
+    p.add_argument(
+        "--base",
+        type=Path,
+        required=True,
+        metavar="BASE.img",
+        help="JetPack's SD card image, unzipped",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the images")
     p.add_argument("--partition", default="APP", metavar="NAME", help="of the root file system")
     add_site_options(p)
     args = p.parse_args(argv)

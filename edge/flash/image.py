@@ -56,7 +56,7 @@ def add_address_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--address", metavar="IP/BITS", help="fixed, such as 192.0.2.20/24; default: DHCP"
     )
-    p.add_argument("--gateway", metavar="IP")
+    p.add_argument("--gateway", metavar="IP", help="of a fixed address")
     p.add_argument("--dns", action="append", default=[], metavar="IP", help="may be given twice")
 
 
@@ -162,7 +162,7 @@ def run_image(argv: Sequence[str] | None = None) -> None:
         "    --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
     )
     p.add_argument("base", type=Path, metavar="BASE.img", help="JetPack's SD card image, unzipped")
-    p.add_argument("--out", type=Path, required=True, metavar="NODE.img")
+    p.add_argument("--out", type=Path, required=True, metavar="NODE.img", help="the image to write")
     p.add_argument("--partition", default="APP", metavar="NAME", help="of the root file system")
     add_site_options(p)
     add_address_options(p)

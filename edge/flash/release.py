@@ -169,13 +169,28 @@ def build_parser() -> argparse.ArgumentParser:
         "  edge-flash release make --key keys/release.key --out /srv/edge --bundle bundle --serial 7",
     )
     commands = p.add_subparsers(dest="command", required=True, metavar="key|make")
-    k = commands.add_parser("key", help="make release.key and release.pub", allow_abbrev=False)
-    k.add_argument("folder", type=Path, metavar="DIR")
-    m = commands.add_parser("make", help="write a signed release", allow_abbrev=False)
-    m.add_argument("--key", type=Path, required=True, metavar="DIR/release.key")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=cli.EXIT_CODES,
+            formatter_class=cli.Help,
+            allow_abbrev=False,
+        )
+
+    k = add("key", "make release.key and release.pub")
+    k.add_argument("folder", type=Path, metavar="DIR", help="for both files")
+    m = add("make", "write a signed release")
+    m.add_argument(
+        "--key", type=Path, required=True, metavar="DIR/release.key", help="what signs it"
+    )
     m.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to serve")
     m.add_argument("--bundle", type=Path, metavar="DIR", help="what export-model wrote")
-    m.add_argument("--package", type=Path, metavar="edge-node_X_arm64.deb")
+    m.add_argument(
+        "--package", type=Path, metavar="edge-node_X_arm64.deb", help="what `make deb` left"
+    )
     m.add_argument("--serial", type=int, required=True, metavar="N", help="above the last one's")
     return p
 

@@ -27,7 +27,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         f"From a blank card to a publishing node.\n\n{listed}\n\nEach has its own --help.",
         "edge-flash image --help",
     )
-    p.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    p.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
     command, words = cli.split_command(argv, COMMANDS)
     if command is None:
         p.parse_args(words[:1])  # help, or an error

@@ -163,7 +163,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "use, and the one that this machine runs from; asks for the disk's name.",
         "edge-flash write aula-1.img /dev/sdb",
     )
-    p.add_argument("image", type=Path, metavar="NODE.img")
+    p.add_argument("image", type=Path, metavar="NODE.img", help="what `edge-flash image` made")
     p.add_argument("device", type=Path, metavar="DEVICE", help="the whole disk, such as /dev/sdb")
     p.add_argument("--yes", action="store_true", help="do not ask")
     args = p.parse_args(argv)

@@ -152,12 +152,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--bundle", type=Path, metavar="DIR", help="default: the shipped one")
     p.add_argument(
-        "--camera", default="test", metavar="SRC", help="video file or folder; default: a pattern"
+        "--camera",
+        default="test",
+        metavar="SRC",
+        help="video file or folder; default: test, a pattern",
     )
     p.add_argument("--faces", type=int, default=5, metavar="N", help="faces in the pattern")
     p.add_argument("--frames", type=int, default=320, metavar="N", help="pictures of the pattern")
     p.add_argument("--threads", type=int, metavar="N", help="cores for one network; default: 2")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="write the figures as one JSON object")
     return p
 
 

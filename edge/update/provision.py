@@ -256,7 +256,9 @@ def run(argv: Sequence[str] | None = None) -> None:
         "Make an installed node ready: network, engine, self-test, start. As root, by systemd.",
         "edge-provision --network",
     )
-    p.add_argument("--config", type=Path, default=SETTINGS, metavar="node.yaml")
+    p.add_argument(
+        "--config", type=Path, default=SETTINGS, metavar="node.yaml", help="the node's settings"
+    )
     p.add_argument(
         "--network", action="store_true", help="look up whom the node may speak to; no more"
     )

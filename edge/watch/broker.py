@@ -133,11 +133,17 @@ def run(argv: Sequence[str] | None = None) -> None:
         "its own topics, the server reads all, nobody else anything.",
         "edge-watch broker --out broker",
     )
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the files go; made where it is not",
+    )
     p.add_argument(
         "--folder", default="/etc/mosquitto/edge", metavar="DIR", help="of its files on the broker"
     )
-    p.add_argument("--port", type=int, default=8883)
+    p.add_argument("--port", type=int, default=8883, help="on which the broker listens")
     p.add_argument("--server", default="server", metavar="NAME", help="in its certificate")
     p.add_argument(
         "--home-assistant",

@@ -97,6 +97,13 @@ class Database:
         if not self.postgresql and not Path(file).is_file():
             raise UsageError(f"--record {file} does not exist; give the recorder's own")
 
+    def require_folder(self) -> None:
+        """Raise UsageError where SQLite's file would lie in a folder that does not exist: a slip of the
+        pen at the start of a recorder, which would wait for it for ever."""
+        file = Path(self._address.database or "")
+        if not self.postgresql and not file.parent.is_dir():
+            raise UsageError(f"--record {file}: there is no folder {file.parent}; make it first")
+
     def migrate(self, revision: str = "head") -> None:
         """Bring the tables up to this version. Raises StoreError."""
         if not self.postgresql:

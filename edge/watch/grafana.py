@@ -198,5 +198,5 @@ def _panel(number: int, title: str, query: str, name: str, source: Json) -> Json
 
 if __name__ == "__main__":
     asked = argparse.ArgumentParser(prog="python -m edge.watch.grafana", description=__doc__)
-    asked.add_argument("database", choices=list(DIALECTS))
+    asked.add_argument("database", choices=list(DIALECTS), help="what the recorder stores in")
     print(json.dumps(dashboard(asked.parse_args().database), indent=2))

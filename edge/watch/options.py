@@ -23,7 +23,9 @@ def credential_options(p: argparse.ArgumentParser) -> None:
         "--protocol", choices=("auto", "5", "3.1.1"), default="auto", help="the version of MQTT"
     )
     p.add_argument("--username", metavar="NAME", help="where the broker asks for one")
-    p.add_argument("--password-file", metavar="FILE")
+    p.add_argument(
+        "--password-file", metavar="FILE", help="its first line is the password of --username"
+    )
     p.add_argument("--ca", metavar="FILE", help="the site's authority, PEM")
     p.add_argument("--certificate", metavar="FILE", help="the server's own, PEM")
     p.add_argument("--key", metavar="FILE", help="of --certificate, PEM")

@@ -155,7 +155,13 @@ def run(argv: Sequence[str] | None = None) -> None:
         "edge-watch export --record school.sqlite --out parquet --since 2026-11-01",
     )
     p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the files go; made where it is not",
+    )
     p.add_argument("--csv", action="store_true", help="also a CSV file beside each of the folder's")
     p.add_argument("--since", metavar="YYYY-MM-DD", help="from that day on")
     args = p.parse_args(argv)

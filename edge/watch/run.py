@@ -80,7 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     share_options(p)
     p.add_argument("--client-id", metavar="NAME", help="of a recorder; each needs its own")
     home_assistant_option(p)
-    p.add_argument("--web", metavar="HOST:PORT", help="serve a page of the rooms")
+    p.add_argument(
+        "--web",
+        metavar="[HOST:]PORT",
+        help="serve a page of the rooms; on 127.0.0.1 alone where no HOST is given",
+    )
     p.add_argument(
         "--web-password-file",
         type=Path,

@@ -104,6 +104,7 @@ def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
     from edge.watch.store import Store
 
     store = Store(args.record)
+    store.require_folder()
     if args.keep_days is not None and not 0 < args.keep_days <= MOST_DAYS:
         raise UsageError(f"--keep-days must be above 0 and at most {MOST_DAYS}")
     place = hashlib.sha256(store.name.encode()).hexdigest()[:8]

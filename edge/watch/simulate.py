@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--wait", type=float, default=90.0, metavar="S", help="for a recorder at the end"
     )
     p.add_argument("--no-recorder", action="store_true", help="the broker's word is enough")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of the made-up counts")
     return p
 
 

@@ -320,7 +320,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("--config", type=Path, metavar="node.yaml", help="detector size, folders")
     p.add_argument("--engines", type=Path, metavar="DIR", help="instead of the state folder's")
-    p.add_argument("--json", action="store_true")
+    p.add_argument("--json", action="store_true", help="write the figures as one JSON object")
     args: argparse.Namespace = p.parse_args(argv)
     data: dict[str, Any] = read_yaml(args.config) if args.config else {}
     settings = validate(Settings, data, str(args.config) if args.config else "settings")

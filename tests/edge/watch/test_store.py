@@ -19,6 +19,7 @@ from edge.watch.database import StoreError
 from edge.watch.messages import Message
 from edge.watch.store import Store, _row
 from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
+from support.command import Done
 from support.examples import examples
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
 from support.paths import ROOT
@@ -400,6 +401,14 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(StoreError) as caught:
             Store(url).migrate()
         assert not caught.value.refused
+
+
+def test_a_recorder_does_not_wait_for_a_folder_that_nobody_made(
+    command: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = command("edge.watch.run", "--record", tmp_path / "absent" / "x.sqlite")
+    assert done.code == 2
+    assert f"there is no folder {tmp_path / 'absent'}; make it first" in done.last
 
 
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
