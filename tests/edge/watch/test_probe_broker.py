@@ -13,13 +13,17 @@ from edge.watch.broker_trials import Bench, Finding, Trait
 from edge.watch.probe_broker import HARMLESS, MISSING, Incomplete, consequences, run
 from fakes.broker import REFUSED, Habits, StubBroker
 from support.brokers import Mosquitto, school_broker
+from support.patience import PATIENCE
 
 pytestmark = pytest.mark.slow  # each trial waits for what does not come
 
 ALL = set(Trait)
+SHORT_SECONDS = 1.0  # for what does not come; what does may need a while on a busy machine
 
 
-def tried(habits: Habits, members: int = 2, patience: float = 0.3) -> dict[Trait, Finding]:
+def tried(
+    habits: Habits, members: int = 2, patience: float = SHORT_SECONDS
+) -> dict[Trait, Finding]:
     with StubBroker(habits, members) as broker:
         found = Bench([Broker(url=url) for url in broker.urls], patience).run()
         assert not broker._retained, "what was retained is deleted"
@@ -33,7 +37,7 @@ def no_long_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cluster_that_does_all_lacks_nothing() -> None:
-    found = tried(Habits())
+    found = tried(Habits(), patience=PATIENCE)
     assert {trait for trait, finding in found.items() if finding.works} == ALL
     assert found[Trait.SHARED].detail == "yes, 20 and 20 of 40"
     assert consequences(list(found.values())) == []
@@ -100,7 +104,7 @@ def test_a_broker_of_one_address_is_tried_with_two_connections(
 def test_what_the_kit_cannot_do_there_is_exit_code_3_and_what_is_harmless_is_0(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.watch.broker_trials._Bench.__init__.__defaults__", (0.3,))
+    monkeypatch.setattr("edge.watch.broker_trials._Bench.__init__.__defaults__", (SHORT_SECONDS,))
     with (
         StubBroker(Habits(share="deaf")) as broker,
         pytest.raises(Incomplete, match=r"will not work there: \$share"),
@@ -122,7 +126,8 @@ def test_no_connection_and_no_address_are_one_line_each() -> None:
 
 @pytest.mark.parametrize(("share", "works"), [("halves", True), ("deaf", False), ("close", False)])
 def test_sharing_is_proven_before_it_is_trusted(share: str, works: bool) -> None:
-    assert tried(Habits(share=share), members=1)[Trait.SHARED].works is works
+    patience = PATIENCE if works else SHORT_SECONDS
+    assert tried(Habits(share=share), 1, patience)[Trait.SHARED].works is works
 
 
 @pytest.mark.broker
