@@ -76,6 +76,21 @@ def list_images(data: Path, layout: str, train_on_all: bool = False) -> Listing:
     """
     if not data.is_dir():
         raise DataError(f"{data} is not a folder; give the root of the data set")
+    walk = _walked(data, layout, train_on_all)
+    images = {split: sorted(walk.images[split]) for split in SPLITS if walk.images[split]}
+    if not images and not walk.bad:
+        lies = f"; {walk.summary()}" if walk.left_out else ""
+        others = (name for name in LAYOUTS if name != layout)
+        met = [name for name in others if any(_walked(data, name).images.values())]
+        wanted = f"give --layout {' or '.join(met)}, or " if met else ""
+        raise DataError(
+            f"{data} holds no images in the layout '{layout}'{lies}; {wanted}see 'Data layouts' in "
+            f"distill/README.md"
+        )
+    return Listing(images, dict(walk.left_out), walk.bad)
+
+
+def _walked(data: Path, layout: str, train_on_all: bool = False) -> _Walk:
     walk = _Walk(data)
     if layout in ("ferplus", "fer2013"):  # the same images under other labels
         for split in SPLITS:
@@ -86,14 +101,7 @@ def list_images(data: Path, layout: str, train_on_all: bool = False) -> Listing:
         _list_rafdb(walk, data, train_on_all)
     else:
         _list_folders(walk, data)
-    images = {split: sorted(walk.images[split]) for split in SPLITS if walk.images[split]}
-    if not images and not walk.bad:
-        lies = f"; {walk.summary()}" if walk.left_out else ""
-        raise DataError(
-            f"{data} holds no images in the layout '{layout}'{lies}; see 'Data layouts' in "
-            f"distill/README.md"
-        )
-    return Listing(images, dict(walk.left_out), walk.bad)
+    return walk
 
 
 def pictures_below(folder: Path) -> Iterator[Path]:

@@ -137,10 +137,11 @@ class Trainer:
         """Describe the run in one line, before its first epoch of this call."""
         process, t = self.process, self.recipe.training
         weights = sum(p.numel() for p in self._trainable())
+        left = f"epochs {first}..{t.epochs - 1}" if first < t.epochs else "no epoch is left"
         return (
-            f"{len(self.setup.examples)} images, {self.steps} steps an epoch, epochs "
-            f"{first}..{t.epochs - 1}, {weights / 1e6:.2f} M weights, {process.world} x "
-            f"{process.device}, {'bf16' if self._bf16 else 'fp32'}, {torch.get_num_threads()} threads"
+            f"{len(self.setup.examples)} images, {self.steps} steps an epoch, {left}, "
+            f"{weights / 1e6:.2f} M weights, {process.world} x {process.device}, "
+            f"{'bf16' if self._bf16 else 'fp32'}, {torch.get_num_threads()} threads"
         )
 
     def learning_rate(self, epoch: int) -> float:

@@ -159,6 +159,12 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         text = f"'{path}' {first['ctx']['error']}" if path else str(first["ctx"]["error"])
     elif first["type"] == "missing":
         text = f"'{path}' is missing"
+    elif first["type"] in ("model_type", "dataclass_type"):
+        within = [name for name in known_paths(model) if name.startswith(f"{path}.")]
+        example = f", such as '{within[0]}'" if within else ""
+        text = f"'{path}' is a section: its settings go below it{example}"
+    elif first["type"] in ("list_type", "tuple_type"):
+        text = f"'{path}' wants a list: write it in brackets, [...]"
     elif first["type"] == "string_type" and (hint := _not_text(first["input"])):
         text = f"'{path}' {hint}"
     else:

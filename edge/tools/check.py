@@ -17,6 +17,7 @@ from edge.base import schedule
 from edge.base.addresses import shown
 from edge.base.clock import clock_synced, offset, plausible, rfc3339
 from edge.base.errors import EdgeError, SourceError
+from edge.base.jetson import nvidia_driver
 from edge.base.schedule import Schedule
 from edge.delivery.connection import probe
 from edge.delivery.messages import PREFIX
@@ -170,8 +171,13 @@ def _aim(settings: Settings, detector: Detector, seconds: float, stop: threading
 
 
 def _where(opened: Opened) -> str:
-    why = f" (no TensorRT: {opened.fallback})" if opened.fallback else ""
-    return f"{opened.backend.name} {opened.precision}{why}"
+    return f"{opened.backend.name} {opened.precision}"
+
+
+def _say_fallback(opened: Opened) -> None:
+    # Without NVIDIA's driver nobody expects it, and the reasons would read as a fault.
+    if opened.fallback and nvidia_driver():
+        print(f"     no TensorRT: {opened.fallback}", flush=True)
 
 
 def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
@@ -188,6 +194,7 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
     try:
         bundle, student = open_student(settings)
         part("student", f"{_where(student)}, {len(bundle.labels)} labels, known answers right")
+        _say_fallback(student)
         student.backend.close()
     except EdgeError as error:
         fault("student", error)
@@ -200,6 +207,7 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
             raise EdgeError(f"found {found} faces in the test portrait instead of 1; reinstall")
         size = detector.size if settings.detector.width else "size auto"
         part("detector", f"{_where(opened)}, {size}")
+        _say_fallback(opened)
     except EdgeError as error:
         fault("detector", error)
     if settings.broker.url == "-":

@@ -56,7 +56,7 @@ def test_a_setting_has_the_type_that_its_field_asks_for(
         ("training.epochs=0", "greater than or equal to 1"),
         ("training.epochs=", "'training.epochs' input should be a valid integer"),
         ("training.learning_rate=nan", "'training.learning_rate' input should be a finite number"),
-        ("training=3", "'training' input should be"),
+        ("training=3", "'training' is a section"),
         ("training.epochs=[", "is not valid YAML"),
         ("student.heads=3", "must be a multiple of heads 3"),
         ("student.pool=max", "'student.pool' input should be 'mean' or 'queries'"),

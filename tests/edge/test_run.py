@@ -279,6 +279,15 @@ def test_check_prints_a_line_a_part_and_stores_nothing(command: Command, tmp_pat
     assert "2 of the checks failed: broker, camera" in done.last
 
 
+@pytest.mark.parametrize("driver", [False, True])
+def test_check_says_why_not_tensorrt_where_it_is_to_be_expected(
+    command: Command, monkeypatch: pytest.MonkeyPatch, driver: bool
+) -> None:
+    monkeypatch.setattr("edge.tools.check.nvidia_driver", lambda: driver)
+    done = command("edge.run", "--check", "--camera", CLIP, "--max-seconds", 1)
+    assert ("     no TensorRT: " in done.out) is driver
+
+
 @pytest.mark.slow
 def test_check_looks_only_where_and_when_the_node_may(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

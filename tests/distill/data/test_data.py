@@ -74,8 +74,12 @@ def test_missing_files_rows_and_images_are_named_before_a_picture_is_opened(tmp_
         opened(root, "ferplus", needs=["valid"])
     with pytest.raises(DataError, match="is not a folder"):
         list_images(tmp_path / "absent", "ferplus")
-    with pytest.raises(DataError, match="holds no images in the layout 'rafdb'"):
+    found = r"holds no images in the layout 'rafdb'.*; give --layout ferplus or fer2013, or see"
+    with pytest.raises(DataError, match=found):
         list_images(root, "rafdb")
+    draw(tmp_path / "own" / "train" / "calm" / "a.png")
+    with pytest.raises(DataError, match="give --layout folders, or see 'Data layouts'"):
+        list_images(tmp_path / "own", "ferplus")
 
 
 def test_soft_targets_are_the_eight_votes_over_their_sum(tmp_path: Path) -> None:
