@@ -42,7 +42,7 @@ def floor_of(room: str) -> str:
     return "-".join(words)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=32_768)  # above the nodes that are held: less would be forgotten in turn
 def place_of(node: str) -> Place:
     """Take a node's name, site/room/node, apart."""
     site, _, rest = node.partition("/")

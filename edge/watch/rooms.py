@@ -6,15 +6,15 @@ message held, so that no view has to expect anything else.
 
 from __future__ import annotations
 
-import copy
 import heapq
 import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from edge.base.clock import parse_rfc3339
@@ -100,6 +100,9 @@ class Room:
         return now - max(heard, self.known) > GONE
 
 
+_facts = attrgetter(*(field.name for field in fields(Room)))
+
+
 class Rooms:
     """Every node by its name; written by the receiver's thread, read by others through `snapshot`."""
 
@@ -132,7 +135,8 @@ class Rooms:
     def snapshot(self) -> list[Room]:
         """Copy the rooms as they stand, by name."""
         with self.lock:
-            found = [copy.copy(room) for room in self.rooms.values()]
+            # `copy.copy` takes several times as long, and there may be thousands.
+            found = [Room(*_facts(room)) for room in self.rooms.values()]
         return sorted(found, key=lambda room: room.node)
 
     def trouble(self, room: Room, now: datetime) -> bool:

@@ -51,28 +51,30 @@ def sum_up(rooms: Rooms, found: Iterable[Room], now: datetime) -> dict[str, Scho
                 rooms=0, online=0, people=None, hidden=0, trouble=0, unsynced=0, off=0, gone=0,
                 retired=0,
             )  # fmt: skip
-        _add(one, rooms, room, now)
-        shown = room.shown
-        if shown is not None and shown.people is not None and room.present(now):
-            people[site] += shown.people
+        shown = _add(one, rooms, room, now)
+        if shown is not None:
+            people[site] += shown
             one["people"] = round(people[site])
     return dict(sorted(sums.items()))
 
 
-def _add(one: SchoolNow, rooms: Rooms, room: Room, now: datetime) -> None:
+def _add(one: SchoolNow, rooms: Rooms, room: Room, now: datetime) -> float | None:
+    """Add a room to its school's sums; returns the people that it shows."""
     present, shown = room.present(now), room.shown
     one["hidden"] += present and shown is not None and shown.hidden is not None
+    online = room.state(now) == "online"  # then it is neither gone nor off nor in trouble
     if room.node in rooms.retired:
         one["retired"] += 1
-    elif room.gone(now):
+    elif not online and room.gone(now):
         one["gone"] += 1
-    elif rooms.off(room, now):
+    elif not online and rooms.off(room, now):
         one["off"] += 1
     else:
         one["rooms"] += 1
-        one["online"] += room.state(now) == "online"
-        one["trouble"] += rooms.trouble(room, now)
+        one["online"] += online
+        one["trouble"] += not online and rooms.trouble(room, now)
         one["unsynced"] += present and shown is not None and shown.clock_synced is False
+    return shown.people if present and shown is not None else None
 
 
 class Watchers:
