@@ -14,6 +14,7 @@ from typing import Any
 
 Json = dict[str, Any]
 NODES = "node IN (${node:sqlstring})"
+LONG = "People by expression over days, weeks and years"
 NOW = {"from": "now-6h", "to": "now"}
 
 
@@ -77,6 +78,20 @@ def queries(d: Dialect) -> dict[str, str]:
         "GROUP BY whole.time, label ORDER BY 1, 2"
     )
 
+    # Of the recorder's sums of quarters of an hour, each site by itself, then added up over the sites.
+    step, sums = f"{d.group.format('at')} AS time", "place IN (${site:sqlstring}) AND seconds > 0"
+    quarters = f"{d.between.format('at')} AND {sums}"
+    long = (
+        f"WITH whole AS (SELECT {step}, place, sum(shown / seconds) AS weight FROM slices "
+        f"WHERE {quarters} GROUP BY 1, 2), "
+        f"parts AS (SELECT {step}, place, one.key AS label, "
+        "sum(CAST(one.value AS double precision) * shown / seconds) AS amount "
+        f"FROM slices, {d.entries.format('people')} AS one WHERE {quarters} GROUP BY 1, 2, 3) "
+        "SELECT whole.time AS time, label AS metric, sum(amount / weight) AS people FROM parts "
+        "JOIN whole ON whole.time = parts.time AND whole.place = parts.place "
+        "GROUP BY whole.time, label ORDER BY 1, 2"
+    )
+
     def share(of: str, name: str) -> str:
         return (
             f"SELECT {bucket}, sum(CASE WHEN {of} THEN {d.length} ELSE 0 END) / sum({d.length}) "
@@ -86,6 +101,7 @@ def queries(d: Dialect) -> dict[str, str]:
     last = "row_number() OVER (PARTITION BY node ORDER BY {0} DESC) AS place"
     return {
         "People by expression": people,
+        LONG: long,
         "Time with suppressed small groups": share("suppressed", "suppressed"),
         "Time with nothing seen": share("faces_mean IS NULL AND NOT suppressed", "unseen"),
         "Last reading of each room": (
@@ -115,6 +131,7 @@ def queries(d: Dialect) -> dict[str, str]:
 # title: kind of panel, unit, x, y, width, height of Grafana's grid of 24 columns.
 PANELS: dict[str, tuple[str, str, int, int, int, int]] = {
     "People by expression": ("timeseries", "none", 0, 0, 24, 10),
+    LONG: ("timeseries", "none", 0, 31, 24, 10),
     "Time with suppressed small groups": ("timeseries", "percentunit", 0, 10, 12, 6),
     "Time with nothing seen": ("timeseries", "percentunit", 12, 10, 12, 6),
     "Last reading of each room": ("table", "none", 0, 16, 12, 8),
@@ -181,11 +198,14 @@ def _panel(number: int, title: str, query: str, name: str, source: Json) -> Json
         shape = "time_series" if kind == "timeseries" else "table"
         target = {"rawSql": query, "rawQuery": True, "editorMode": "code", "format": shape}
     drawn: Json = {"unit": unit, "min": 0} if unit != "celsius" else {"unit": unit}
-    if title == "People by expression":
+    if title in ("People by expression", LONG):
         drawn["custom"] = {"fillOpacity": 60, "stacking": {"mode": "normal", "group": "A"}}
     if unit == "percentunit":
         drawn |= {"max": 1}
+    # Below a quarter of an hour there is no sum.
+    least = {"interval": "15m"} if title == LONG else {}
     return {
+        **least,
         "id": number,
         "title": title,
         "type": kind,

@@ -1,7 +1,7 @@
-"""Quarters of an hour of every room, site and of the school, made once of what a recorder stored, so
-that days and weeks are drawn without reading every window again.
+"""Quarters of an hour of every room, site and of the school, summed of what a recorder stored, so that
+days, weeks and years are drawn without reading every window again.
 
-What the recorder stores or deletes later of a quarter takes its sums back; they are made again.
+They stay as long as the readings. What is stored of a quarter later, or deleted, has it summed again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from edge.watch.minutes import Minute
 from edge.watch.progress import STEP
 from edge.watch.quarters import QUARTER, SLICES_LOCK, quarter_of
 from edge.watch.rooms import possible, stored_window
-from edge.watch.tables import COUNTS, SLICES
+from edge.watch.tables import COUNTS, SLICES, STALE
 
-KEEP = timedelta(days=29)
+MOST = 200  # quarters of one question: what is over meanwhile should not wait for years
 GRACE = timedelta(minutes=2)  # after its end, for what is on its way
 
 
@@ -83,26 +83,15 @@ class History(Database):
     """The sums of quarters, in the recorder's database; for one thread."""
 
     def pending(self, now: datetime) -> list[datetime]:
-        """List the quarters that are over and have no sums yet, the newest first. Raises StoreError."""
-        last, oldest = quarter_of(now - GRACE) - QUARTER, quarter_of(now - KEEP)
+        """List quarters that are over and want to be summed, at most MOST of them, the newest first.
+        Raises StoreError."""
+        last = quarter_of(now - GRACE) - QUARTER
+        question = sa.select(STALE.c.at).where(STALE.c.at <= last).order_by(STALE.c.at.desc())
         with self.transaction(reading=True) as db:
-            first = db.execute(
-                sa.select(sa.func.min(COUNTS.c.start, type_=COUNTS.c.start.type)).where(
-                    COUNTS.c.start >= oldest
-                )
-            ).scalar()
-            done = set(
-                db.execute(
-                    sa.select(SLICES.c.at).where(SLICES.c.place == "", SLICES.c.at >= oldest)
-                ).scalars()
-            )
-        if first is None:
-            return []
-        steps = (last - quarter_of(first)) // QUARTER + 1
-        return [at for at in (last - i * QUARTER for i in range(max(0, steps))) if at not in done]
+            return list(db.execute(question.limit(MOST)).scalars())
 
     def summarise(self, at: datetime) -> None:
-        """Make the sums of a quarter. Raises StoreError."""
+        """Make the sums of a quarter, unless another recorder just did. Raises StoreError."""
         names = ("node", "log", "seq", "start", "end", "faces_mean", "suppressed", "person_seconds")
         columns = [COUNTS.c[name] for name in names]
         question = sa.select(*columns).where(COUNTS.c.start >= at, COUNTS.c.start < at + QUARTER)
@@ -110,6 +99,8 @@ class History(Database):
         with self.transaction() as db:
             if self.postgresql:
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(SLICES_LOCK)))
+            if not db.execute(sa.delete(STALE).where(STALE.c.at == at)).rowcount:
+                return
             rows = db.execute(question.execution_options(yield_per=STEP))
             for row in rows.mappings():
                 window = stored_window(row)
@@ -124,12 +115,8 @@ class History(Database):
                 for place, s in by_place(nodes).items()
             ]  # fmt: skip
             db.execute(sa.delete(SLICES).where(SLICES.c.at == at))
-            db.execute(sa.insert(SLICES), made)
-
-    def forget(self, now: datetime) -> None:
-        """Delete sums that are older than what a page shows. Raises StoreError."""
-        with self.transaction() as db:
-            db.execute(sa.delete(SLICES).where(SLICES.c.at < quarter_of(now - KEEP)))
+            if nodes:
+                db.execute(sa.insert(SLICES), made)
 
     def slices(self, place: str, first: datetime, end: datetime) -> dict[datetime, Slice]:
         """Return a place's sums by the beginning of their quarter. Raises StoreError."""

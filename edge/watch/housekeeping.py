@@ -1,5 +1,5 @@
-"""What the page does beside serving, where a recorder keeps a database: sums of quarters of an hour for
-days and weeks, what each room is used to, and which rooms are retired."""
+"""What a recorder does beside storing: sums of quarters of an hour for days and weeks; and for a page,
+what each room is used to, and which rooms are retired."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from edge.base.clock import utc_now
 from edge.watch.database import StoreError
 from edge.watch.habits import OLDEST
-from edge.watch.history import History
+from edge.watch.history import MOST, History
 from edge.watch.retire import Retired
 from edge.watch.rooms import Rooms
 
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 RETIRED_SECONDS = 2.0
 TURNS_BETWEEN_SUMS = 30  # of RETIRED_SECONDS
-TURNS_BETWEEN_DELETIONS = 1800
 
 
 class Housekeeper(threading.Thread):
@@ -52,22 +51,24 @@ class Housekeeper(threading.Thread):
     def turn(self) -> None:
         """Do what is due. Raises StoreError."""
         self._rooms.retired = self._retired.nodes()
-        turn, self._turn = self._turn, self._turn + 1
-        if turn % TURNS_BETWEEN_SUMS == 0:
-            self._sum_up()
-        if turn % TURNS_BETWEEN_DELETIONS == 0:
-            self._history.forget(self._clock())
+        self._turn -= 1
+        if self._turn < 0:
+            more = self._sum_up()
+            self._turn = 0 if more else TURNS_BETWEEN_SUMS
 
-    def _sum_up(self) -> None:
+    def _sum_up(self) -> bool:
+        """Returns whether there is more to sum up."""
         # A fortnight first: what a room is used to is wanted before old weeks are.
         pending, since = self._history.pending(self._clock()), self._clock() - OLDEST
         for at in pending:
             if at < since:
                 self._learn(since)
             if self._stop_event.is_set():
-                return
+                return False
             self._history.summarise(at)
-        self._learn(since)
+        if len(pending) < MOST:
+            self._learn(since)
+        return len(pending) == MOST
 
     def _learn(self, since: datetime) -> None:
         if self._learned:

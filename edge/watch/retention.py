@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from edge.watch.partitions import after, drop, lock_over
 from edge.watch.progress import tombstone
-from edge.watch.tables import COUNTS, HEALTH, LOGS, RETIRED, SLICES, STATUSES, UtcTime
+from edge.watch.quarters import forget_sums
+from edge.watch.tables import COUNTS, HEALTH, LOGS, RETIRED, STATUSES, UtcTime
 
 MOST_DAYS = 36_500
 
@@ -25,14 +26,12 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
     nodes = _nodes(db, place) if place else None
     for table in (HEALTH, STATUSES):
         db.execute(sa.delete(table).where(_selection(table, table.c.received, before, nodes)))
-    # Sums of many rooms hold those of this one: all of that time are made again of what is left.
-    stale = sa.true() if before is None else SLICES.c.at < before
-    db.execute(sa.delete(SLICES).where(stale))
     start, end, received = COUNTS.c.start, COUNTS.c.end, COUNTS.c.received
     if before is None:
         db.execute(sa.delete(RETIRED).where(of_place(RETIRED, place)))
         gone = _delete_readings(db, _selection(COUNTS, None, None, nodes))
         _bury(db, place)
+        forget_sums(db, None, now, nodes)
         return gone
     # Both by the index on start: a window ends after it starts.
     old = sa.and_(start < before, _selection(COUNTS, end, before, nodes))
@@ -40,7 +39,10 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
     gone = 0
     if db.dialect.name == "postgresql" and not place:
         gone = _drop_months(db, before)
-    return gone + _delete_readings(db, old) + _delete_readings(db, ahead, now)
+    gone += _delete_readings(db, old) + _delete_readings(db, ahead, now)
+    # Last, since who makes sums waits for it, and who writes readings comes with the logs' rows first.
+    forget_sums(db, before, now, nodes)
+    return gone
 
 
 def _drop_months(db: sa.Connection, before: datetime) -> int:

@@ -237,6 +237,7 @@ def watch(
     patient, memory = bool(args.record or args.web), default_state() / MEMORY_FILE
     receiver = Receiver(settings, router.take, keep, patient, memory, router.share.sites)
     if store is not None:
+        from edge.watch.housekeeping import Housekeeper
         from edge.watch.lease import Leases
         from edge.watch.record import Recorder
 
@@ -249,6 +250,7 @@ def watch(
         # Else it looks through all libraries' objects again and again: a quarter of a reading's cost.
         gc.freeze()
         gc.set_threshold(20_000)
+        Housekeeper(args.record, router.rooms, router.stop).start()
     server = open_page(args, router, receiver, store) if args.web else None
     metrics = None
     if args.metrics:
@@ -314,7 +316,6 @@ def open_page(
 ) -> Server:
     """Serve the page, with what the store holds. Raises UsageError or EdgeError."""
     from edge.watch.history import History
-    from edge.watch.housekeeping import Housekeeper
     from edge.watch.web import Server, parse_address
 
     password = read_password(args.web_password_file, "--web-password-file")
@@ -332,7 +333,6 @@ def open_page(
     server.start()
     if store is not None:
         remember(router, store)
-        Housekeeper(args.record, router.rooms, router.stop).start()
     print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     return server
 

@@ -25,7 +25,7 @@ from edge.watch.database import Database
 from edge.watch.messages import Message
 from edge.watch.partitions import Months
 from edge.watch.progress import STEP, Log, Progress, advance, lock, numbered, write_progress
-from edge.watch.quarters import take_back
+from edge.watch.quarters import mark
 from edge.watch.retention import delete_messages
 from edge.watch.tables import APART, COUNTS, DERIVED, HEALTH, LOGS, RETIRED, STATUSES
 
@@ -89,7 +89,8 @@ class Store(Database):
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
             logs = lock(db, keys, self._insert(LOGS), self._made)
             fresh = _write_counts(db, rows, logs, written)
-            take_back(db, (row["start"] for row in rows), self.postgresql)
+            if written.new:
+                mark(db, (row["start"] for row in rows))
             for health in healths:
                 logs[health.node, health.log].lacks_below(health.outbox_first)
             advance(db, logs, fresh)

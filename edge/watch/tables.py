@@ -168,3 +168,6 @@ SLICES = sa.Table(
     sa.Column("unseen", sa.Float),
     sa.Column("people", sa.JSON),
 )
+
+# Quarters whose sums are not of what is stored now.
+STALE = sa.Table("stale", METADATA, sa.Column("at", UtcTime, primary_key=True))

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import MESSAGES, schema_of
-from edge.watch.grafana import DIALECTS, PANELS, dashboard
+from edge.watch.grafana import DIALECTS, LONG, PANELS, dashboard
+from edge.watch.history import History
 from edge.watch.store import Store
 from support.dashboards import STEP, choice, query_of, told
 from support.heard import NODE, NOON, counts, heard, raw, small
@@ -76,6 +77,23 @@ def test_people_are_averaged_over_a_node_and_added_up_over_nodes(store: Store) -
     assert asked(store, "People by expression", [OTHER]) == [], "a small group adds nothing"
 
 
+def test_days_to_years_come_from_the_recorders_sums(store: Store, database: str) -> None:
+    """Of the school a room of six people and one of a small group; what nobody saw adds nothing."""
+    assert asked(store, LONG, ALL, ["school", "south"]) == []
+    more = [heard(counts(n, SOUTH, NOON + 10 * n * SECOND, log="3")) for n in range(12, 90)]
+    store.write(more, NOON)
+    history = History(database)
+    for at in history.pending(NOON + timedelta(hours=1)):
+        history.summarise(at)
+    history.close()
+    for sites, calm in ((["school"], 4.0), (["school", "south"], 8.0)):
+        (row,) = (r for r in asked(store, LONG, [], sites) if r["metric"] == "calm")
+        assert float(row["time"]) == NOON.timestamp()
+        assert row["people"] == pytest.approx(calm, abs=1e-3)
+    (panel,) = (p for p in dashboard("postgresql")["panels"] if p["title"] == LONG)
+    assert panel["interval"] == "15m"
+
+
 def test_time_that_is_suppressed_or_unseen_is_a_share(store: Store) -> None:
     for title, name in (
         ("Time with suppressed small groups", "suppressed"),
@@ -105,7 +123,7 @@ def test_temperature_and_what_waits(store: Store) -> None:
 
 def test_every_moment_is_one_that_grafana_reads(store: Store) -> None:
     for title in PANELS:
-        for row in asked(store, title, ALL):
+        for row in asked(store, title, ALL, ["school", "south"]):
             at = row["time"]
             seconds = at.timestamp() if isinstance(at, datetime) else float(at)
             assert abs(seconds - NOON.timestamp()) <= 180, title
