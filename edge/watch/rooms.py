@@ -132,11 +132,11 @@ class Rooms:
                     self._labels.append(REST)
             return list(self._labels)
 
-    def snapshot(self) -> list[Room]:
-        """Copy the rooms as they stand, by name."""
+    def snapshot(self, inside: tuple[str, ...] = ("",)) -> list[Room]:
+        """Copy the rooms as they stand, by name. inside: how their names begin."""
         with self.lock:
             # `copy.copy` takes several times as long, and there may be thousands.
-            found = [Room(*_facts(room)) for room in self.rooms.values()]
+            found = [Room(*_facts(r)) for n, r in self.rooms.items() if n.startswith(inside)]
         return sorted(found, key=lambda room: room.node)
 
     def trouble(self, room: Room, now: datetime) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from edge.watch.rooms import Room, Rooms
 
 FEW_ROOMS = 250  # up to here a page is sent every room
 MOST_OPENED = 20  # schools by one page
+LATEST = 8  # feeds that are kept though nobody may watch them
 EVENT_SECONDS = 1.0
 # What may change in a second, so that a browser's minute stays below 60 kB whatever is opened: windows
 # of ten seconds give each room a change of 32 bytes, compressed, in ten, and each school's sums one
@@ -86,8 +87,10 @@ class Watchers:
         """broker: describes the connection to it."""
         self._rooms, self._broker, self._clock = rooms, broker, clock
         self._lock = threading.Lock()
-        # Held by those who watch alone: a feed that nobody has is forgotten with its changes.
+        # A feed is held by those who watch, and forgotten with its changes when nobody does and others
+        # came after it. Who asks for a state again and again has it made no oftener than who watches.
         self._feeds: WeakValueDictionary[frozenset[str], Feed] = WeakValueDictionary()
+        self._latest: deque[Feed] = deque(maxlen=LATEST)
         self._sums_lock = threading.Lock()
         self._sums: tuple[float, dict[str, Any]] | None = None
 
@@ -101,6 +104,7 @@ class Watchers:
             found = self._feeds.get(key)
             if found is None:
                 found = self._feeds[key] = Feed(lambda: self.state(key), pace)
+                self._latest.append(found)
             return found
 
     def state(self, opened: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -111,11 +115,7 @@ class Watchers:
             few = view.state(self._rooms, self._broker(), now)
             return shrink(few, now.timestamp())
         inside = tuple(f"{site}/" for site in opened)
-        shown = [
-            view.room_now(self._rooms, room, now)
-            for room in self._rooms.snapshot()
-            if inside and room.node.startswith(inside)
-        ]
+        shown = [view.room_now(self._rooms, room, now) for room in self._rooms.snapshot(inside)]
         rooms = {room["node"]: shrink_room(room) for room in shown}
         return {**self._whole(now), "rooms": rooms, "now": int(now.timestamp())}
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from edge.base.clock import utc_now
 from edge.watch.feed import Feed, difference
 from edge.watch.places import place_of
 from edge.watch.rooms import MOST_REMEMBERED, Rooms
-from edge.watch.schools import FEW_ROOMS, MOST_OPENED, Watchers, pace, sum_up
+from edge.watch.schools import FEW_ROOMS, LATEST, MOST_OPENED, Watchers, pace, sum_up
 from edge.watch.web import PageAddress, Server
 from support.brokers import free_port
 from support.fetch import get
@@ -148,8 +149,26 @@ def test_what_is_asked_for_makes_no_more_than_there_is() -> None:
     )
     every = watchers.feed([f"school-{i:03}" for i in range(25)])
     assert len(json.loads(every.since(None)[1][0])["rooms"]) == 40 * MOST_OPENED
+    for i in range(3 * LATEST):
+        watchers.feed([f"school-{i:03}"])
     gc.collect()
-    assert len(watchers._feeds) == 2, "held by who watches alone"
+    assert len(watchers._feeds) == LATEST + 2, "and those that are watched"
+    assert watchers.feed([]) is own
+
+
+@pytest.mark.parametrize("opened", [[], ["school-001"]])
+def test_who_asks_again_and_again_has_no_state_made_for_it(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    district = District(1000, 1)
+    watchers, made = watched(district), []
+    make = watchers.state
+    monkeypatch.setattr(watchers, "state", lambda key: made.append(key) or make(key))
+    for _ in range(20):
+        gc.collect()
+        with mock.patch("edge.watch.feed.time", mock.Mock(monotonic=lambda: 5.0)):
+            watchers.feed(opened).since(None)
+    assert len(made) == 1
 
 
 def test_what_many_rooms_remember_is_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
