@@ -93,6 +93,23 @@ def export(args: argparse.Namespace) -> None:
     print(f"bundle written to {args.out}")
 
 
+def judge_temperature(
+    temperature: float, images: int, force: bool, say: Callable[[str], None]
+) -> None:
+    """Say what a temperature at an end of its range tells of the checkpoint. images: it was fitted on.
+    Raises EdgeError at the upper end, where every answer is made a guess, unless `force`."""
+    if np.log(temperature) > 1.99 and not force:
+        raise EdgeError(
+            f"the fitted temperature {temperature:.3g} is at the upper end of its range: this "
+            f"checkpoint has learned nothing that can be calibrated; train it, or --force"
+        )
+    if np.log(temperature) < -1.99:
+        say(
+            f"the fitted temperature {temperature:.3g} is at the lower end of its range: nearly all "
+            f"of {images} images of valid are read right; harder ones calibrate better"
+        )
+
+
 def _fill(
     folder: Path,
     source: Source,
@@ -110,17 +127,7 @@ def _fill(
     if not voted.any():
         raise DataError(f"no image of {args.data}'s valid has a label; give data with labels")
     student, temperature = source.deploy(valid.crops.pixels[voted], valid.targets[voted], cli.say)
-    # At the upper end every answer is made a guess; at the lower one nearly all are right.
-    if np.log(temperature) > 1.99 and not args.force:
-        raise EdgeError(
-            f"the fitted temperature {temperature:.3g} is at the upper end of its range: this "
-            f"checkpoint has learned nothing that can be calibrated; train it, or --force"
-        )
-    if np.log(temperature) < -1.99:
-        cli.say(
-            f"the fitted temperature {temperature:.3g} is at the lower end of its range: nearly all "
-            f"of {int(voted.sum())} images of valid are read right; harder ones calibrate better"
-        )
+    judge_temperature(temperature, int(voted.sum()), args.force, say)
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
@@ -150,7 +157,7 @@ def _fill(
     for role, found in agreement.items():
         print(row(role, "valid", found))
     if not args.force:
-        refuse_out_of_tolerance(agreement)
+        refuse_out_of_tolerance(agreement, int((truth >= 0).sum()))
     inputs = known_inputs(crop_detector(args.weights), source.recipe.crop.spec())
     np.save(folder / KNOWN_INPUTS, inputs)
     facts = {

@@ -89,10 +89,13 @@ def row(role: str, split: str, agreement: Agreement) -> str:
     )
 
 
-def refuse_out_of_tolerance(agreements: dict[str, Agreement]) -> None:
-    """Raise EdgeError naming the files that are out of tolerance."""
+def refuse_out_of_tolerance(agreements: dict[str, Agreement], labelled: int) -> None:
+    """Raise EdgeError naming the files that are out of tolerance. labelled: images with a label; of too
+    few, one alone is more than is allowed, and that is said."""
+    few = 0 < labelled < 200
     if out := [role for role, agreement in agreements.items() if not agreement.within]:
         raise EdgeError(
-            f"{', '.join(out)} strays too far from float (0.5 points, 3 % of decisions allowed); "
-            f"calibrate on more data, or --force"
+            f"{', '.join(out)} strays too far from float (0.5 points, 3 % of decisions allowed"
+            f"{f'; one of {labelled} images is {100 / labelled:.1f} points' if few else ''}); "
+            f"{'judge' if few else 'calibrate'} on more data, or --force"
         )

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from distill.evaluation.metrics import fit_temperature
 from distill.models.checkpoint import SCHEMA
 from edge.base.errors import EdgeError
 from edge.inference.bundle import SHIPPED, load_bundle
@@ -21,6 +22,7 @@ from export import card
 from export.agree import compare, torch_equals_onnx
 from export.folder import put_in_place
 from export.metadata import content_sha256
+from export.model import judge_temperature
 from export.to_onnx import check_graph, deployed
 from support.command import Done
 from support.notes import notes
@@ -116,6 +118,21 @@ def write_checkpoint(path: Path, **changes: object) -> Path:
     }
     torch.save(content, path)
     return path
+
+
+def test_only_a_checkpoint_that_guesses_is_refused_for_its_temperature() -> None:
+    truth = np.eye(4, dtype=np.float32)[np.arange(200) % 4]
+    chance = np.eye(4, dtype=np.float32)[np.arange(200) // 50]
+    said: list[str] = []
+    hesitant = fit_temperature(0.1 * truth, truth)
+    judge_temperature(hesitant, 200, False, said.append)
+    assert "lower end of its range: nearly all of 200 images" in said.pop()
+    sure = fit_temperature(20.0 * chance, truth)
+    with pytest.raises(EdgeError, match=r"upper end .* learned nothing"):
+        judge_temperature(sure, 200, False, said.append)
+    judge_temperature(sure, 200, True, said.append)
+    judge_temperature(1.0, 200, False, said.append)
+    assert not said
 
 
 @pytest.mark.slow

@@ -243,9 +243,12 @@ def test_a_file_out_of_tolerance_is_refused_by_name(fp32: Path, tmp_path: Path) 
     truth = np.zeros(100, np.int64)
     fine = compare(exact, exact, truth, ("a", "b"))
     stray = compare(exact, other, truth, ("a", "b"))
-    refuse_out_of_tolerance({"int8-cpu": fine})
-    with pytest.raises(EdgeError, match="int8-trt strays too far"):
-        refuse_out_of_tolerance({"int8-cpu": fine, "int8-trt": stray})
+    refuse_out_of_tolerance({"int8-cpu": fine}, 100)
+    both = {"int8-cpu": fine, "int8-trt": stray}
+    with pytest.raises(EdgeError, match=r"int8-trt strays too far .*; calibrate on more data"):
+        refuse_out_of_tolerance(both, 3000)
+    with pytest.raises(EdgeError, match=r"one of 100 images is 1\.0 points\); judge on more data"):
+        refuse_out_of_tolerance(both, 100)
 
 
 def test_halving_leaves_the_file_it_read_alone(fp32: Path, tmp_path: Path) -> None:
