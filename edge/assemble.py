@@ -111,7 +111,7 @@ def open_outbox(settings: Settings, live: bool) -> Outbox:
 def close_outbox(settings: Settings, outbox: Outbox, live: bool) -> None:
     """Close it, and delete a file's when nothing waits in it, or when its lines were for a reader who
     is no longer there."""
-    if not live and (settings.broker.url == "-" or not outbox.pending_count()):
+    if not live and (not settings.broker.urls or not outbox.pending_count()):
         outbox.remove()
     else:
         outbox.close()

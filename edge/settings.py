@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, model_validator
 
 from edge.base import schedule
-from edge.base.addresses import HOST
+from edge.base.broker_address import check_broker_address, one_or_more_addresses
 from edge.base.setting_types import AUTO, FilePath, Segment, default_state, own_hostname
 from edge.base.strict_yaml import Strict
 from edge.records import Counting
@@ -248,7 +248,11 @@ def _protocol(value: object) -> object:
 
 
 class Broker(Strict):
-    url: str = Field(default="-", description="mqtt://host[:port] | mqtts://host[:port] | -")
+    url: Annotated[str | list[str], BeforeValidator(one_or_more_addresses)] = Field(
+        default="-",
+        description="mqtt://host[:port] | mqtts://host[:port] | -; or a list of the first two, such as "
+        "a cluster's members: the next is tried where one refuses or does not answer",
+    )
     username: str | None = None
     password_file: FilePath | None = Field(default=None, description="holds the password alone")
     tls: Tls = Tls()
@@ -258,27 +262,36 @@ class Broker(Strict):
     keepalive_seconds: int = Field(default=20, ge=5, le=600)
     retry_max_seconds: float = Field(default=60.0, ge=1, le=3600, description="longest pause")
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses, in the order in which they are tried; () for lines on stdout."""
+        if self.url == "-":
+            return ()
+        return (self.url,) if isinstance(self.url, str) else tuple(self.url)
+
+    @property
+    def shown(self) -> str:
+        """The addresses as people read them."""
+        return ", ".join(self.urls) or "-"
+
+    def at(self, url: str) -> Broker:
+        """Return the settings of one of the addresses."""
+        return self.model_copy(update={"url": url})
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is reached by TLS."""
+        return any(url.startswith("mqtts:") for url in self.urls)
+
     @model_validator(mode="after")
     def _address(self) -> Broker:
-        if self.url == "-":
-            return self
-        # Nothing of the address is repeated in these messages: it may hold a password.
-        if "@" in self.url:
-            raise ValueError("url must not hold a password; use username and password_file")
-        wrong = "url must be mqtt://host[:port], mqtts://host[:port] or -"
-        try:
-            parts = urlsplit(self.url)
-            port = parts.port
-            (parts.hostname or "").encode("idna")
-        except ValueError:
-            raise ValueError(wrong) from None
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
-            raise ValueError(wrong)
-        if parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError("url must end after the port")
-        if not re.fullmatch(HOST, parts.netloc.removesuffix(f":{port}")):
-            raise ValueError(wrong)
-        if parts.scheme == "mqtt" and self.tls != Tls():
+        schemes = {check_broker_address(url) for url in self.urls}
+        if len(schemes) > 1:
+            # Who can keep a client from TLS would have its password in plain text.
+            raise ValueError("url must be mqtts:// in all of its addresses, or mqtt:// in all")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("url holds an address twice")
+        if schemes == {"mqtt"} and self.tls != Tls():
             raise ValueError(
                 "tls is set, and url is mqtt://, which is plain text; write mqtts:// or take tls out"
             )

@@ -6,10 +6,8 @@ receiver, the simulator and `--check`.
 
 from __future__ import annotations
 
-import enum
 import logging
 import random
-import socket
 import ssl
 import threading
 import time
@@ -18,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from edge.base.backoff import Backoff
 from edge.base.clock import plausible
@@ -34,9 +31,17 @@ from edge.delivery.client import (
     send_connect,
     tls_error,
 )
+from edge.delivery.connection_status import (
+    ConnectionStatus,
+    away,
+    describe_connect_error,
+    refused,
+    together,
+)
 from edge.delivery.credentials import read_password, tls_context
+from edge.delivery.members import Address, Members
 from edge.delivery.messages import Outgoing, dumps
-from edge.delivery.protocol import ProtocolChoice, Version
+from edge.delivery.protocol import Version
 from edge.delivery.scheduler import IN_FLIGHT
 from edge.delivery.subscriptions import CLOSED, Subscriptions
 from edge.delivery.trust import (
@@ -64,57 +69,7 @@ SESSION_TAKEN_OVER = 0x8E  # MQTT 5, 3.14.2.1; 3.1.1 has no reasons, and mosquit
 BRIEF_SECONDS, BRIEF_LOSSES = 60.0, 3
 
 
-class ConnectionState(enum.Enum):
-    """How a connection to the broker stands; the value is the word that people read."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    REFUSED = "refused"
-    AWAY = "away"
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionStatus:
-    """A state with its reason in words, "" for none. As text: "refused: Not authorized"."""
-
-    state: ConnectionState = ConnectionState.CONNECTING
-    detail: str = ""
-
-    @property
-    def connected(self) -> bool:
-        return self.state is ConnectionState.CONNECTED
-
-    def __str__(self) -> str:
-        return f"{self.state.value}: {self.detail}" if self.detail else self.state.value
-
-
-def connected(detail: str) -> ConnectionStatus:
-    return ConnectionStatus(ConnectionState.CONNECTED, detail)
-
-
-def refused(detail: str) -> ConnectionStatus:
-    return ConnectionStatus(ConnectionState.REFUSED, detail)
-
-
-def away(detail: str) -> ConnectionStatus:
-    return ConnectionStatus(ConnectionState.AWAY, detail)
-
-
 UNANSWERED = away("closed the connection without an answer")
-
-
-class Address:
-    """Host and port of mqtt:// or mqtts://."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.secure = parts.scheme == "mqtts"
-        self.host = parts.hostname or ""
-        self.port = parts.port or (8883 if self.secure else 1883)
-
-    @property
-    def peer(self) -> tuple[str, int]:
-        return self.host, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +84,8 @@ class PersistentSession:
 
 
 class Connector:
-    """Makes connections to the broker that the settings name, in the caller's thread."""
+    """Makes connections to the broker that the settings name, in the caller's thread. Of several it
+    stays with one until that is not to be had, and then tries the next."""
 
     def __init__(
         self,
@@ -144,12 +100,10 @@ class Connector:
         be used, BackendError without paho."""
         require_library()
         self._settings, self._session, self._quiet = settings, session, quiet
-        self._address = Address(settings.url)
-        self._context = tls_context(settings.tls) if self._address.secure else None
+        self._context = tls_context(settings.tls) if settings.secure else None
         self._password = read_password(settings.password_file)
-        name = f"{self._address.host}:{self._address.port}"
-        self.protocol = ProtocolChoice(settings.protocol, name, memory)
-        self.version = self.protocol.candidates()[0]
+        self.members = Members(settings.urls, settings.protocol, memory)
+        self.version = self.members.protocol.candidates()[0]
         self.status = ConnectionStatus()
         # Whether the broker takes messages to be retained; MQTT 5 alone says so.
         self.retains = True
@@ -157,33 +111,29 @@ class Connector:
         self._goodbye: ReasonCode | None = None  # with which the broker ended the last connection
         self._first_timeout = self._connack_timeout = connack_timeout
 
-    def change(self, status: ConnectionStatus) -> None:
-        """Take on a status; a change is logged, once."""
+    @property
+    def address(self) -> Address:
+        """Of the broker that is used, or tried next."""
+        return self.members.address
+
+    def change(self, status: ConnectionStatus, where: str = "") -> None:
+        """Take on a status; a change is logged, once. where: the address, if not the one in use."""
         if status != self.status:
             self.status = status
             if self._quiet:
                 return
             level = logging.INFO if status.connected else logging.WARNING
-            log.log(level, "broker %s address=%s", status, self._settings.url)
+            log.log(level, "broker %s address=%s", status, where or self.address.url)
 
     def lost(self, client: Client, remedy: str, unheard: bool = False) -> None:
         """Say that a connection is gone, and why. remedy: what gives this client an id of its own, for
         where another one has the same; unheard: it ended instead of the answer to a subscription."""
         brief = time.monotonic() - self._began < BRIEF_SECONDS
         self._brief = self._brief + 1 if brief else 0
-        why = "the connection was lost"
-        if size := oversized(client):
-            why = f"it sent a message of {size} bytes, at most {LARGEST_PACKET} are read"
-        elif self._goodbye is not None and self._goodbye.value == SESSION_TAKEN_OVER:
-            why = f"another client with the same id took this one's place; {remedy}"
-        elif unheard:
-            reason = f" ({self._goodbye})" if self._goodbye is not None else ""
-            why = f"it ended the connection when asked for what this client wants to hear{reason}"
-        elif self._goodbye is not None:
-            why = f"it ended the connection ({self._goodbye})"
-        elif self._brief >= BRIEF_LOSSES:
-            why = f"lost again and again; where another client has the same id, {remedy}"
-        self.change(away(why))
+        often = self._brief >= BRIEF_LOSSES
+        self.change(away(_why_lost(client, self._goodbye, remedy, unheard, often)))
+        if often:
+            self.members.pass_over(self.address)
 
     def new_client(self, client_id: str, version: Version) -> Client:
         """Make a client that is not connected yet, with what it proves itself with."""
@@ -197,7 +147,7 @@ class Connector:
     def open(self, client: Client) -> None:
         """Open the socket, with TLS where it is wanted, and send CONNECT. Raises OSError."""
         session = (self._session.seconds, self._session.unacknowledged) if self._session else None
-        address, keepalive = self._address, self._settings.keepalive_seconds
+        address, keepalive = self.address, self._settings.keepalive_seconds
         send_connect(client, address.host, address.port, keepalive, session)
 
     def connect(
@@ -213,8 +163,30 @@ class Connector:
             day = time.strftime("%Y-%m-%d")
             self.change(away(f"the clock says {day}, TLS waits for the time"))
             return None
+        failures: dict[str, ConnectionStatus] = {}
+        for _ in range(len(self.members)):
+            self.retains = True
+            found = self._connect_here(client_id, prepare, stop)
+            if not isinstance(found, ConnectionStatus):
+                if not self._quiet:
+                    self.members.tell(failures)
+                return found
+            if stop and stop.is_set():
+                return None
+            failures[self.address.url] = found
+            self.members.pass_over(self.address)
+        self.change(together(failures), self._settings.shown)
+        return None
+
+    def _connect_here(
+        self,
+        client_id: str,
+        prepare: Callable[[Client], None],
+        stop: threading.Event | None,
+    ) -> Client | ConnectionStatus:
+        """A client that the broker in use took, or why it did not."""
         failure, unanswered, self._goodbye = self.status, False, None
-        for version in self.protocol.candidates():
+        for version in self.members.protocol.candidates():
             try:
                 client, failed, code = self._attempt(client_id, version, prepare, stop)
                 if code == RETAIN_NOT_SUPPORTED and self.retains:
@@ -227,7 +199,7 @@ class Connector:
             if failed is None:
                 self.version, self._connack_timeout = version, self._first_timeout
                 self._began = time.monotonic()
-                self.protocol.spoken(version)
+                self.members.protocol.spoken(version)
                 return client
             disconnect(client)
             failure, unanswered = failed, failed == UNANSWERED
@@ -239,27 +211,27 @@ class Connector:
         else:
             # Others are slow: wait longer each time.
             self._connack_timeout = min(2 * self._connack_timeout, LONGEST_CONNACK_SECONDS)
-        if not (stop and stop.is_set()):
-            self.change(self._unanswered() or failure if unanswered else failure)
-        return None
+        if unanswered and not (stop and stop.is_set()):
+            return self._unanswered() or failure
+        return failure
 
     def describe(self, error: OSError) -> ConnectionStatus:
         """Say why no connection came about, with what TLS says of trust."""
         if self._context is None:
-            return _describe_connect_error(error)
-        if no_tls_there(error, *self._address.peer):
+            return describe_connect_error(error)
+        if no_tls_there(error, *self.address.peer):
             return refused(NO_TLS)
         if isinstance(error, ssl.SSLError):
             own = self._settings.tls.certificate is not None
-            return refused(describe_tls_error(error, self._address.host, own))
-        return _describe_connect_error(error)
+            return refused(describe_tls_error(error, self.address.host, own))
+        return describe_connect_error(error)
 
     def _unanswered(self) -> ConnectionStatus | None:
         """What TLS has to do with a connection that was closed without an answer; None for nothing."""
         if self._context is None:
-            return refused(WANTS_TLS) if tls_there(*self._address.peer) else None
+            return refused(WANTS_TLS) if tls_there(*self.address.peer) else None
         # What the broker said of the certificate may be lost to a reset, since CONNECT was on its way.
-        error = verdict(self._context, *self._address.peer)
+        error = verdict(self._context, *self.address.peer)
         return None if error is None else self.describe(error)
 
     def _on_disconnect(
@@ -310,6 +282,24 @@ class Connector:
         return None, answer[0].value
 
 
+def _why_lost(
+    client: Client, goodbye: ReasonCode | None, remedy: str, unheard: bool, often: bool
+) -> str:
+    """Say why a connection is gone. goodbye: with which the broker ended it; often: and briefly."""
+    if size := oversized(client):
+        return f"it sent a message of {size} bytes, at most {LARGEST_PACKET} are read"
+    if goodbye is not None and goodbye.value == SESSION_TAKEN_OVER:
+        return f"another client with the same id took this one's place; {remedy}"
+    if unheard:
+        reason = f" ({goodbye})" if goodbye is not None else ""
+        return f"it ended the connection when asked for what this client wants to hear{reason}"
+    if goodbye is not None:
+        return f"it ended the connection ({goodbye})"
+    if often:
+        return f"lost again and again; where another client has the same id, {remedy}"
+    return "the connection was lost"
+
+
 def reconnect_delay(was_up: bool, backoff: Backoff, longest: float) -> float:
     """Return the seconds to wait before the next attempt, at random. was_up: a connection was lost;
     longest: seconds."""
@@ -319,25 +309,14 @@ def reconnect_delay(was_up: bool, backoff: Backoff, longest: float) -> float:
     return backoff.next()
 
 
-def _describe_connect_error(error: OSError) -> ConnectionStatus:
-    """Say why no connection came about, where TLS has no part in it."""
-    if isinstance(error, socket.gaierror):
-        return away("its name is not known here")
-    if isinstance(error, TimeoutError):
-        return away("no answer")
-    if isinstance(error, ConnectionRefusedError):
-        return away("nothing listens there")
-    return away(f"{error.strerror or error}")
-
-
 def _connected(settings: Broker, client_id: str) -> tuple[Client, Version]:
-    """A client that the broker took, and the version it speaks. Raises BrokerError with the broker's
+    """A client that a broker took, and the version it speaks. Raises BrokerError with the broker's
     reason, SettingsError for unusable files."""
     connector = Connector(settings, connack_timeout=CONNECT_SECONDS, quiet=True)
     client = connector.connect(client_id)
     if client is None:
         raise BrokerError(
-            f"broker {settings.url} {connector.status}; check address, user and access list"
+            f"broker {settings.shown} {connector.status}; check address, user and access list"
         )
     return client, connector.version
 
@@ -355,7 +334,7 @@ def probe(settings: Broker, filters: Sequence[str] = ()) -> str:
     if not heard.granted:
         reason = next(iter(heard.refusals.values()), CLOSED)
         raise BrokerError(
-            f"broker {settings.url} refused to let it hear {' and '.join(filters)} ({reason}); "
+            f"broker {settings.shown} refused to let it hear {' and '.join(filters)} ({reason}); "
             "check user and access list"
         )
     return f"MQTT {version}"
@@ -369,5 +348,5 @@ def deliver(settings: Broker, client_id: str, message: Outgoing) -> None:
     deadline = time.monotonic() + CONNECT_SECONDS
     while not sent.is_published():
         if time.monotonic() > deadline or not loop_once(client, 0.1):
-            raise BrokerError(f"broker {settings.url} acknowledges nothing; try again")
+            raise BrokerError(f"broker {settings.shown} acknowledges nothing; try again")
     client.disconnect()

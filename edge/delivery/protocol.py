@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -40,6 +41,12 @@ class ProtocolChoice:
         except (OSError, ArithmeticError, ValueError, TypeError, AttributeError, RecursionError):
             pass
 
+    def beside(self, broker: str) -> ProtocolChoice:
+        """Return the choice for another broker (host:port), which remembers in the same place."""
+        other = copy.copy(self)
+        other._broker = broker
+        return other
+
     def _fresh(self, name: str) -> bool:
         return 0 <= self._clock() - self._older.get(name, float("-inf")) < REMEMBER_SECONDS
 
@@ -53,7 +60,8 @@ class ProtocolChoice:
         """Note that the broker took a connection in this version."""
         if version == self.candidates()[0]:
             return
-        self._older = {name: since for name, since in self._older.items() if self._fresh(name)}
+        for name in [name for name in self._older if not self._fresh(name)]:
+            del self._older[name]
         self._older.pop(self._broker, None)
         if version == "3.1.1":
             self._older[self._broker] = self._clock()

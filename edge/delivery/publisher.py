@@ -19,14 +19,8 @@ from edge.base.backoff import Backoff
 from edge.base.errors import OutboxError
 from edge.delivery.answers import Answers
 from edge.delivery.client import CONNECT_SECONDS, disconnect, loop_once
-from edge.delivery.connection import (
-    ConnectionStatus,
-    Connector,
-    away,
-    connected,
-    reconnect_delay,
-    refused,
-)
+from edge.delivery.connection import Connector, reconnect_delay
+from edge.delivery.connection_status import ConnectionStatus, away, connected, refused
 from edge.delivery.inbox import Inbox
 from edge.delivery.messages import PREFIX, Ack, Outgoing, dumps, readable
 from edge.delivery.outbox import Outbox
@@ -329,6 +323,6 @@ def open_publisher(
     settings: Broker, client_id: str, will: Outgoing, outbox: Outbox, lines: bool = True
 ) -> Publisher:
     """The publisher that `settings.url` names. lines: whether `-` writes any."""
-    if settings.url == "-":
+    if not settings.urls:
         return StdoutPublisher(outbox, sys.stdout if lines else None)
     return MqttPublisher(settings, client_id, will, outbox)

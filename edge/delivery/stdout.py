@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from edge.delivery.connection import ConnectionStatus, connected
+from edge.delivery.connection_status import ConnectionStatus, connected
 from edge.delivery.messages import Outgoing, dumps, readable
 from edge.delivery.outbox import Outbox
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -83,7 +82,7 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
     update = data.get("update")
     if site.release_key is not None and isinstance(update, dict) and update.get("url"):
         update["key"] = f"{SECRETS}/release.pub"
-    validate(Settings, data, str(file))  # its own faults first
+    written = validate(Settings, data, str(file))  # its own faults first
     defaults: dict[str, dict[str, object]] = {
         "node": dict(names),
         "detector": {"weights": "/usr/share/edge-node/weights"},
@@ -97,7 +96,7 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
     if site.zone is not None or privacy.get("zone") is None:
         privacy["zone"] = site.zone or own_zone()
     broker = data.setdefault("broker", {})
-    if site.authority is not None and _secure(str(broker.get("url"))):
+    if site.authority is not None and written.broker.secure:
         broker["tls"] = {
             "ca": f"{SECRETS}/ca.pem",
             "certificate": f"{SECRETS}/node.pem",
@@ -108,10 +107,6 @@ def node_settings(file: Path, names: dict[str, str], site: Site) -> tuple[dict[s
     return data, settings
 
 
-def _secure(url: str) -> bool:
-    return urlsplit(url).scheme == "mqtts"
-
-
 def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: Site) -> None:
     if not settings.privacy.legal_basis.strip():
         raise SettingsError(
@@ -120,7 +115,7 @@ def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: 
         )
     if not is_reason(settings.privacy.legal_basis):
         raise SettingsError(f"{file}: {not_a_reason(settings.privacy.legal_basis)}")
-    if settings.broker.url == "-":
+    if not settings.broker.urls:
         raise SettingsError(
             f"{file}: 'broker.url' is -; a node needs its school's mqtts:// address"
         )
@@ -134,7 +129,7 @@ def _check_settings(settings: Settings, data: dict[str, Any], file: Path, site: 
             raise SettingsError(
                 f"{file}: 'node.{key}' is missing; topics and certificate are named by it"
             )
-    secure = _secure(settings.broker.url)
+    secure = settings.broker.secure
     if secure and site.authority is None and settings.broker.tls.certificate is None:
         raise SettingsError(
             f"{file}: 'broker.url' is mqtts://; give the school's authority with --ca DIR"

@@ -147,7 +147,7 @@ def make_image(
 
 
 def _tell(settings: Settings, site: Site, where: Path) -> None:
-    print(f"{where}: node {settings.node.path}, broker {settings.broker.url}")
+    print(f"{where}: node {settings.node.path}, broker {settings.broker.shown}")
     print(f"  package {site.package.path.name}, sha256 {content_sha256(site.package.path)}")
     print(f"  time zone {settings.privacy.zone}, which hours go by; another: --zone")
     print(f"  ssh {site.user}@{host_name(settings)}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from edge.base.clock import rfc3339
-from edge.delivery.connection import ConnectionState, ConnectionStatus
+from edge.delivery.connection_status import ConnectionState, ConnectionStatus
 from edge.health.certificate import WARN_SECONDS
 
 BROKER = "; broker "

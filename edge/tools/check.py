@@ -210,14 +210,14 @@ def check(settings: Settings, seconds: float, stop: threading.Event) -> None:
         _say_fallback(opened)
     except EdgeError as error:
         fault("detector", error)
-    if settings.broker.url == "-":
+    if not settings.broker.urls:
         print("skip broker: none is set (broker.url)", flush=True)
-    else:
+    for url in settings.broker.urls:
         try:
             check_owner(settings)
             own = f"{PREFIX}/{settings.node.path}"
-            spoken = probe(settings.broker, (f"{own}/ack", f"{own}/cmd/+"))
-            part("broker", f"{settings.broker.url} {spoken}")
+            spoken = probe(settings.broker.at(url), (f"{own}/ack", f"{own}/cmd/+"))
+            part("broker", f"{url} {spoken}")
         except EdgeError as error:
             fault("broker", error)
     if plausible(time.time()):

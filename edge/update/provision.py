@@ -59,7 +59,8 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 def peers(settings: Settings) -> list[str]:
     """List whom the node speaks to: broker, time servers, a camera at an address."""
-    found = [urlsplit(settings.broker.url).hostname, *settings.clock.servers]
+    found = [urlsplit(url).hostname for url in settings.broker.urls]
+    found += settings.clock.servers
     found.append(host_of(settings.camera.source))
     return list(dict.fromkeys(host for host in found if host))
 
@@ -147,7 +148,7 @@ class Provision:
 
     def _tell(self, text: str) -> bool:
         """Publish on `status`; returns whether the broker took it."""
-        if self._settings.broker.url == "-":
+        if not self._settings.broker.urls:
             return False
         self._n += 1
         message = Status(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edge.base.errors import SettingsError, UsageError
 from edge.base.strict_yaml import validate
-from edge.delivery.connection import Address
+from edge.delivery.members import Address
 from edge.delivery.messages import PREFIX
 from edge.settings import Settings
 
@@ -91,6 +91,6 @@ def read_district(url: str, sites: Sequence[str]) -> District:
         settings = validate(Settings, {"broker": {"url": url}}, "options").broker
     except SettingsError:
         settings = None
-    if settings is None or not settings.url.startswith("mqtts://"):
+    if settings is None or not settings.secure:
         raise UsageError("--district must be mqtts://host[:port], the district broker's address")
-    return District(Address(settings.url), tuple(dict.fromkeys(sites)))
+    return District(Address(settings.urls[0]), tuple(dict.fromkeys(sites)))

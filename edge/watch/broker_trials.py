@@ -235,7 +235,7 @@ class Bench(_Bench):
             client = connector.connect(f"edge-probe-{self._name}")
             if client is None:
                 raise BrokerError(
-                    f"broker {settings.url} {connector.status}; check address, user and access list"
+                    f"broker {settings.shown} {connector.status}; check address, user and access list"
                 )
             disconnect(client)
             self.versions.append(connector.version)

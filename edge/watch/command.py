@@ -120,9 +120,9 @@ class Caller:
         connector = Connector(settings, memory, connack_timeout=CONNECT_SECONDS, quiet=True)
         client = connector.connect(f"edge-watch-{uuid.uuid4().hex[:8]}")
         if client is None:
-            raise BrokerError(f"broker {settings.url} {connector.status}; check address and user")
+            raise BrokerError(f"broker {settings.shown} {connector.status}; check address and user")
         self._client: Client = client
-        self._url = settings.url
+        self._url = settings.shown
         self._states: dict[str, str] = {}
         self._ids: dict[str, str] = {}  # node -> id of its command
         self._sent: dict[int, str] = {}  # mid -> node

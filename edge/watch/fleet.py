@@ -21,13 +21,9 @@ from edge.aggregate import Window
 from edge.base.backoff import Backoff
 from edge.base.clock import clock_synced, rfc3339
 from edge.delivery.client import CONNECT_SECONDS
-from edge.delivery.connection import (
-    UNSUPPORTED_VERSION,
-    ConnectionStatus,
-    Connector,
-    reconnect_delay,
-    refused,
-)
+from edge.delivery.connection import UNSUPPORTED_VERSION, Connector, reconnect_delay
+from edge.delivery.connection_status import ConnectionStatus, refused
+from edge.delivery.members import Address
 from edge.delivery.messages import (
     PREFIX,
     Ack,
@@ -115,6 +111,7 @@ class SimNode:
         self._sent: dict[int, tuple[int, str]] = {}
         self.client: Client | None = None
         self.up = False
+        self.address: Address | None = None  # of the broker that it was told last
         self.deaf: Version | None = None  # the version that the broker seems not to know
         self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
         self.next_try, self.asked_at = rng.uniform(0, SPREAD_SECONDS), 0.0
@@ -234,7 +231,8 @@ class SimulatedFleet:
         self._served(node, node.client.loop_misc())
 
     def _connect(self, node: SimNode, now: float) -> None:
-        versions = self._connector.protocol.candidates()
+        node.address = address = self._connector.address
+        versions = self._connector.members.protocol.candidates()
         version = next((v for v in versions if v != node.deaf), versions[0])
         client = self._connector.new_client(f"edge/{node.path}", version)
         will = node.status("lost")
@@ -246,6 +244,7 @@ class SimulatedFleet:
             self._connector.open(client)
         except OSError as error:
             self.reason = self._connector.describe(error)
+            self._connector.members.pass_over(address)
             self._later(node, now)
             return
         node.deaf, node.asked_at = version, now  # until it answers
@@ -260,7 +259,8 @@ class SimulatedFleet:
         if reason.is_failure:
             self.reason = refused(str(reason))
             return
-        self._connector.protocol.spoken(version)
+        if node.address is self._connector.address:
+            self._connector.members.protocol.spoken(version)
         node.up = True
         node.connected(client)
 
@@ -276,6 +276,8 @@ class SimulatedFleet:
             connection.close()
         node.client = None
         self.losses += node.up
+        if not node.up and node.address is not None:
+            self._connector.members.pass_over(node.address)
         self._later(node, time.monotonic())
 
     def _later(self, node: SimNode, now: float) -> None:

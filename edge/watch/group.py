@@ -79,5 +79,5 @@ class GroupProbe:
     def _error(self, does: str) -> BrokerError:
         but = " and delivers nothing through it" if does == "grants" else ""
         return BrokerError(
-            f"broker {self._settings.url} {does} a shared subscription{but}; {INSTEAD}"
+            f"broker {self._settings.shown} {does} a shared subscription{but}; {INSTEAD}"
         )

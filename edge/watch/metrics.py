@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge.base.errors import UsageError
 from edge.base.exposition import ExpositionServer
-from edge.delivery.connection import ConnectionState
+from edge.delivery.connection_status import ConnectionState
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -8,11 +8,17 @@ from edge.base.errors import UsageError
 from edge.base.strict_yaml import validate
 from edge.settings import Broker, Settings
 
+LOCAL = "mqtt://127.0.0.1"
+
 
 def broker_options(p: argparse.ArgumentParser) -> None:
     """Add the options of every command that speaks to a broker."""
     p.add_argument(
-        "--broker", default="mqtt://127.0.0.1", metavar="URL", help="default: %(default)s"
+        "--broker",
+        action="append",
+        metavar="URL",
+        help=f"default: {LOCAL}; may be repeated, such as for a cluster's members: the next is tried "
+        "where one refuses or does not answer",
     )
     credential_options(p)
 
@@ -45,12 +51,14 @@ def metrics_option(p: argparse.ArgumentParser) -> None:
 def broker_settings(args: argparse.Namespace, url: str | None = None) -> Broker:
     """Check them as node.yaml's `broker` is checked. url: in place of --broker. Raises SettingsError or
     UsageError."""
-    broker = {"url": args.broker if url is None else url, "protocol": args.protocol}
+    given = args.broker or [LOCAL] if url is None else [url]
+    one = given[0] if len(given) == 1 else given
+    broker: dict[str, object] = {"url": one, "protocol": args.protocol}
     broker |= {"username": args.username, "password_file": args.password_file}
     tls = {"ca": args.ca, "certificate": args.certificate, "key": args.key}
     settings = validate(Settings, {"broker": {**broker, "tls": tls}}, "options").broker
-    if settings.url == "-" and url is not None:
+    if not settings.urls and url is not None:
         raise UsageError("URL must be an address, mqtt://host[:port] or mqtts://host[:port]")
-    if settings.url == "-":
+    if not settings.urls:
         raise UsageError("--broker must be an address, mqtt://host[:port] or mqtts://host[:port]")
     return settings

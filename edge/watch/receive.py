@@ -18,13 +18,8 @@ from typing import TYPE_CHECKING
 from edge.base.backoff import Backoff
 from edge.base.errors import BrokerError
 from edge.delivery.client import disconnect, loop_once
-from edge.delivery.connection import (
-    ConnectionStatus,
-    Connector,
-    PersistentSession,
-    connected,
-    refused,
-)
+from edge.delivery.connection import Connector, PersistentSession
+from edge.delivery.connection_status import ConnectionStatus, connected, refused
 from edge.delivery.messages import PREFIX
 from edge.delivery.subscriptions import Subscriptions
 from edge.settings import Broker
@@ -123,7 +118,7 @@ class Receiver:
                     backoff.reset()
             elif not self._patient:
                 raise BrokerError(
-                    f"broker {self._settings.url} {self.state}; check address and user"
+                    f"broker {self._settings.shown} {self.state}; check address and user"
                 )
             until = time.monotonic() + backoff.next()
             while time.monotonic() < until and not stop.wait(0.05):

@@ -258,7 +258,7 @@ def watch(
 
         metrics = serve_metrics(args.metrics, receiver, router.rooms, router.recorder)
     if server is None and not table:
-        print(f"watching {settings.url}; Ctrl-C ends", file=sys.stderr, flush=True)
+        print(f"watching {settings.shown}; Ctrl-C ends", file=sys.stderr, flush=True)
     thread = ReceiverThread(receiver, router, ready)
     thread.start()
     try:

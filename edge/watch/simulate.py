@@ -203,7 +203,8 @@ def simulate(
         reached = players.total("up") or players.total("losses")
         if told.seconds > UNREACHED_SECONDS and not reached and players.living:
             reason = players.living[0].figures.reason
-            raise BrokerError(f"broker {args.broker} {reason}; check address and user")
+            where = players.all[0].share.settings.shown
+            raise BrokerError(f"broker {where} {reason}; check address and user")
     players.tell(Order.SETTLE)
     began, wanted = time.monotonic(), "waiting" if args.no_recorder else "unstored"
     whom = "the broker" if args.no_recorder else "a recorder"

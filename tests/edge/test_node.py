@@ -18,7 +18,7 @@ import pytest
 from edge.assemble import assemble
 from edge.base.clock import parse_rfc3339, rfc3339, utc_now
 from edge.base.errors import OutboxError, SourceError
-from edge.delivery.connection import away, connected
+from edge.delivery.connection_status import away, connected
 from edge.delivery.messages import Outgoing
 from edge.detect import Detector
 from edge.records import Face, Frame, Life, Tick, Track

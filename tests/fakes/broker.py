@@ -139,7 +139,13 @@ class StubBroker:
 
     def _serve(self, peer: socket.socket, member: int) -> None:
         session, clean = None, False
-        with peer, contextlib.suppress(OSError, EOFError), peer.makefile("rb") as stream:
+        # A client that asks whether TLS is spoken here sends what is no packet.
+        no_packet = (IndexError, struct.error)
+        with (
+            peer,
+            contextlib.suppress(OSError, EOFError, *no_packet),
+            peer.makefile("rb") as stream,
+        ):
             try:
                 for kind, content in self._packets(stream):
                     if kind >> 4 == 1:

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.delivery.connection import ConnectionState, ConnectionStatus, away, connected, refused
+from edge.delivery.connection_status import (
+    ConnectionState,
+    ConnectionStatus,
+    away,
+    connected,
+    refused,
+)
 from edge.health.state import Cause, Conditions, Standing, State, parse
 from edge.update.rollout import judge
 

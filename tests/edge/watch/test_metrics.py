@@ -14,7 +14,7 @@ import pytest
 
 from edge.base.clock import parse_rfc3339
 from edge.base.errors import UsageError
-from edge.delivery.connection import away, connected
+from edge.delivery.connection_status import away, connected
 from edge.watch.database import StoreError
 from edge.watch.metrics import parse_address, serve_metrics
 from edge.watch.receive import Token
