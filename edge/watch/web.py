@@ -46,7 +46,7 @@ from edge.watch.openapi import document
 from edge.watch.password import require_strong
 from edge.watch.patience import Patience
 from edge.watch.rooms import Rooms
-from edge.watch.schools import EVENT_SECONDS, Watchers
+from edge.watch.schools import EVENT_SECONDS, MOST_OPENED, Watchers
 from edge.watch.timeline_routes import timeline_routes
 from edge.watch.timelines import Timelines
 
@@ -149,7 +149,7 @@ def application(
 
     def index(request: Request) -> Response:
         language = choose(request.headers.get("accept-language", ""))
-        facts = {"zone": zone, "spans": drawn.spans}
+        facts = {"zone": zone, "spans": drawn.spans, "mostOpened": MOST_OPENED}
         headers = {"content-language": language, "vary": "accept-language"}
         return Response(dress(PAGE, language, facts), media_type="text/html", headers=headers)
 

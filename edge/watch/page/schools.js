@@ -1,7 +1,7 @@
 // Schools as rows with their sums; a school that is opened shows its rooms, which are asked for then.
 
 import { make } from "./make.js";
-import { count, language, number, t } from "./words.js";
+import { count, language, mostOpened, number, t } from "./words.js";
 
 const find = (selector) => document.querySelector(selector);
 const byName = new Intl.Collator(language, { numeric: true });
@@ -9,10 +9,9 @@ const rows = new Map(); // by site: its element
 let changed = () => {};
 let order = "";
 
-// The sites that somebody has opened.
-export function opened() {
-  return [...rows].filter(([, row]) => row.open).map(([site]) => site);
-}
+// The sites that somebody has opened, the last one last.
+const openedSites = new Set();
+export const opened = () => [...openedSites];
 
 // again: called when a school is opened or closed.
 export function watchSchools(again) {
@@ -33,8 +32,12 @@ function row(site) {
   const box = make("details", undefined, "school");
   box.append(make("summary"), make("div", undefined, "inside"));
   box.addEventListener("toggle", () => {
+    if (box.open) openedSites.add(site);
+    else openedSites.delete(site);
     if (!box.open) box.lastElementChild.replaceChildren();
-    changed();
+    // More are sent by no server: the one that was opened first is closed, which comes here again.
+    if (openedSites.size > mostOpened) rows.get(opened()[0]).open = false;
+    else changed();
   });
   return box;
 }
@@ -99,7 +102,7 @@ function place(box, wantedRows) {
 
 // What needs a look in schools that are closed, the worst first; the rooms of the others are known.
 export function troubles(schools) {
-  const closed = [...schools].filter(([site]) => !(rows.has(site) && rows.get(site).open));
+  const closed = [...schools].filter(([site]) => !openedSites.has(site));
   const bad = closed.filter(([, school]) => school.trouble).sort((a, b) => b[1].trouble - a[1].trouble);
   return {
     items: bad.map(([site, school]) => count("{site}: {n} rooms need a look", school.trouble, { site })),

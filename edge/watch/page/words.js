@@ -5,6 +5,7 @@ const plurals = new Intl.PluralRules(given.language);
 
 export const language = given.language;
 export const spans = given.spans;
+export const mostOpened = given.mostOpened;
 
 function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (Object.hasOwn(values, name) ? String(values[name]) : whole));

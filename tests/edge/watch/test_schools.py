@@ -238,6 +238,24 @@ def test_a_school_is_opened_and_closed_by_keyboard(browser: Any, url: str) -> No
     assert seen.wrong == []
 
 
+def test_who_opens_more_schools_than_are_sent_has_the_first_closed(
+    browser: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than a school that stays empty."""
+    monkeypatch.setattr("edge.watch.schools.MOST_OPENED", 2)
+    monkeypatch.setattr("edge.watch.web.MOST_OPENED", 2)
+    page = Watched(browser, url).page
+    for site in ("school-005", "school-001", "school-006"):
+        page.locator("#rooms > details", has_text=site).locator("summary").first.press("Enter")
+        page.wait_for_function(
+            "site => [...document.querySelectorAll('#rooms > details[open]')].some("
+            "row => row.innerText.includes(site) && row.querySelectorAll('article').length >= 20)",
+            arg=site,
+        )
+    names = page.locator("#rooms > details[open] h3.name").all_inner_texts()
+    assert names == ["school-001", "school-006"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_schools_pass_axe_and_fit_their_window(
