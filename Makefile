@@ -13,7 +13,7 @@ TESTED = analysis,completion,demo,flash,metrics
 unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
-.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-package \
+.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-district test-package \
 	test-extras test-boot test-home-assistant soak lint gpu deb sbom clip schemas node-tools hadolint tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
@@ -59,7 +59,10 @@ soak: .venv/ready  ## the clip as a camera for SOAK_MINUTES (10): nothing that t
 	.venv/bin/python -m pytest -m soak -s tests/soak
 
 test-scale: .venv/ready  ## SCALE_NODES (1000) into SQLite and PostgreSQL, all killed again and again
-	.venv/bin/python -m pytest -m scale -s tests/scale
+	.venv/bin/python -m pytest -m scale -s tests/scale --ignore tests/scale/test_district.py
+
+test-district: .venv/ready  ## DISTRICT_NODES (50) on one mosquitto, two bridged, three of NATS, all killed again and again
+	.venv/bin/python -m pytest -m scale -s tests/scale/test_district.py
 
 # PYTHONS: whose wheels it has.
 PYTHONS = 3.10 3.11 3.12

@@ -13,11 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
-from edge.watch.database import parse_address
-from edge.watch.tables import COUNTS, LOGS
 from support.brokers import school_broker
+from support.drill import tally
 from support.paths import ROOT
 from support.postgres import Postgres
 
@@ -64,20 +62,6 @@ class Recorder:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(30) == 0
-
-
-def tally(url: str) -> tuple[int, int, int]:
-    """Readings stored, those that a log lacks, and windows of a node that stand twice."""
-    engine = sa.create_engine(parse_address(url))
-    with engine.connect() as db:
-        count = sa.func.count()
-        stored = db.execute(sa.select(count).select_from(COUNTS)).scalar_one()
-        lacking = db.execute(sa.select(sa.func.sum(LOGS.c.highest - LOGS.c.whole))).scalar_one()
-        window = (COUNTS.c.node, COUNTS.c.start)
-        doubled = sa.select(COUNTS.c.node).group_by(*window).having(count > 1).subquery()
-        twice = db.execute(sa.select(count).select_from(doubled)).scalar_one()
-    engine.dispose()
-    return int(stored), int(lacking), int(twice)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
