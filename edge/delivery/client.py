@@ -6,7 +6,8 @@ import functools
 import logging
 import ssl
 import struct
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge.base.errors import BackendError
 
@@ -44,6 +45,7 @@ def _limited() -> type[Client]:
 
         oversized = 0
         tls_error: ssl.SSLError | None = None
+        handling = False  # a callback of ours has begun, and has not returned
 
         def _sock_recv(self, bufsize: int) -> bytes:
             # paho asks for all that is left of a packet at once, and the socket makes room for it.
@@ -57,7 +59,27 @@ def _limited() -> type[Client]:
                 self.tls_error = error
                 raise
 
+    for name in dir(mqtt.Client):
+        if name.startswith("on_"):
+            setattr(Limited, name, _noting(getattr(mqtt.Client, name)))
     return Limited
+
+
+def _noting(inherited: property) -> property:
+    """One of paho's callbacks, of which it can be told whether it returned: what it raises comes out of
+    the same call as what paho raises over bytes that are no MQTT."""
+
+    def put(client: Any, callback: Callable[..., Any] | None) -> None:
+        def noted(*arguments: Any) -> Any:
+            before, client.handling = client.handling, True
+            result = callback(*arguments)  # type: ignore[misc]
+            client.handling = before
+            return result
+
+        assert inherited.fset is not None
+        inherited.fset(client, callback and noted)
+
+    return property(inherited.fget, put)
 
 
 def make_client(
@@ -121,12 +143,17 @@ def tls_error(client: Client) -> ssl.SSLError | None:
 
 def loop_once(client: Client, seconds: float) -> bool:
     """Read and write what is due, for at most `seconds`; return False where the connection is gone, or
-    what came is not MQTT."""
+    what came is not MQTT. Raises what a callback of ours raised: a defect, which no new connection
+    heals and no broker is to blame for."""
     from paho.mqtt import MQTTException
+    from paho.mqtt.enums import MQTTErrorCode
 
     try:
-        return bool(client.loop(seconds) == 0)
-    # paho reads a packet as if it were complete and right; bytes that are neither end in any of these.
+        code = client.loop(seconds)
+        if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:  # paho 2.2, for most bytes of that kind
+            log.warning("broker sent what is no MQTT: a packet that paho cannot read")
+        return bool(code == 0)
+    # Older ones read a packet as if it were complete and right; what is neither ends in any of these.
     except (
         MQTTException,
         ValueError,
@@ -135,6 +162,11 @@ def loop_once(client: Client, seconds: float) -> bool:
         struct.error,
         AssertionError,
     ) as error:
+        if getattr(client, "handling", False):
+            log.error(
+                "a defect of this program, not of the broker: report the traceback that follows"
+            )
+            raise
         log.warning("broker sent what is no MQTT: %s", str(error)[:100] or type(error).__name__)
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import struct
 import threading
 import time
 import tracemalloc
@@ -200,3 +201,68 @@ def test_a_password_file_that_holds_none_is_one_line_that_names_the_setting(
     path.write_bytes(content)
     with pytest.raises(SettingsError, match=r"broker\.password_file .*first line"):
         read_password(path)
+
+
+# PUBLISH of QoS 0 on "a" without properties; a SUBACK that ends too soon.
+WELL_FORMED, MALFORMED = b"\x30\x05\x00\x01a\x00x", b"\x90\x01\x00"
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, struct.error, AssertionError])
+def test_a_defect_of_our_own_handler_is_not_blamed_on_the_broker(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    """paho lets it out of the call that reads: the process ends, where it once reconnected for ever."""
+
+    def fail(*_: object) -> None:
+        raise kind("ours")
+
+    def work(url: str) -> None:
+        client = Connector(Broker(url=url, protocol="5")).connect(ID)
+        assert client is not None
+        client.on_message = fail
+        with pytest.raises(kind, match="ours"):
+            ended(Connector(Broker(url=url)), client)
+        disconnect(client)
+
+    answering(WELL_FORMED, work)
+    assert "broker sent" not in caplog.text
+    assert caplog.text.count("a defect of this program, not of the broker") == 1
+
+
+def test_bytes_that_are_no_mqtt_end_the_connection_after_messages_that_were(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[bytes] = []
+
+    def work(url: str) -> None:
+        client = Connector(Broker(url=url, protocol="5")).connect(ID)
+        assert client is not None
+        client.on_message = lambda c, u, message: heard.append(message.payload)
+        while loop_once(client, 0.05):
+            pass
+        disconnect(client)
+
+    answering(WELL_FORMED + MALFORMED, work)
+    assert heard == [b"x"]
+    assert "broker sent what is no MQTT" in caplog.text
+    assert "a defect" not in caplog.text
+
+
+def test_a_recorder_ends_with_the_traceback_of_its_own_defect() -> None:
+    """The receiver says goodbye and lets it out, instead of connecting again for the same message."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("ours")
+
+    def work(url: str) -> None:
+        receiver, stop = (
+            Receiver(Broker(url=url, protocol="5"), fail, patient=True),
+            threading.Event(),
+        )
+        late = threading.Timer(PATIENCE, stop.set)
+        late.start()
+        with pytest.raises(ValueError, match="ours"):
+            receiver.run(stop)
+        late.cancel()
+
+    answering(WELL_FORMED, work)
