@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ from support.brokers import Mosquitto, free_port
 from support.harness import NodeProcess, Receiver, tally
 from support.patience import wait_for
 from support.recording import Recording
+
+
+@pytest.fixture
+def brokers(tmp_path: Path) -> Iterator[list[Mosquitto]]:
+    """Two of their own, which know nothing of each other."""
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made.append(Mosquitto(tmp_path / name))
+    yield made
+    for broker in made:
+        broker.process.kill()
+        broker.process.wait()
 
 
 def settings_of(*urls: str) -> Broker:
@@ -132,12 +146,10 @@ def test_simulated_nodes_go_to_the_next_broker() -> None:
 @pytest.mark.broker
 @pytest.mark.process
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_node_and_recorder_go_on_at_the_next_broker(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_node_goes_on_at_the_next_broker(
+    how: signal.Signals, brokers: list[Mosquitto], tmp_path: Path
+) -> None:
     """The first is killed, or stands still with its connections open: nothing is lost."""
-    brokers = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        brokers.append(Mosquitto(tmp_path / name))
     first, second = brokers
     node = NodeProcess(tmp_path, f'{first.url}", "{second.url}')
     node.config.write_text(node.config.read_text().replace(
@@ -156,19 +168,13 @@ def test_node_and_recorder_go_on_at_the_next_broker(how: signal.Signals, tmp_pat
     made, lost, twice = tally(node, both)
     assert (lost, twice) == (0, 0)
     assert made > 3
-    first.process.kill()
     for receiver in receivers:
         receiver.close()
-    second.stop()
 
 
 @pytest.mark.broker
 @pytest.mark.process
-def test_a_recorder_goes_on_at_the_next_broker(tmp_path: Path) -> None:
-    brokers = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        brokers.append(Mosquitto(tmp_path / name))
+def test_a_recorder_goes_on_at_the_next_broker(brokers: list[Mosquitto], tmp_path: Path) -> None:
     first, second = brokers
     recorder = Recording(first, tmp_path / "school.sqlite", "--broker", second.url)
     first.stop(signal.SIGKILL)
@@ -177,4 +183,3 @@ def test_a_recorder_goes_on_at_the_next_broker(tmp_path: Path) -> None:
     first.start()
     wait_for(lambda: recorder.told().count(f"MQTT 5 address={first.url}") == 2, recorder.told)
     recorder.end()
-    first.stop()
