@@ -1,5 +1,6 @@
 """Who stores which part: a row a part in PostgreSQL, which its recorder renews. One that is not renewed
-is taken over, until its own recorder is back.
+is taken over, until its own recorder is back. A second recorder of one part stands by, and takes its
+place when it is gone.
 
 While two hold one part, both store its nodes, each reading once: the database knows it. While nobody
 does, nothing is lost either: the nodes send again what the next `ack` lacks.
@@ -32,7 +33,9 @@ class Leases:
         """seconds: until a part that is not renewed is taken over."""
         self._database, self._share = database, share
         self._lease = timedelta(seconds=seconds)
-        self._holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        # By its own part a second recorder of that knows it from a neighbour that took over.
+        own = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._holder = f"{share.part}:{own}"
         self._known = False  # whether there is a row for each part
         self.held = frozenset([share.part])
 
@@ -50,14 +53,22 @@ class Leases:
                 for part in range(1, share.parts + 1):
                     row = {**place, "part": part, "holder": "", "until": until}
                     db.execute(add.values(row).on_conflict_do_nothing())
-            own = add.values({**place, "part": share.part, **mine})
-            db.execute(own.on_conflict_do_update(index_elements=key, set_=mine))
             late = sa.or_(LEASES.c.holder == self._holder, LEASES.c.until < sa.func.now())
+            neighbour = sa.not_(LEASES.c.holder.startswith(f"{share.part}:"))
+            own = add.values({**place, "part": share.part, **mine})
+            free = sa.or_(late, neighbour)
+            db.execute(own.on_conflict_do_update(index_elements=key, set_=mine, where=free))
             db.execute(sa.update(LEASES).where(ours, other, late).values(mine))
-            asked = sa.select(LEASES.c.part).where(ours, LEASES.c.holder == self._holder)
-            held = frozenset(db.execute(asked).scalars())
+            asked = sa.select(LEASES.c.part, LEASES.c.holder).where(ours)
+            holders = {row.part: row.holder for row in db.execute(asked)}
+        held = frozenset(part for part, holder in holders.items() if holder == self._holder)
         self._known = True
-        if held != self.held:
+        if share.part in self.held and share.part not in held:
+            log.warning(
+                "part %d of %d has a recorder (%s): this one stands by until that is gone",
+                share.part, share.parts, holders[share.part].partition(":")[2],
+            )  # fmt: skip
+        elif held != self.held:
             parts = ", ".join(map(str, sorted(held)))
             log.warning(
                 "stores part %s of %d: %s", parts, share.parts,

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt import client as mqtt
 
+from edge.base.clock import utc_now
 from edge.base.errors import BrokerError
 from edge.settings import Broker
 from edge.watch.database import StoreError
@@ -22,6 +24,7 @@ from edge.watch.group import GroupProbe
 from edge.watch.lease import Leases
 from edge.watch.share import Share, part_of
 from edge.watch.store import Store
+from edge.watch.tables import LEASES
 from fakes.broker import Habits, StubBroker
 from support.brokers import Mosquitto
 from support.heard import counts
@@ -88,6 +91,31 @@ def test_a_part_is_taken_over_when_nobody_renews_it_and_given_back(database: str
     two.renew()
     one.renew()
     assert (one.held, two.held) == ({1}, {2})
+    store.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_second_recorder_of_one_part_stands_by_and_takes_the_place_of_one_that_is_gone(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They once took the part from each other at each renewal, and nobody was told."""
+    store = Store(database)
+    store.migrate()
+    first, second = (Leases(store, Share((), 2, 3), seconds=60) for _ in range(2))
+    for lease in (first, second, first, second):
+        lease.renew()
+    assert (first.held, second.held) == ({2}, set())
+    assert len(caplog.messages) == 1, "once, and the one that stores says nothing"
+    assert re.fullmatch(
+        r"part 2 of 3 has a recorder \(\S+\): this one stands by until that is gone",
+        caplog.messages[0],
+    )
+    with store.transaction() as db:  # as if the first had not renewed for a minute
+        db.execute(sa.update(LEASES).where(LEASES.c.part == 2).values(until=utc_now()))
+    second.renew()
+    first.renew()
+    assert (first.held, second.held) == (set(), {2}), "the first is back: now that one stands by"
     store.close()
 
 
