@@ -30,6 +30,15 @@ JOBS = {
     "watch": ["edge-watch", "forget", "--record", "{tmp}/x.sqlite", "--older-than", "30"],
     "analysis": ["edge-watch", "export", "--record", "{tmp}/x.sqlite", "--out", "{tmp}/days"],
 }
+# What register-python-argcomplete's function tells a command whose line is being typed.
+TYPED = {
+    "COMP_LINE": "edge-run --cam",
+    "COMP_POINT": "14",
+    "COMP_TYPE": "9",
+    "_ARGCOMPLETE": "1",
+    "_ARGCOMPLETE_IFS": "\n",
+    "_ARGCOMPLETE_SHELL": "bash",
+}
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 LACKS = "is not installed; install the '"
 
@@ -56,9 +65,13 @@ def test_an_extra_alone_helps_works_or_says_what_it_lacks(extra: str, tmp_path: 
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
     env.pop("PYTHONPATH", None)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [commands / words[0], *words[1:]], capture_output=True, text=True, cwd=ROOT, env=env
+            [commands / words[0], *words[1:]],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**env, **more},
         )
 
     for name in MODULES:
@@ -78,3 +91,8 @@ def test_an_extra_alone_helps_works_or_says_what_it_lacks(extra: str, tmp_path: 
         done = run("edge-run", *SHORT)
         assert (done.returncode, LACKS in done.stderr) == (1, True), done.stderr
         assert "Traceback" not in done.stderr
+    if extra == "completion":
+        answer = tmp_path / "answer"
+        answer.write_text("")
+        done = run("edge-run", **TYPED, _ARGCOMPLETE_STDOUT_FILENAME=str(answer))
+        assert (done.returncode, answer.read_text().split()) == (0, ["--camera"]), done.stderr
