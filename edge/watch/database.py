@@ -84,6 +84,7 @@ class Database:
             if read_only:
                 sa.event.listen(self.engine, "do_connect", _connect_to_read)
             else:
+                sa.event.listen(self.engine, "do_connect", _make_closed)
                 sa.event.listen(self.engine, "connect", _configure_sqlite)
 
     @property
@@ -165,11 +166,17 @@ class Database:
         self.engine.dispose()
 
 
+def _make_closed(dialect: Any, record: Any, places: list[str], options: Any) -> None:
+    """Make the file for its owner alone, whichever thread is the first to open it; SQLite would make it
+    with whatever rights the process gives."""
+    if places[0] != ":memory:":
+        with contextlib.suppress(OSError):
+            os.close(os.open(places[0], os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
 def _close_to_others(file: Path) -> None:
-    """Make the file for its owner alone, or take from an older one what everybody else may do; SQLite
-    gives the journal's files the same rights."""
-    with contextlib.suppress(FileExistsError, FileNotFoundError):
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    """Take from an older file what everybody else may do; SQLite gives the journal's files the same
+    rights."""
     for path in (file, *(file.with_name(f"{file.name}{end}") for end in ("-wal", "-shm"))):
         try:
             mode = path.stat().st_mode & 0o777

@@ -403,6 +403,19 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert not caught.value.refused
 
 
+def test_whoever_opens_a_database_first_makes_it_for_its_owner_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "x.sqlite"
+    store = Store(str(file))
+    with store.transaction() as db:  # as a thread that comes before the tables are made
+        db.execute(sa.text("SELECT 1"))
+    assert file.stat().st_mode & 0o777 == 0o600
+    store.migrate()
+    assert not caplog.records
+    store.close()
+
+
 def test_a_recorder_does_not_wait_for_a_folder_that_nobody_made(
     command: Callable[..., Done], tmp_path: Path
 ) -> None:
