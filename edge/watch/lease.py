@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -37,6 +37,7 @@ class Leases:
         own = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._holder = f"{share.part}:{own}"
         self._known = False  # whether there is a row for each part
+        self._other: tuple[str, datetime] | None = None  # has the own part
         self.held = frozenset([share.part])
 
     def renew(self) -> None:
@@ -59,14 +60,21 @@ class Leases:
             free = sa.or_(late, neighbour)
             db.execute(own.on_conflict_do_update(index_elements=key, set_=mine, where=free))
             db.execute(sa.update(LEASES).where(ours, other, late).values(mine))
-            asked = sa.select(LEASES.c.part, LEASES.c.holder).where(ours)
-            holders = {row.part: row.holder for row in db.execute(asked)}
-        held = frozenset(part for part, holder in holders.items() if holder == self._holder)
+            asked = sa.select(LEASES.c.part, LEASES.c.holder, LEASES.c.until).where(ours)
+            rows = {row.part: row for row in db.execute(asked)}
+        held = frozenset(part for part, row in rows.items() if row.holder == self._holder)
         self._known = True
+        # Until the other is seen to renew it may be this recorder itself before a restart: both store.
+        before, self._other = self._other, None
+        if share.part not in held:
+            self._other = (rows[share.part].holder, rows[share.part].until)
+            seen = before is not None and before != self._other
+            if share.part in self.held and not seen:
+                held |= {share.part}
         if share.part in self.held and share.part not in held:
             log.warning(
                 "part %d of %d has a recorder (%s): this one stands by until that is gone",
-                share.part, share.parts, holders[share.part].partition(":")[2],
+                share.part, share.parts, rows[share.part].holder.partition(":")[2],
             )  # fmt: skip
         elif held != self.held:
             parts = ", ".join(map(str, sorted(held)))
