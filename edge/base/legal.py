@@ -24,6 +24,9 @@ FILLERS = """
     whatever here there this that these it is are be to do done determined defined filled fill
     in out add change changeme replace insert enter write say put your our my own school schools
     s the a an of for on or and with because why which what please me as may run lawful lawfully
+    see above below refer refers reference same before previous earlier following next cf ibid attached
+    attachment annex appendix enclosed document documents form page pages file files separate pending
+    siehe oben unten anlage anhang voir dessus dessous annexe véase arriba abajo anexo
 """
 FILLER_WORDS = frozenset(FILLERS.split())
 

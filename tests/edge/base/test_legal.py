@@ -39,6 +39,8 @@ def test_a_schools_reason_is_taken(text: str) -> None:
         *("write the medical or safety reason", "medical: your reason here", "safety: yes yes yes"),
         *("medical: aaaa bbbbbb", "safety safety safety", "consent of the parents", "research"),
         "medical: the school's own reason, in its own words",
+        *("safety: see above", "medical: see the attached document", "safety: same as before"),
+        *("Sicherheit: siehe oben", "médical: voir ci-dessus", "safety: pending, see annex 3"),
     ],
 )  # fmt: skip
 def test_a_blank_is_none(text: str) -> None:
