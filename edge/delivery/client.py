@@ -68,9 +68,14 @@ def _limited() -> type[Client]:
 def _noting(inherited: property) -> property:
     """One of paho's callbacks, of which it can be told whether it returned: what it raises comes out of
     the same call as what paho raises over bytes that are no MQTT."""
+    from paho.mqtt.client import MQTTMessage
 
     def put(client: Any, callback: Callable[..., Any] | None) -> None:
         def noted(*arguments: Any) -> Any:
+            for argument in arguments:
+                if isinstance(argument, MQTTMessage):
+                    # Decoded only when it is asked for; what is no UTF-8 is the broker's, not ours.
+                    _ = argument.topic
             before, client.handling = client.handling, True
             result = callback(*arguments)  # type: ignore[misc]
             client.handling = before
@@ -148,9 +153,11 @@ def loop_once(client: Client, seconds: float) -> bool:
     from paho.mqtt import MQTTException
     from paho.mqtt.enums import MQTTErrorCode
 
+    connected = client.is_connected()  # before, this code also stands for a version that is refused
     try:
         code = client.loop(seconds)
-        if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:  # paho 2.2, for most bytes of that kind
+        # paho 2.2, for most bytes of that kind.
+        if connected and code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
             log.warning("broker sent what is no MQTT: a packet that paho cannot read")
         return bool(code == 0)
     # Older ones read a packet as if it were complete and right; what is neither ends in any of these.

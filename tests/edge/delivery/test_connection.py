@@ -205,6 +205,7 @@ def test_a_password_file_that_holds_none_is_one_line_that_names_the_setting(
 
 # PUBLISH of QoS 0 on "a" without properties; a SUBACK that ends too soon.
 WELL_FORMED, MALFORMED = b"\x30\x05\x00\x01a\x00x", b"\x90\x01\x00"
+NO_UTF8 = b"\x30\x05\x00\x01\xef\x00x"  # the same, of a topic that is no text
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, struct.error, AssertionError])
@@ -229,21 +230,22 @@ def test_a_defect_of_our_own_handler_is_not_blamed_on_the_broker(
     assert caplog.text.count("a defect of this program, not of the broker") == 1
 
 
+@pytest.mark.parametrize("malformed", [MALFORMED, NO_UTF8])
 def test_bytes_that_are_no_mqtt_end_the_connection_after_messages_that_were(
-    caplog: pytest.LogCaptureFixture,
+    malformed: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heard: list[bytes] = []
+    heard: list[tuple[str, bytes]] = []
 
     def work(url: str) -> None:
         client = Connector(Broker(url=url, protocol="5")).connect(ID)
         assert client is not None
-        client.on_message = lambda c, u, message: heard.append(message.payload)
+        client.on_message = lambda c, u, message: heard.append((message.topic, message.payload))
         while loop_once(client, 0.05):
             pass
         disconnect(client)
 
-    answering(WELL_FORMED + MALFORMED, work)
-    assert heard == [b"x"]
+    answering(WELL_FORMED + malformed, work)
+    assert heard == [("a", b"x")]
     assert "broker sent what is no MQTT" in caplog.text
     assert "a defect" not in caplog.text
 
