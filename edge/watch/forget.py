@@ -36,7 +36,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     store = Store(args.record)
     store.require_existing()
     store.migrate()
+    known = store.knows(args.room)
     gone = store.forget(age, args.room, utc_now())
     store.overwrite_deleted(rewrite=True)
     store.close()
-    print(f"{gone} readings deleted from {store.name}")
+    print(
+        f"{gone} readings deleted from {store.name}{'' if known else f', which knows no {args.room}'}"
+    )

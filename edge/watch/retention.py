@@ -23,7 +23,7 @@ def delete_messages(db: sa.Connection, before: datetime | None, place: str, now:
 
     Their logs count as stored so far, or the nodes would send them again; where nothing is left of a
     place, under a name that says nothing."""
-    nodes = _nodes(db, place) if place else None
+    nodes = nodes_of(db, place) if place else None
     for table in (HEALTH, STATUSES):
         db.execute(sa.delete(table).where(_selection(table, table.c.received, before, nodes)))
     start, end, received = COUNTS.c.start, COUNTS.c.end, COUNTS.c.received
@@ -118,7 +118,7 @@ def of_place(table: sa.Table, place: str) -> sa.ColumnElement[bool]:
     return sa.or_(node == place, node.startswith(f"{place}/", autoescape=True))
 
 
-def _nodes(db: sa.Connection, place: str) -> list[str]:
+def nodes_of(db: sa.Connection, place: str) -> list[str]:
     """Name the nodes of a place that ever spoke: all tables are found by a node's name in an index,
     where the beginning of one would want every row of every month."""
     spoke = [sa.select(table.c.node).where(of_place(table, place)) for table in (LOGS, STATUSES)]

@@ -26,7 +26,7 @@ from edge.watch.messages import Message
 from edge.watch.partitions import Months
 from edge.watch.progress import STEP, Log, Progress, advance, lock, numbered, write_progress
 from edge.watch.quarters import mark
-from edge.watch.retention import delete_messages
+from edge.watch.retention import delete_messages, nodes_of
 from edge.watch.tables import APART, COUNTS, DERIVED, HEALTH, LOGS, RETIRED, STATUSES
 
 Key = tuple[str, str, int]  # node, log, seq
@@ -151,6 +151,11 @@ class Store(Database):
         before = None if older_than is None else now - older_than
         with self.transaction() as db:
             return delete_messages(db, before, place, now)
+
+    def knows(self, place: str) -> bool:
+        """Tell whether a place (site, site/room or site/room/node) ever spoke. Raises StoreError."""
+        with self.transaction(reading=True) as db:
+            return bool(nodes_of(db, place))
 
     def readings(self, since: datetime | None = None) -> Iterable[dict[str, Any]]:
         """Yield stored readings in the order of their time, as dicts by column. Raises StoreError."""

@@ -37,7 +37,8 @@ def timeline_routes(drawn: Timelines) -> list[Route]:
         if span not in drawn.spans:
             return Response("no such span\n", 404, media_type="text/plain")
         if not drawn.known(place):
-            return Response("no such room\n", 404, media_type="text/plain")
+            said = "no such room: 'place' is a site, or site/room/node as /state names it\n"
+            return Response(said, 404, media_type="text/plain")
         try:
             return make(span, place)
         except StoreError as error:

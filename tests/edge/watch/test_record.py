@@ -291,7 +291,12 @@ def test_the_commands_delete_and_export(command: Any, tmp_path: Path) -> None:
         "no readings"
         in run("export", "--record", record, "--out", tmp_path / "p", "--since", "2027-01-01").err
     )
-    assert "1 readings deleted" in run("forget", "--record", record, "--room", "school/room-2").out
+    nowhere = run("forget", "--record", record, "--room", "school/room-99").out
+    assert nowhere.startswith("0 readings deleted")
+    assert nowhere.endswith(", which knows no school/room-99\n")
+    gone = run("forget", "--record", record, "--room", "school/room-2").out
+    assert "1 readings deleted" in gone
+    assert "knows no" not in gone
     assert "1 readings deleted" in run("forget", "--record", record, "--everything").out
     assert run("forget", "--record", "postgresql://127.0.0.1:1/x", "--everything").code == 1
     assert run("--group", "x").code == 2
