@@ -103,9 +103,10 @@ def open_outbox(settings: Settings, live: bool) -> Outbox:
     """Open a camera's outbox, or one of its own for a file. Raises OutboxError."""
     o = settings.outbox
     name = "outbox" if live else f"outbox-file-{uuid.uuid4().hex[:12]}"
-    return Outbox(
-        settings.state_folder / f"{name}.sqlite", Limits(o.max_mib, o.max_days, o.keep_hours)
-    )
+    # Lines on stdout have no recorder that answers, nor has a file's outbox a second run.
+    recorders = tuple(o.recorders) if live and settings.broker.urls else ()
+    limits = Limits(o.max_mib, o.max_days, o.keep_hours, recorders)
+    return Outbox(settings.state_folder / f"{name}.sqlite", limits)
 
 
 def close_outbox(settings: Settings, outbox: Outbox, live: bool) -> None:

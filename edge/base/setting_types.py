@@ -24,6 +24,12 @@ def _segment(value: str) -> str:
     return value
 
 
+def _recorder_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]{1,32}", value):
+        raise ValueError("must be a recorder's --name: a-z, 0-9 and '-', at most 32 of them")
+    return value
+
+
 def _path(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -57,6 +63,7 @@ def default_state() -> Path:
 
 
 Segment = Annotated[str, AfterValidator(_segment)]
+RecorderName = Annotated[str, AfterValidator(_recorder_name)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from edge.delivery.scheduler import RECORDER_SECONDS
 
@@ -44,3 +44,23 @@ class Answers:
                 "no recorder has answered for %d s, the broker takes readings all the same; they are "
                 "kept, and offered again", SILENT_SECONDS
             )  # fmt: skip
+
+
+class Behind:
+    """Says once of each recorder that the settings name when it lacks readings that are minutes old,
+    and once when it has them."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, behind: Mapping[str, int]) -> None:
+        """behind: how many readings each lacks that is behind."""
+        for name in sorted(behind.keys() - self._told):
+            log.warning(
+                "recorder %s of outbox.recorders lacks %d readings; they are kept for it within "
+                "max_days and max_mib",
+                *(name, behind[name]),
+            )
+        for name in sorted(self._told - behind.keys()):
+            log.info("recorder %s has all readings again", name)
+        self._told = set(behind)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -48,12 +48,21 @@ def unseal(line: object) -> dict[str, Any] | None:
 @dataclass(frozen=True, slots=True)
 class Log:
     """log_id: its UUID; first: its lowest seq; begun: why, None for a first one; stored: up to which
-    seq a recorder has it, None before it spoke."""
+    seq the recorder has it that spoke last, None before one did; stored_by: the same of each that the
+    node's settings name, since it spoke."""
 
     log_id: str
     first: int = 1
     begun: Begun | None = None
     stored: int | None = None
+    stored_by: Mapping[str, int] = field(default_factory=dict)
+
+    def stored_for(self, recorders: Collection[str]) -> int | None:
+        """Up to which seq all of these recorders have it, of none whoever spoke last; None where nobody
+        is waited for."""
+        if not recorders:
+            return self.stored
+        return min(self.stored_by.get(name, 0) for name in recorders)
 
 
 def whole(value: object, least: int = 0, most: int = LARGEST) -> int:
@@ -103,18 +112,41 @@ class Life:
         logs = (*older, Log(str(uuid.uuid4()), first, begun))[-LOGS:]
         return replace(self, logs=logs, since=self.last, agreed=True)
 
-    def acknowledged_by_recorder(self, log_id: str, seq: int) -> Life:
-        """Note up to where a recorder stored one of the logs."""
-        logs = tuple(replace(g, stored=seq) if g.log_id == log_id else g for g in self.logs)
+    def acknowledged_by_recorder(
+        self, log_id: str, seq: int, recorder: str = "", named: Collection[str] = ()
+    ) -> Life:
+        """Note up to where a recorder stored one of the logs. named: by the settings; what others have
+        is kept of the last that spoke alone."""
+        logs = []
+        for log in self.logs:
+            if log.log_id == log_id:
+                by = {name: of for name, of in log.stored_by.items() if name in named}
+                if recorder in named:
+                    by[recorder] = seq
+                log = replace(log, stored=seq, stored_by=by)
+            logs.append(log)
+        known = replace(self, logs=tuple(logs))
         if log_id != self.log.log_id:
-            return replace(self, logs=logs)
-        return replace(self, logs=logs, since=max(self.since, seq), agreed=True)
+            return known
+        return replace(known, since=max(self.since, seq), agreed=True)
+
+    def lacked(self, recorders: Collection[str]) -> list[tuple[int, int]]:
+        """The numbers, above < seq <= up_to, that not all of these recorders have, or of none the one
+        that spoke last; the newest log first."""
+        found, end = [], self.last
+        for log in reversed(self.logs):
+            stored = log.stored_for(recorders)
+            if stored is not None and max(stored, log.first - 1) < end:
+                found.append((max(stored, log.first - 1), end))
+            end = log.first - 1
+        return found
 
     def sealed(self) -> str:
-        """Write it as one line."""
+        """Write it as one line. `recorders` is a key of its own, which older versions pass over."""
         logs = [[g.log_id, g.first, g.begun, g.stored] for g in self.logs]
         rest = {name: getattr(self, name) for name in self.__slots__[1:]}
-        return seal({"logs": logs, **rest})
+        by = {g.log_id: dict(g.stored_by) for g in self.logs if g.stored_by}
+        return seal({"logs": logs, **rest, "recorders": by})
 
 
 def read_life(line: object) -> Life | None:
@@ -123,12 +155,14 @@ def read_life(line: object) -> Life | None:
     if content is None:
         return None
     try:
+        by = content.get("recorders", {})
         logs = tuple(
             Log(
                 str(log_id),
                 whole(first, 1),
                 begun if begun in get_args(Begun) else None,
                 None if stored is None else whole(stored),
+                {str(name): whole(seq) for name, seq in by.get(str(log_id), {}).items()},
             )
             for log_id, first, begun, stored in content["logs"]
         )

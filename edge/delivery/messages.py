@@ -23,6 +23,9 @@ TIME_PATTERN = r"^\d{4,}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"
 # Why a node's outbox began another log than it had; what each means is in docs/operate.md.
 Begun = Literal["recorder-ahead", "other-machine", "incomplete", "damaged"]
 
+# The name that a recorder gives itself; "" of one that knew of none.
+RECORDER_PATTERN = r"^[a-z0-9-]{0,32}$"
+
 # Whole numbers that every JSON reader keeps exactly (RFC 8259, section 6).
 LARGEST = 2**53 - 1
 Number = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -181,6 +184,10 @@ class Health(_Message):
     )
     outbox_first: Number = Field(description="seq of that log below which nothing will come")
     outbox_damaged: int = Field(description="1 when a damaged file was set aside since the start")
+    recorders_behind: dict[Annotated[str, Field(max_length=32)], Number] = Field(
+        default={},
+        description="of outbox.recorders, who lacks readings that are minutes old, and how many",
+    )
     certificate_expires: str | None = Field(
         pattern=TIME_PATTERN, description="the node's own, for the broker; null where it has none"
     )
@@ -190,12 +197,20 @@ class Health(_Message):
 
 
 class Ack(_Message):
-    """Retained, written by a recorder: everything up to seq of this log is stored, without a gap."""
+    """Retained, written by a recorder: everything up to seq of this log is stored, without a gap.
+
+    Several recorders share the topic, and the broker retains the last that spoke; each answers a
+    node's `status` anew."""
 
     schema_: Literal["edge.ack/1"] = Field(default="edge.ack/1", alias="schema")
     node: str = Field(pattern=NODE_PATTERN, max_length=200)
     log: str = Field(max_length=64, description="UUID of the node's outbox")
     seq: Number
+    recorder: str = Field(
+        default="",
+        pattern=RECORDER_PATTERN,
+        description="its name, one for all that share a database; empty from an older one",
+    )
 
 
 class Command(_Message):

@@ -7,31 +7,44 @@ is never used twice in a file, `log` is a UUID of one life of it, so a receiver 
     append -> waiting -> acknowledge (broker) -> kept for hours -> gone
                  ^------------- requeue_unconfirmed (a recorder never got it)
 
+Where recorders are named, a reading is kept until all of them have it, within the limits of what waits.
+
 Ages are in running time, which this file accumulates over starts: a clock that jumps expires nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edge.delivery.messages import Begun, dumps
 from edge.delivery.outbox_file import OutboxFile
-from edge.delivery.rows import INSERT, Row, make_row, relabel, requeue, select, trim
+from edge.delivery.rows import (
+    INSERT,
+    Row,
+    count_lacked,
+    make_row,
+    relabel,
+    requeue,
+    select,
+    trim,
+)
 from edge.delivery.start import Identify, put_aside, say_begun
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """mib: of all readings; days: a reading waits at most so long; keep_hours: how long it stays
-    after the broker's acknowledgement. Days and hours of running time."""
+    after the broker's acknowledgement. Days and hours of running time. recorders: names of those that
+    must have it before it goes, () for no one in particular."""
 
     mib: float = 64.0
     days: float = 30.0
     keep_hours: float = 24.0
+    recorders: tuple[str, ...] = ()
 
 
 class Outbox:
@@ -65,8 +78,28 @@ class Outbox:
 
     @property
     def stored(self) -> int | None:
-        """Up to which seq of the present log a recorder has it; None before it spoke."""
+        """Up to which seq of the present log the recorder that spoke last has it; None before any."""
         return self._file.life.log.stored
+
+    @property
+    def recorders(self) -> tuple[str, ...]:
+        """Names of the recorders that must have a reading before it goes."""
+        return self._limits.recorders
+
+    def stored_by(self, recorder: str) -> int | None:
+        """Up to which seq of the present log this recorder has it, one that is named; None before it
+        spoke."""
+        return self._file.life.log.stored_by.get(recorder)
+
+    def behind(self, seconds: float) -> dict[str, int]:
+        """How many readings each named recorder lacks that lacks one that is older than that."""
+        file, named = self._file, self._limits.recorders
+        if not named:
+            return {}
+        return file.do(
+            "cannot be counted",
+            lambda: count_lacked(file.db, file.life, named, file.running() - seconds),
+        )
 
     @property
     def dropped(self) -> int:
@@ -95,9 +128,12 @@ class Outbox:
             size = file.size + len(text)
             with file.change() as db:
                 db.execute(INSERT, make_row(seq, text, now).values())
-                freed, dropped = trim(db, seq, before, int(size - limits.mib * 2**20))
-                life = replace(life, last=seq, running=now, dropped=life.dropped + dropped)
-                file.keep(replace(life, waiting=max(0, life.waiting + 1 - dropped)))
+                lacked = life.lacked(limits.recorders) if limits.recorders else []
+                surplus = int(size - limits.mib * 2**20)
+                freed, unsent, missed = trim(db, seq, before, surplus, lacked)
+                dropped = life.dropped + unsent + missed
+                life = replace(life, last=seq, running=now, dropped=dropped)
+                file.keep(replace(life, waiting=max(0, life.waiting + 1 - unsent)))
             file.size = size - freed
             file.mark()
             return seq
@@ -119,7 +155,7 @@ class Outbox:
             for row in list(select(file.db, where, above, min(up_to, file.marked), limit)):
                 message = row.message() if row.intact else None
                 if message is None:
-                    self._put_aside(row)
+                    _put_aside(file, row)
                 else:
                     found.append((row.seq, message))
                     self._offered = max(self._offered, row.seq)
@@ -127,19 +163,12 @@ class Outbox:
 
         return file.do("gives no readings", work)
 
-    def _put_aside(self, row: Row) -> None:
-        file, life = self._file, self._file.life
-        with file.change() as db:
-            put_aside(db, self.path, row, file.running())
-            counted = replace(life, unreadable=life.unreadable + 1, dropped=life.dropped + 1)
-            file.keep(replace(counted, waiting=max(0, life.waiting - 1)))
-
     def reject(self, seq: int) -> None:
         """Set a reading aside that is no message of this kit, whatever its checksum says."""
 
         def work() -> None:
             for row in list(select(self._file.db, "WHERE seq = ?", seq)):
-                self._put_aside(row)
+                _put_aside(self._file, row)
 
         self._file.do("sets no reading aside", work)
 
@@ -161,16 +190,17 @@ class Outbox:
 
         file.do("keeps no acknowledgement", work)
 
-    def on_recorder_ack(self, seq: int, log_id: str) -> None:
+    def on_recorder_ack(self, seq: int, log_id: str, recorder: str = "") -> None:
         """A recorder stored everything up to seq of this log, without a gap. Where it has more than
-        was ever offered, the numbers above are another's: a new log takes what came since."""
-        file = self._file
+        was ever offered, the numbers above are another's: a new log takes what came since. recorder:
+        its name, "" of an older one, which stands for none of those that are named."""
+        file, named = self._file, self._limits.recorders
 
         def work() -> None:
             life = file.life
             if log_id == life.log.log_id and seq > self._offered:
-                return self._begin_ahead()
-            known = life.acknowledged_by_recorder(log_id, seq)
+                return _begin_ahead(file)
+            known = life.acknowledged_by_recorder(log_id, seq, recorder, named)
             if known != life:
                 with file.change():
                     file.keep(known)
@@ -178,25 +208,17 @@ class Outbox:
 
         file.do("keeps no acknowledgement", work)
 
-    def _begin_ahead(self) -> None:
-        file = self._file
-        life = file.life.begin("recorder-ahead", file.life.since + 1)
-        with file.change() as db:
-            relabel(db, life.log, file.running())
-            question = "SELECT COUNT(*) FROM readings WHERE acknowledged = 0"
-            file.keep(replace(life, waiting=db.execute(question).fetchone()[0]))
-        file.mark()
-        say_begun(self.path, file.life)
-
-    def requeue_unconfirmed(self, after_seconds: float) -> int:
-        """Readings that the broker acknowledged so long ago and the recorder still does not have wait
-        again: a broker can lose what it acknowledged. Returns how many; none without a recorder."""
+    def requeue_unconfirmed(self, after_seconds: float, recorders: Collection[str] = ()) -> int:
+        """Readings that the broker acknowledged so long ago and not all of these recorders have wait
+        again: a broker can lose what it acknowledged. recorders: of those that are named; of none the
+        one that spoke last. Returns how many; none without a recorder."""
         file = self._file
 
         def work() -> int:
             life = file.life
             with file.change() as db:
-                count = requeue(db, life, file.running() - after_seconds)
+                lacked = life.lacked(recorders)
+                count = requeue(db, lacked, file.running() - after_seconds)
                 if count:
                     waiting = life.waiting + count
                     file.keep(replace(life, waiting=waiting, running=file.running()))
@@ -230,3 +252,21 @@ class Outbox:
     def remove(self) -> None:
         """Close and delete; for the outbox of a file source, once everything was acknowledged."""
         self._file.remove()
+
+
+def _put_aside(file: OutboxFile, row: Row) -> None:
+    life = file.life
+    with file.change() as db:
+        put_aside(db, file.path, row, file.running())
+        counted = replace(life, unreadable=life.unreadable + 1, dropped=life.dropped + 1)
+        file.keep(replace(counted, waiting=max(0, life.waiting - 1)))
+
+
+def _begin_ahead(file: OutboxFile) -> None:
+    life = file.life.begin("recorder-ahead", file.life.since + 1)
+    with file.change() as db:
+        relabel(db, life.log, file.running())
+        question = "SELECT COUNT(*) FROM readings WHERE acknowledged = 0"
+        file.keep(replace(life, waiting=db.execute(question).fetchone()[0]))
+    file.mark()
+    say_begun(file.path, file.life)

@@ -232,7 +232,7 @@ class MqttPublisher:
         self._inbox.take(kind, bytes(message.payload), bool(message.retain))
 
     def _on_ack(self, ack: Ack) -> None:
-        _try_mark(lambda: self._scheduler.on_recorder_ack(ack.seq, ack.log))
+        _try_mark(lambda: self._scheduler.on_recorder_ack(ack.seq, ack.log, ack.recorder))
 
     def _update_state(self) -> None:
         unheard = self._subscriptions.refusals.items()

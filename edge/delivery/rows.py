@@ -12,7 +12,7 @@ import json
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,19 +168,36 @@ def set_row_aside(db: sqlite3.Connection, row: Row, now: float) -> None:
     db.execute("DELETE FROM readings WHERE seq = ?", (row.seq,))
 
 
-def requeue(db: sqlite3.Connection, life: Life, before: float) -> int:
-    """Have rows wait again that the broker acknowledged before that running time, and that the recorder
-    of their log, where there is one, still does not have; returns how many."""
-    count, end = 0, life.last
-    for log in reversed(life.logs):
-        if log.stored is not None:
-            where = "WHERE acknowledged > 0 AND acknowledged <= ? AND seq > ? AND seq <= ?"
-            above = max(log.stored, log.first - 1)
-            for row in [r for r in select(db, where, before, above, end) if r.intact]:
-                db.execute(INSERT, make_row(row.seq, row.payload, row.born).values())
-                count += 1
-        end = log.first - 1
+def requeue(db: sqlite3.Connection, lacked: Sequence[tuple[int, int]], before: float) -> int:
+    """Have rows wait again that the broker acknowledged before that running time, of numbers that a
+    recorder lacks, see `Life.lacked`; returns how many."""
+    count = 0
+    for above, up_to in lacked:
+        where = "WHERE acknowledged > 0 AND acknowledged <= ? AND seq > ? AND seq <= ?"
+        for row in [r for r in select(db, where, before, above, up_to) if r.intact]:
+            db.execute(INSERT, make_row(row.seq, row.payload, row.born).values())
+            count += 1
     return count
+
+
+def count_lacked(
+    db: sqlite3.Connection, life: Life, recorders: Collection[str], before: float
+) -> dict[str, int]:
+    """Return how many numbers each of these recorders lacks that are still here, of those that lack one
+    which was born before that running time."""
+    first = db.execute("SELECT MIN(seq) FROM readings").fetchone()[0]
+    found: dict[str, int] = {}
+    for name in recorders if first is not None else ():
+        count, old = 0, False
+        for above, up_to in life.lacked([name]):
+            count += max(0, up_to - max(above, first - 1))
+            # The oldest are the first in the table: one look, though a recorder lacks all of them.
+            asked = "SELECT born FROM readings WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1"
+            oldest = db.execute(asked, (above, up_to)).fetchone()
+            old = old or (oldest is not None and oldest[0] <= before)
+        if old:
+            found[name] = count
+    return found
 
 
 def relabel(db: sqlite3.Connection, log: Log, now: float) -> None:
@@ -193,19 +210,33 @@ def relabel(db: sqlite3.Connection, log: Log, now: float) -> None:
 
 
 def trim(
-    db: sqlite3.Connection, newest: int, before: tuple[float, float], surplus: int
-) -> tuple[int, int]:
-    """Delete what is too old or too much, oldest first, never the newest; returns bytes freed, and
-    readings dropped that nobody has acknowledged.
+    db: sqlite3.Connection,
+    newest: int,
+    before: tuple[float, float],
+    surplus: int,
+    lacked: Sequence[tuple[int, int]] = (),
+) -> tuple[int, int, int]:
+    """Delete what is too old or too much, oldest first, never the newest; returns bytes freed, readings
+    dropped that nobody has acknowledged, and dropped ones that the broker has, but not all recorders.
 
     before: running time before which a row was acknowledged, and born, to be too old; surplus: bytes
-    of text that are too much."""
-    freed = _delete(db, "acknowledged > 0 AND acknowledged < ?", before[0])
+    of text that are too much; lacked: numbers that recorders named by the settings lack, see
+    `Life.lacked`, which stay as long as what waits."""
+    has, missed = "acknowledged > 0", "acknowledged > 0 AND 0"
+    if lacked:
+        among = " OR ".join(f"seq > {above} AND seq <= {up_to}" for above, up_to in lacked)
+        has, missed = f"acknowledged > 0 AND NOT ({among})", f"acknowledged > 0 AND ({among})"
+    freed = _delete(db, f"{has} AND acknowledged < ?", before[0])
+    dropped = {missed: 0, "acknowledged = 0": 0, has: 0}
     gone = _delete(db, "acknowledged = 0 AND born < ? AND seq < ?", before[1], newest)
-    dropped = len(gone)
+    dropped["acknowledged = 0"] += len(gone)
     freed += gone
-    # First what the broker has, then what nobody has.
-    for state in ("acknowledged > 0", "acknowledged = 0"):
+    if lacked:
+        gone = _delete(db, f"{missed} AND acknowledged < ? AND born < ?", *before)
+        dropped[missed] += len(gone)
+        freed += gone
+    # First what all have, then what the broker has, then what nobody has.
+    for state in (has, missed, "acknowledged = 0"):
         while surplus > sum(freed):
             gone = _delete(
                 db,
@@ -214,9 +245,9 @@ def trim(
             )
             if not gone:
                 break
-            dropped += len(gone) if state.endswith("= 0") else 0
+            dropped[state] += len(gone)
             freed += gone
-    return sum(freed), dropped
+    return sum(freed), dropped["acknowledged = 0"], dropped[missed]
 
 
 def _delete(db: sqlite3.Connection, where: str, *values: float) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from edge.base.errors import OutboxError
@@ -28,14 +28,39 @@ LONGEST_RECORDER_SECONDS = 3600.0
 Waiting = list[tuple[int, dict[str, Any]]]
 
 
+class _Turn:
+    """When one recorder is offered again what it lacks: a minute after its `ack` moved, less and less
+    often while it stands still. One that is named and says nothing is away, and is offered nothing
+    until it speaks: the others would only get once more what they have."""
+
+    def __init__(self, now: float, named: bool) -> None:
+        self._named, self._away, self._spoke = named, named, False
+        self._pause, self._at = RECORDER_SECONDS, now + RECORDER_SECONDS
+
+    def heard(self, now: float, moved: bool) -> None:
+        if moved or self._away:
+            self._pause = RECORDER_SECONDS
+            self._at = min(self._at, now + RECORDER_SECONDS)
+        self._away, self._spoke = False, True
+
+    def due(self, now: float) -> bool:
+        if now < self._at:
+            return False
+        self._at = now + self._pause
+        self._pause = min(2 * self._pause, LONGEST_RECORDER_SECONDS)
+        self._away, self._spoke = self._named and not self._spoke, False
+        return not self._away
+
+
 class SendScheduler:
     """For one thread, the publisher's."""
 
     def __init__(self, outbox: Outbox, clock: Callable[[], float] = time.monotonic) -> None:
         self._outbox, self._clock = outbox, clock
         self._in_flight: set[tuple[str, int]] = set()
-        self._pause = RECORDER_SECONDS
-        self._again_at = clock() + self._pause
+        # "": whoever speaks, where none is named.
+        names = outbox.recorders or ("",)
+        self._turns = {name: _Turn(clock(), bool(name)) for name in names}
         self.connected()
 
     def connected(self) -> None:
@@ -57,10 +82,8 @@ class SendScheduler:
         now = self._clock()
         if self._outbox.log_id != self._log_id:
             self.connected()  # what waits may have come under it, or out of a damaged file
-        if now >= self._again_at:
-            self._requeue_unconfirmed()
-            self._again_at = now + self._pause
-            self._pause = min(2 * self._pause, LONGEST_RECORDER_SECONDS)
+        if due := [name for name, turn in self._turns.items() if turn.due(now)]:
+            self._requeue_unconfirmed([name for name in due if name])
         free = IN_FLIGHT - len(self._in_flight)
         if free <= 0:
             return []
@@ -71,9 +94,9 @@ class SendScheduler:
         self._in_flight |= {(payload["log"], seq) for seq, payload in found}
         return found
 
-    def _requeue_unconfirmed(self) -> None:
+    def _requeue_unconfirmed(self, recorders: Collection[str]) -> None:
         try:
-            if self._outbox.requeue_unconfirmed(RECORDER_SECONDS):
+            if self._outbox.requeue_unconfirmed(RECORDER_SECONDS, recorders):
                 self._start_over()
         except OutboxError as error:
             log.error("%s; it will be tried again", error)  # a full disk: the rest goes on
@@ -119,9 +142,11 @@ class SendScheduler:
         self._in_flight.discard((log_id, seq))
         self._outbox.reject(seq)
 
-    def on_recorder_ack(self, seq: int, log_id: str) -> None:
-        """Everything up to seq is stored where it was wanted."""
-        if log_id == self._outbox.log_id and seq != self._outbox.stored:
-            self._pause = RECORDER_SECONDS
-            self._again_at = min(self._again_at, self._clock() + RECORDER_SECONDS)
-        self._outbox.on_recorder_ack(seq, log_id)
+    def on_recorder_ack(self, seq: int, log_id: str, recorder: str = "") -> None:
+        """This recorder ("" of an older one) stored everything up to seq."""
+        box = self._outbox
+        known = box.stored_by(recorder) if box.recorders else box.stored
+        turn = self._turns.get(recorder if box.recorders else "")
+        if turn is not None:
+            turn.heard(self._clock(), moved=log_id == box.log_id and seq != known)
+        box.on_recorder_ack(seq, log_id, recorder)

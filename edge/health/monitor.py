@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from edge.delivery.answers import Behind
 from edge.delivery.outbox import Outbox
 from edge.delivery.publisher import Publisher
 from edge.health.prometheus import Metrics
@@ -31,6 +32,7 @@ class Monitor:
         self.systemd = systemd
         self._reports, self._publisher, self._outbox = reports, publisher, outbox
         self._metrics, self._every = metrics, health_seconds
+        self._behind = Behind()
         self._standing = Standing(State.STARTING)
         self._published: tuple[State, str] | None = None
         self._line = ""
@@ -69,5 +71,6 @@ class Monitor:
         self._health_at, self._requested = now, False
         health = self._reports.health(span, seen, throttle, self._outbox)
         self._publisher.send(health)
+        self._behind.tell(health.payload["recorders_behind"])
         if self._metrics:
             self._metrics.tell(health=health.payload)

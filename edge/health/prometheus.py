@@ -72,6 +72,14 @@ class Metrics:
                 if (value := figure(given)) is not None:
                     latency.add_metric([stage, part.removesuffix("_ms")], value)
         yield latency
+        behind = GaugeMetricFamily(
+            "edge_recorder_behind",
+            "readings that a recorder lacks for minutes",
+            labels=["recorder"],
+        )
+        for name, count in health.get("recorders_behind", {}).items():
+            behind.add_metric([name], count)
+        yield behind
 
     def close(self) -> None:
         """Stop serving."""

@@ -17,6 +17,7 @@ from edge.aggregate import Window
 from edge.base.clock import clock_synced, rfc3339
 from edge.base.jetson import power_mode
 from edge.base.timing import Stages
+from edge.delivery.answers import SILENT_SECONDS
 from edge.delivery.commands import Done
 from edge.delivery.inbox import RELEASE_SECONDS
 from edge.delivery.messages import (
@@ -187,6 +188,7 @@ class Reports:
             outbox_unreadable=outbox.unreadable,
             outbox_first=outbox.seq_range()[0],
             outbox_damaged=int(outbox.set_aside is not None),
+            recorders_behind=outbox.behind(SILENT_SECONDS),
             certificate_expires=None if ends is None else rfc3339(ends),
             update=last_update(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,20 @@ class Database:
     @property
     def name(self) -> str:
         return self._address.render_as_string(hide_password=True)
+
+    @property
+    def place(self) -> str:
+        """Name it for all who share it, without user, password and options: a server as it is
+        addressed, and what lies on this machine by the machine's name."""
+        address, here = self._address, socket.gethostname()
+        if not self.postgresql:
+            return f"{here}:{Path(address.database or '').resolve()}"
+        asked = {key: address.query.get(key) for key in ("host", "hostaddr", "port")}
+        host = str(address.host or asked["host"] or asked["hostaddr"] or "")
+        if host.startswith("/") or host in ("", "localhost", "127.0.0.1", "::1"):
+            host = here
+        port = address.port or asked["port"] or 5432
+        return f"{host}:{port}/{address.database or ''}"
 
     def require_existing(self) -> None:
         """Raise UsageError where the address is a file that does not exist: what deletes or exports

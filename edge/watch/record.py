@@ -57,13 +57,15 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
         discovery: Discovery | None = None,
         leases: Leases | None = None,
+        name: str = "",
     ) -> None:
         """done: acknowledges a message to the broker; publish: topic and text, retained; keep_days:
         older readings are deleted, None for never; discovery: None for no Home Assistant;
-        leases: of the parts that recorders share."""
+        leases: of the parts that recorders share; name: of the recorder, in its `ack`."""
         self._store, self._done, self._publish = store, done, publish
         self._keep = None if keep_days is None else timedelta(days=keep_days)
         self._clock, self._discovery, self._leases = clock, discovery, leases
+        self._name = name
         self._next_renewal = 0.0
         self._waiting: list[tuple[Message | None, Token]] = []
         self._connected: set[str] = set()  # nodes that said how they are, and are not answered yet
@@ -202,7 +204,7 @@ class Recorder:
         known = self._store.stored(self._connected)
         self._connected.clear()
         for (node, log_id), seq in (known | written.contiguous_seq).items():
-            ack = Ack(node=node, log=log_id, seq=seq)
+            ack = Ack(node=node, log=log_id, seq=seq, recorder=self._name)
             self._publish(f"{PREFIX}/{node}/ack", ack.model_dump_json(by_alias=True))
 
     def _renew(self) -> None:

@@ -34,7 +34,7 @@ from edge.watch.options import broker_options, broker_settings, metrics_option
 from edge.watch.password import STRENGTH
 from edge.watch.receive import Receiver, Token
 from edge.watch.rooms import Rooms
-from edge.watch.share import Share, open_store, read_share, share_options
+from edge.watch.share import Share, open_store, read_share, recorder_name, share_options
 from edge.watch.zones import parse_zone
 
 if TYPE_CHECKING:
@@ -198,8 +198,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     if args.command is not None:
         raise UsageError(f"{args.command} comes first: edge-watch {args.command} ...")
     settings = broker_settings(args)
-    if not args.record and (args.group or args.client_id or args.keep_days is not None):
-        raise UsageError("--group, --client-id and --keep-days go with --record")
+    own = args.group or args.client_id or args.name or args.keep_days is not None
+    if own and not args.record:
+        raise UsageError("--group, --name, --client-id and --keep-days go with --record")
     read_share(args)
     check_home_assistant(args)
     if args.control_password_file and not args.web:
@@ -243,9 +244,11 @@ def watch(
 
         router.discovery = open_discovery(args.home_assistant, receiver.publish, store)
         router.leases = Leases(store, router.share) if router.share.parts > 1 else None
+        name = recorder_name(args, store)
+        log.info("answers nodes as recorder %s", name)
         router.recorder = Recorder(
             store, receiver.done, receiver.publish, args.keep_days,
-            discovery=router.discovery, leases=router.leases,
+            discovery=router.discovery, leases=router.leases, name=name,
         )  # fmt: skip
         # Else it looks through all libraries' objects again and again: a quarter of a reading's cost.
         gc.freeze()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge.watch.store import Store
 
 MOST_PARTS = 64
+NAME = re.compile(r"[a-z0-9-]{1,32}")
 PART = re.compile(r"([0-9]{1,3})/([0-9]{1,3})")
 
 
@@ -67,6 +68,12 @@ def share_options(p: argparse.ArgumentParser) -> None:
         "is gone; on any broker, into one PostgreSQL",
     )
     p.add_argument(
+        "--name",
+        metavar="NAME",
+        help="of this recorder in its answers to the nodes, which outbox.recorders in their node.yaml "
+        "may name; one for all that share a database; default: made of its server and name",
+    )
+    p.add_argument(
         "--group",
         default="",
         metavar="NAME",
@@ -82,6 +89,8 @@ def read_share(args: argparse.Namespace) -> Share:
             raise UsageError(
                 f"--site {site!r} must be a site's name, the first part of a node's: a-z, 0-9 and -"
             )
+    if args.name is not None and not NAME.fullmatch(args.name):
+        raise UsageError("--name must be 1 to 32 of a-z, 0-9 and -")
     sites = tuple(sorted(set(args.site)))
     if set(args.group) & set("/+#"):
         raise UsageError("--group must be a name without '/', '+' and '#'")
@@ -112,3 +121,9 @@ def open_store(args: argparse.Namespace) -> tuple[SessionOptions, Store]:
     share = "-".join(["", read_share(args).name()]).rstrip("-")
     own = f"edge-watch-{socket.gethostname()}-{place}{share}"
     return SessionOptions(args.client_id or own, args.group), store
+
+
+def recorder_name(args: argparse.Namespace, store: Store) -> str:
+    """Name the recorder for its `ack`: the same at every start, and of all that share its database."""
+    place = hashlib.sha256(store.place.encode()).hexdigest()[:8]
+    return args.name or f"{'postgresql' if store.postgresql else 'sqlite'}-{place}"

@@ -36,8 +36,9 @@ FIELDS = {
     "log backend fallback temperature_celsius throttled pace power_mode memory_mib outbox_pending "
     "outbox_dropped outbox_unreadable outbox_first outbox_damaged log_begun certificate_expires update "
     # unmoved_faces: a bit that changes only beside a published group, by who sits still for minutes.
-    "unmoved_faces p50_ms p95_ms",
-    "ack": "schema node log seq",
+    # recorders_behind: names of recorders from node.yaml, and how many readings each lacks.
+    "unmoved_faces recorders_behind p50_ms p95_ms",
+    "ack": "schema node log seq recorder",
     "command": "schema node id expires arguments",
     "result": "schema node session n time clock_synced id name ok text",
 }

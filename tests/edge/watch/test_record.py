@@ -53,7 +53,7 @@ class Bench:
         self.done: list[int] = []
         self.acks: list[dict[str, Any]] = []
         self.recorder = Recorder(
-            self.store, self._acknowledge, self._publish, clock=self.clock, **options
+            self.store, self._acknowledge, self._publish, clock=self.clock, name="school", **options
         )
         self._mid = 0
 
@@ -92,7 +92,8 @@ def test_a_batch_is_stored_then_acknowledged_then_told_to_the_node(bench: Bench)
     assert bench.done == [1, 2, 3, 4, 5], (
         "what is no message too, or the broker would send it for ever"
     )
-    assert bench.acks == [{"schema": "edge.ack/1", "node": NODE, "log": LOG, "seq": 2}]
+    ack = {"schema": "edge.ack/1", "node": NODE, "log": LOG, "seq": 2, "recorder": "school"}
+    assert bench.acks == [ack]
     bench.take(*(counts(seq) for seq in range(3, BATCH + 3)))
     bench.turn(0.0)
     assert len(bench.done) == 5 + BATCH, "a full batch goes at once"
@@ -102,7 +103,7 @@ def test_a_node_that_says_how_it_is_hears_how_far_it_is_stored(
     bench: Bench, tmp_path: Path
 ) -> None:
     """Where the broker retains nothing, a node that was away has no other way to know."""
-    ack = {"schema": "edge.ack/1", "node": NODE, "log": LOG, "seq": 2}
+    ack = {"schema": "edge.ack/1", "node": NODE, "log": LOG, "seq": 2, "recorder": "school"}
     bench.take(counts(1), counts(2), counts(1, "school/room-2/node-1"))
     bench.turn()
     bench.acks.clear()

@@ -1,0 +1,87 @@
+"""A node whose settings name two recorders: neither loses what the other has."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.brokers import Mosquitto
+from support.harness import NodeProcess
+from support.patience import wait_for
+from support.recording import Recording
+from support.subscriber import Subscriber
+
+BOTH = "outbox: {keep_hours: 0, recorders: [school, district]}\n"
+
+
+def stored(database: Path) -> list[int]:
+    """The numbers of all readings that a recorder stored, in order."""
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        return [seq for (seq,) in db.execute("SELECT seq FROM counts ORDER BY seq")]
+
+
+@pytest.fixture
+def ended() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def start(
+    ended: contextlib.ExitStack, broker: Mosquitto, database: Path, name: str, client: str
+) -> Recording:
+    found = Recording(broker, database, "--name", name, "--client-id", client)
+    ended.callback(lambda: found.poll() is None and found.kill())
+    return found
+
+
+@pytest.mark.process
+@pytest.mark.broker
+def test_what_a_killed_recorder_missed_is_kept_until_it_has_it(
+    tmp_path: Path, mosquitto: Mosquitto, ended: contextlib.ExitStack
+) -> None:
+    """The broker keeps nothing for it, since it comes back under another client id; the node forgets at
+    once what both have."""
+    school, district = tmp_path / "school.sqlite", tmp_path / "district.sqlite"
+    keeps = start(ended, mosquitto, school, "school", "one")
+    first = start(ended, mosquitto, district, "district", "two")
+    node = NodeProcess(tmp_path, mosquitto.url)
+    node.config.write_text(node.config.read_text() + BOTH)
+    ended.callback(node.end)
+    heard = Subscriber(mosquitto.port)
+    ended.callback(heard.close)
+    node.start()
+    wait_for(lambda: len(stored(district)) >= 3, node.log.read_text)
+    first.kill()
+    first.wait()
+    missed = stored(district)[-1]
+    wait_for(lambda: stored(school)[-1] >= missed + 8, node.log.read_text)
+    second = start(ended, mosquitto, district, "district", "three")
+    came_back = stored(school)[-1]
+    wait_for(lambda: len(stored(district)) >= came_back + 3, node.log.read_text)
+    # A node that comes back hears both, whichever of them is retained.
+    node.kill()
+    heard.messages.clear()
+    node.start()
+    wait_for(
+        lambda: (
+            {
+                payload["recorder"]
+                for topic, payload, retained in list(heard.messages)
+                if topic.endswith("/ack") and not retained
+            }
+            >= {"school", "district"}
+        ),
+        node.log.read_text,
+    )
+    assert node.stop() == 0
+    log, left = node.committed()
+    for recorder in (keeps, second):
+        recorder.end()
+    assert stored(school) == stored(district) == list(range(1, len(stored(school)) + 1))
+    assert len(left) < len(stored(school)) / 2, "what both have is forgotten"
+    assert log in {message["log"] for message in heard.of("counts")}
+    assert not [h for h in heard.of("health") if h["outbox_dropped"]]
