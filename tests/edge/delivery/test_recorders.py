@@ -169,7 +169,7 @@ def test_an_older_outbox_is_read_and_an_older_version_reads_this_one(tmp_path: P
     content = unseal(line)
     assert content is not None
     assert content.pop("recorders") == {content["logs"][0][0]: {"school": 3}}
-    # What is left is what version 0.1.1 wrote, and all that it asks for.
+    # What is left is what an older version wrote, and all that it asks for.
     assert content["logs"][0][3] == 3
     assert all(len(log) == 4 for log in content["logs"])
     db.execute("UPDATE meta SET life = ?", (seal(content),))

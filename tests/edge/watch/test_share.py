@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -22,7 +23,8 @@ from edge.settings import Broker
 from edge.watch.database import StoreError
 from edge.watch.group import GroupProbe
 from edge.watch.lease import Leases
-from edge.watch.share import Share, part_of
+from edge.watch.run import build_parser
+from edge.watch.share import Share, part_of, recorder_name
 from edge.watch.store import Store
 from edge.watch.tables import LEASES
 from fakes.broker import Habits, StubBroker
@@ -60,6 +62,9 @@ def test_parts_have_about_as_many_nodes() -> None:
         (["--site", "North"], "must be a site's name"),
         (["--site", "north/+"], "must be a site's name"),
         (["--site", ""], "must be a site's name"),
+        (["--name", ""], "--name must be 1 to 32 of"),
+        (["--name", "North"], "--name must be 1 to 32 of"),
+        (["--name", "n" * 33], "--name must be 1 to 32 of"),
     ],
 )
 def test_options_that_cannot_be_meant_are_one_line(
@@ -69,6 +74,40 @@ def test_options_that_cannot_be_meant_are_one_line(
     assert done.code == 2
     assert said in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def named(record: str, *words: str) -> str:
+    args = build_parser().parse_args(["--record", record, *words])
+    store = Store(record)
+    try:
+        return recorder_name(args, store)
+    finally:
+        store.close()
+
+
+def test_a_recorders_name_is_that_of_its_database_at_every_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = named("x.sqlite")
+    assert re.fullmatch(r"sqlite-[0-9a-f]{8}", file)
+    assert file == named(str(tmp_path / "x.sqlite")) == named(f"sqlite:///{tmp_path}/x.sqlite")
+    assert file != named("y.sqlite")
+    assert named("x.sqlite", "--name", "north") == "north"
+    server = named("postgresql://edge@db/edge")
+    assert re.fullmatch(r"postgresql-[0-9a-f]{8}", server)
+    same = ("other@db/edge", "db:5432/edge", "/edge?host=db", "db/edge?sslmode=require")
+    assert {named(f"postgresql://{address}") for address in same} == {server}
+    assert server not in {named(f"postgresql://{it}") for it in ("db/x", "dc/edge", "db:1/edge")}
+    here = socket.gethostname()
+    own = ("127.0.0.1/edge", "[::1]/edge", "/edge", "/edge?host=/run/postgresql", f"{here}/edge")
+    assert {named(f"postgresql://{address}") for address in own} == {
+        named("postgresql://localhost/edge")
+    }
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    assert named("x.sqlite") != file
+    assert named("postgresql://localhost/edge") != server
+    assert named("postgresql://db/edge") == server
 
 
 @pytest.mark.process
