@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from edge.base import schedule
 from edge.base.broker_address import check_broker_address, one_or_more_addresses
 from edge.base.setting_types import (
     AUTO,
     FilePath,
-    RecorderName,
+    RecorderNames,
     Segment,
     default_state,
     own_hostname,
@@ -330,18 +330,10 @@ class Outbox(Strict):
     keep_hours: float = Field(
         default=24.0, ge=0, le=8760, description="of running time, after the broker took it"
     )
-    recorders: list[RecorderName] = Field(
+    recorders: RecorderNames = Field(
         default=[],
-        max_length=4,  # what an outbox knows of itself fits one page of its file
         description="names of recorders that must all have a reading before it goes; default: any one",
     )
-
-    @field_validator("recorders")
-    @classmethod
-    def _once(cls, names: list[str]) -> list[str]:
-        if len(set(names)) < len(names):
-            raise ValueError("each recorder is named once")
-        return names
 
 
 class Runtime(Strict):

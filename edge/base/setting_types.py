@@ -8,7 +8,13 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -28,6 +34,12 @@ def _recorder_name(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]{1,32}", value):
         raise ValueError("must be a recorder's --name: a-z, 0-9 and '-', at most 32 of them")
     return value
+
+
+def _each_once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("each recorder is named once")
+    return names
 
 
 def _path(value: object) -> object:
@@ -63,7 +75,12 @@ def default_state() -> Path:
 
 
 Segment = Annotated[str, AfterValidator(_segment)]
-RecorderName = Annotated[str, AfterValidator(_recorder_name)]
+# At most four: what an outbox knows of itself fits one page of its file.
+RecorderNames = Annotated[
+    list[Annotated[str, AfterValidator(_recorder_name)]],
+    Field(max_length=4),
+    AfterValidator(_each_once),
+]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 
 

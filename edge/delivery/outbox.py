@@ -87,19 +87,14 @@ class Outbox:
         return self._limits.recorders
 
     def stored_by(self, recorder: str) -> int | None:
-        """Up to which seq of the present log this recorder has it, one that is named; None before it
-        spoke."""
+        """Up to which seq of the present log a named recorder has it; None before it spoke."""
         return self._file.life.log.stored_by.get(recorder)
 
     def behind(self, seconds: float) -> dict[str, int]:
         """How many readings each named recorder lacks that lacks one that is older than that."""
         file, named = self._file, self._limits.recorders
-        if not named:
-            return {}
-        return file.do(
-            "cannot be counted",
-            lambda: count_lacked(file.db, file.life, named, file.running() - seconds),
-        )
+        before = file.running() - seconds
+        return file.do("cannot be counted", lambda: count_lacked(file.db, file.life, named, before))
 
     @property
     def dropped(self) -> int:
@@ -199,12 +194,10 @@ class Outbox:
         def work() -> None:
             life = file.life
             if log_id == life.log.log_id and seq > self._offered:
-                return _begin_ahead(file)
-            known = life.acknowledged_by_recorder(log_id, seq, recorder, named)
-            if known != life:
+                _begin_ahead(file)
+            elif (now := life.acknowledged_by_recorder(log_id, seq, recorder, named)) != life:
                 with file.change():
-                    file.keep(known)
-            return None
+                    file.keep(now)
 
         file.do("keeps no acknowledgement", work)
 

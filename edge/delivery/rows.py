@@ -185,9 +185,9 @@ def count_lacked(
 ) -> dict[str, int]:
     """Return how many numbers each of these recorders lacks that are still here, of those that lack one
     which was born before that running time."""
-    first = db.execute("SELECT MIN(seq) FROM readings").fetchone()[0]
     found: dict[str, int] = {}
-    for name in recorders if first is not None else ():
+    for name in recorders:
+        first = db.execute("SELECT COALESCE(MIN(seq), ?) FROM readings", (2**53,)).fetchone()[0]
         count, old = 0, False
         for above, up_to in life.lacked([name]):
             count += max(0, up_to - max(above, first - 1))
