@@ -186,6 +186,7 @@ class Health(_Message):
     outbox_damaged: int = Field(description="1 when a damaged file was set aside since the start")
     recorders_behind: dict[Annotated[str, Field(max_length=32)], Number] = Field(
         default={},
+        max_length=16,
         description="of outbox.recorders, who lacks readings that are minutes old, and how many",
     )
     certificate_expires: str | None = Field(

@@ -26,7 +26,7 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
             "fallback": None, "temperature_celsius": 51.5, "throttled": False, "pace": 0,
             "power_mode": "15W", "memory_mib": 200, "outbox_pending": 0, "outbox_dropped": 0,
             "log": LOG, "log_begun": None, "outbox_unreadable": 0, "outbox_first": 1,
-            "outbox_damaged": 0, "unmoved_faces": False,
+            "outbox_damaged": 0, "unmoved_faces": False, "recorders_behind": {"district": 3},
             "certificate_expires": None, "update": None,
         },
         "info": {
