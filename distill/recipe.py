@@ -168,6 +168,9 @@ class Distillation(Strict):
 class Augmentation(Strict):
     """Random changes of a training image."""
 
+    plain_share: float = Field(
+        default=0.0, ge=0, le=1, description="only moved and lit anew: none of the other changes"
+    )
     rotate_degrees: float = Field(default=15.0, ge=0, le=45)
     scale: float = Field(default=1.15, ge=1, le=2, description="largest factor, and its inverse")
     shift: float = Field(default=0.06, ge=0, le=0.5, description="of the side")

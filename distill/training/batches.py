@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data.augment import corrupt, distort, random_affine, warp
+from distill.data.augment import corrupt, distort, photometric, random_affine, warp
 from distill.data.sampling import Examples
 from distill.models.backbones import FrozenBackbones
 from distill.models.feature_cache import Features, Grids
@@ -61,9 +61,18 @@ def mixup(
 def augmented(faces: Tensor, affine: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Make the image that is learned from: covered and turned, moved as a whole by `affine`, then as a
     camera takes it. A teacher's cached grids follow `affine` alone, which covers and turns leave."""
-    landmarks = torch.tensor(recipe.crop.template)
-    faces = distort(faces, recipe.augmentation, landmarks, generator)
-    return corrupt(warp(faces, affine), recipe.augmentation, generator)
+    config, landmarks = recipe.augmentation, torch.tensor(recipe.crop.template)
+    # What a recipe leaves out draws nothing from the generator, so that older runs repeat.
+    plain = torch.zeros(len(faces), dtype=torch.bool)
+    if config.plain_share:
+        plain = torch.rand(len(faces), generator=generator) < config.plain_share
+    made = torch.empty_like(faces)
+    if bool(plain.any()):
+        made[plain] = photometric(warp(faces[plain], affine[plain]), config, generator)
+    if not bool(plain.all()):
+        changed = distort(faces[~plain], config, landmarks, generator)
+        made[~plain] = corrupt(warp(changed, affine[~plain]), config, generator)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
