@@ -197,7 +197,7 @@ def assemble(
                 path,
                 settings.privacy.min_group,
                 settings.window.seconds,
-                monitor.republish,
+                node.introduce,
                 lambda: reload_bundle(node),
             )
             node.apply_overrides(node.commands)

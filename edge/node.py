@@ -195,6 +195,11 @@ class Node:
         info = self.reports.info(p.detector, self.detector, self.source.kind, p.window)
         self.publisher.send(info)
 
+    def introduce(self) -> None:
+        """Say everything at once, for the command `report`: whoever listens may have missed it."""
+        self.monitor.republish()
+        self.publish_info()
+
     def _report(self, now: float) -> None:
         """now: in source time, so that a file repeats."""
         if not self.publisher.alive():

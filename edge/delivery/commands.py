@@ -4,7 +4,7 @@
     cmd/resume        {}
     cmd/set-window    {"seconds": 30}     never below what node.yaml says; at the next window's start
     cmd/set-min-group {"people": 8}       never below what node.yaml says
-    cmd/report        {}                  status and health, now
+    cmd/report        {}                  status, info and health, now
     cmd/reload-bundle {}                  read the bundle's folder again; a bad one changes nothing
 
 Nothing here can make a picture leave the node. A command expires within a day, and its id is
@@ -223,7 +223,7 @@ class Commands:
             return "" if wanted else self._take_bundle()
         if not wanted:
             self._report()
-        return "status and health follow"
+        return "status, info and health follow"
 
     def _take_bundle(self) -> str:
         try:

@@ -80,7 +80,9 @@ TEXTS: dict[Name, Text] = {
         True,
         "--people 8",
     ),
-    "report": Text("have nodes say how they do, now", "Have nodes publish status and health, now."),
+    "report": Text(
+        "have nodes say how they do, now", "Have nodes publish status, info and health, now."
+    ),
     "reload-bundle": Text(
         "have nodes read their model again",
         "Have nodes read their model's folder again; a bad one changes nothing.",

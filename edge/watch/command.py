@@ -54,11 +54,13 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of one node. text: the node's own words, made safe to print, or why there are none."""
+    """Of one node. text: the node's own words, made safe to print, or why there are none; taken:
+    whether the broker took the command and stayed."""
 
     node: str
     outcome: Outcome
     text: str
+    taken: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Caller:
         for node in nodes:
             if node not in self._answers:
                 text = self._silent(node, seconds, expires, stood)
-                self._answers[node] = Answer(node, Outcome.UNANSWERED, text)
+                self._answers[node] = Answer(node, Outcome.UNANSWERED, text, taken=stood)
                 tell(self._answers[node])
         return [self._answers[node] for node in nodes]
 
@@ -234,7 +236,8 @@ class Caller:
             text = f"it is not connected to the broker, nothing was done{status}"
         else:
             return
-        self._answers[node] = Answer(node, Outcome.UNANSWERED, text)
+        taken = not reason.is_failure
+        self._answers[node] = Answer(node, Outcome.UNANSWERED, text, taken)
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
         content = bytes(message.payload)

@@ -7,6 +7,7 @@ who, from where, what, which node, what it answered.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import hmac
 import json
@@ -18,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -27,11 +28,18 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge.base.errors import EdgeError, UsageError
+from edge.base.setting_types import default_state
 from edge.delivery.commands import NAMES, Name
-from edge.watch.command import Answer, Order, check_target, matches, order
+from edge.delivery.credentials import read_password
+from edge.delivery.protocol import MEMORY_FILE
+from edge.watch.command import Answer, Caller, Order, check_target, matches, order
 from edge.watch.guard import host_name
 from edge.watch.lines import SHORT, printable
-from edge.watch.password import Budget
+from edge.watch.options import broker_settings
+from edge.watch.password import Budget, require_strong
+
+if TYPE_CHECKING:
+    from edge.watch.rooms import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +255,30 @@ class Control:
 
 def _address(request: Request) -> str:
     return request.client.host if request.client else ""
+
+
+def open_control(
+    args: argparse.Namespace, rooms: Rooms, page: str | None, tls: bool, names: Sequence[str]
+) -> Control | None:
+    """Make the page's buttons; None where there is no password for them. page: its own password; tls,
+    names: as of `Control`. Raises UsageError."""
+    option = "--control-password-file"
+    password = read_password(args.control_password_file, option)
+    if password is None:
+        return None
+    require_strong(password, option)
+    if password == page:
+        raise UsageError(f"{option} and --web-password-file hold the same password; give another")
+    settings, memory = broker_settings(args), default_state() / MEMORY_FILE
+
+    def ask(nodes: Sequence[str], asked: Order) -> list[Answer]:
+        with Caller(settings, memory) as caller:
+            return caller.ask(nodes, asked)
+
+    def nodes() -> list[str]:
+        return [room.node for room in rooms.snapshot()]
+
+    return Control(password, nodes, ask, tls, names)
 
 
 def no_control() -> list[Route]:

@@ -20,9 +20,10 @@ EXIT_CODES = (
 MISSING = {
     Trait.MQTT5: "all works; but 3.1.1 has no reasons: what the broker forbids is dropped in silence",
     Trait.ARRIVES: "nothing works: check the access list, and that the addresses are of one cluster",
-    Trait.RETAINED: "a page or table that starts does not know rooms until they speak again, and nodes "
-    "hear an acknowledgement only while they are connected",
-    Trait.RETAINED_WILDCARD: "a page or table that starts does not know rooms until they speak again",
+    Trait.RETAINED: "a page or table that starts shows a room once it counts, and asks it for its "
+    "status; a command wants a node's whole name; nodes hear an acknowledgement only while connected",
+    Trait.RETAINED_WILDCARD: "a page or table that starts shows a room once it counts, and asks it for "
+    "its status; a command wants a node's whole name",
     Trait.SESSION: "what comes while a recorder is away is not kept for it: nodes send it again, from "
     "a minute later on, and nothing is lost",
     Trait.REDELIVERED: "what a recorder had not stored when its connection was cut comes from the "

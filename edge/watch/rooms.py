@@ -33,6 +33,7 @@ LEAST_SECONDS = 0.001  # what a message's times can tell
 SILENT_WINDOWS = 3  # without a reading for so many windows, and at least SILENT_SECONDS: late
 SILENT_SECONDS = 30.0
 OFF = timedelta(minutes=10)  # a room that is off is a card for so long, and then one of a line
+SETTLE = timedelta(seconds=10)  # by then a broker has sent each status that it keeps
 GONE = timedelta(days=1)  # a room that is off and was not heard for so long is put away
 IMPOSSIBLE = "impossible number of people"
 
@@ -63,6 +64,9 @@ class Room:
     counted: datetime | None = None  # our own clock's time of the last reading
     said: str = "unknown"
     reason: str | None = None
+    # Our own clock's time from which on a sign of life means more than what it said last: it said
+    # nothing yet, or goodbye, or what it said may have been missed. None while that holds.
+    unsaid: datetime | None = None
     shown: Shown | None = None
     temperature: float | None = None  # Celsius
     waiting: int | None = None  # readings in its outbox
@@ -173,13 +177,33 @@ class Rooms:
             elif isinstance(payload, Status) and retained:
                 room.heard = room.heard or _past(payload.time, now)
             if isinstance(payload, Status):
-                room.said = payload.state
+                room.said, room.unsaid = payload.state, now if gone else None
                 room.reason = None if payload.reason is None else printable(payload.reason, SHORT)
             elif isinstance(payload, Health):
                 room.temperature = _celsius(payload.temperature_celsius)
                 room.waiting, room.lost = payload.outbox_pending, payload.outbox_dropped
             elif isinstance(payload, Counts):
                 self._count(room, payload, now)
+
+    def doubt(self, now: datetime) -> None:
+        """Take note that messages may have been missed from now on: what each room said last may hold
+        no more. A broker that keeps statuses tells them anew."""
+        with self.lock:
+            for room in self.rooms.values():
+                room.unsaid = now
+
+    def unsaid(self, now: datetime) -> list[str]:
+        """Name the rooms that live and of which no status is known that holds, by name."""
+        with self.lock:
+            return sorted(
+                room.node
+                for room in self.rooms.values()
+                if room.unsaid is not None
+                and room.heard is not None
+                and room.heard > room.unsaid
+                and now - room.unsaid >= SETTLE
+                and (now - room.heard).total_seconds() <= room.patience
+            )
 
     def remember(self, row: Mapping[str, Any], now: datetime) -> None:
         """Take in a reading that a recorder stored before this start, the newest first, while others
@@ -197,7 +221,7 @@ class Rooms:
     def _room(self, node: str, now: datetime) -> Room | None:
         room = self.rooms.get(node)
         if room is None and len(self.rooms) < MOST_NODES:
-            room = self.rooms[node] = Room(node, now)
+            room = self.rooms[node] = Room(node, now, unsaid=now)
         return room
 
     def _count(self, room: Room, m: Counts, now: datetime) -> None:

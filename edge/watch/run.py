@@ -38,12 +38,11 @@ from edge.watch.share import Share, open_store, read_share, recorder_name, share
 from edge.watch.zones import parse_zone
 
 if TYPE_CHECKING:
-    from edge.watch.control import Control
     from edge.watch.home_assistant import Discovery
     from edge.watch.lease import Leases
     from edge.watch.record import Recorder
     from edge.watch.store import Store
-    from edge.watch.web import PageAddress, Server
+    from edge.watch.web import Server
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +158,12 @@ class MessageRouter:
         if self.recorder is not None and stored:
             self.recorder.take(message, token)
 
+    def lost(self) -> None:
+        """Take note that the connection is gone, and with it what comes until the next."""
+        self.rooms.doubt(utc_now())
+        if self.recorder is not None:
+            self.recorder.discard()
+
     def held(self) -> frozenset[int]:
         """Return the parts whose nodes are stored here now."""
         return frozenset([self.share.part]) if self.leases is None else self.leases.held
@@ -264,6 +269,10 @@ def watch(
         print(f"watching {settings.shown}; Ctrl-C ends", file=sys.stderr, flush=True)
     thread = ReceiverThread(receiver, router, ready)
     thread.start()
+    if table or args.web:
+        from edge.watch.status_requests import StatusRequests
+
+        StatusRequests(settings, memory, router.rooms, router.stop).start()
     try:
         if table:
             from edge.watch.terminal import show_table
@@ -301,10 +310,10 @@ class ReceiverThread(threading.Thread):
         stop, recorder = self._router.stop, self._router.recorder
         try:
             if recorder is None:
-                self._receiver.run(stop, subscribed=self._ready)
+                self._receiver.run(stop, subscribed=self._ready, lost=self._router.lost)
             else:
                 self._receiver.run(
-                    stop, recorder.flush_due, self._ready, recorder.discard, recorder.flush
+                    stop, recorder.flush_due, self._ready, self._router.lost, recorder.flush
                 )
             self.failure = None
         except EdgeError as error:
@@ -318,12 +327,14 @@ def open_page(
     args: argparse.Namespace, router: MessageRouter, receiver: Receiver, store: Store | None
 ) -> Server:
     """Serve the page, with what the store holds. Raises UsageError or EdgeError."""
+    from edge.watch.control import open_control
     from edge.watch.history import History
     from edge.watch.web import Server, parse_address
 
     password = read_password(args.web_password_file, "--web-password-file")
     address = parse_address(args.web, password, args.web_certificate, args.web_key, args.web_host)
-    control = open_control(args, router.rooms, address)
+    tls = address.certificate is not None
+    control = open_control(args, router.rooms, address.password, tls, address.names)
     history = History(args.record) if store is not None else None
     server = Server(
         router.rooms,
@@ -338,31 +349,6 @@ def open_page(
         remember(router, store)
     print(f"the page is at {address.url}; Ctrl-C ends", file=sys.stderr, flush=True)
     return server
-
-
-def open_control(args: argparse.Namespace, rooms: Rooms, address: PageAddress) -> Control | None:
-    """Make the page's buttons; None where there is no password for them. Raises UsageError."""
-    from edge.watch.command import Answer, Caller, Order
-    from edge.watch.control import Control
-    from edge.watch.password import require_strong
-
-    option = "--control-password-file"
-    password = read_password(args.control_password_file, option)
-    if password is None:
-        return None
-    require_strong(password, option)
-    if password == address.password:
-        raise UsageError(f"{option} and --web-password-file hold the same password; give another")
-    settings, memory = broker_settings(args), default_state() / MEMORY_FILE
-
-    def ask(nodes: Sequence[str], asked: Order) -> list[Answer]:
-        with Caller(settings, memory) as caller:
-            return caller.ask(nodes, asked)
-
-    def nodes() -> list[str]:
-        return [room.node for room in rooms.snapshot()]
-
-    return Control(password, nodes, ask, address.certificate is not None, address.names)
 
 
 def remember(router: MessageRouter, store: Store) -> threading.Thread | None:

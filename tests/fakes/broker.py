@@ -22,14 +22,16 @@ class Habits:
     versions: of MQTT, 4 is 3.1.1; unknown: to others it answers "code 1" as 3.1.1 does, "code 0x84" as
     5 does, both before it closes, or closes ("close"), resets, or is "silent". suback: filter and how
     often it was asked for -> a code, CLOSE, or "silent". share: two of a group get "halves", nothing
-    ("deaf"), or the connection ends ("close"). retained, sessions: known to "all" members, to the one
-    ("member") or to "none". resends: what was not acknowledged; wills: after which ends.
+    ("deaf"), or the connection ends ("close"). puback: topic -> a code, or CLOSE. retained, sessions:
+    known to "all" members, to the one ("member") or to "none". resends: what was not acknowledged;
+    wills: after which ends.
     """
 
     versions: tuple[int, ...] = (4, 5)
     unknown: str = "code 1"
     suback: Callable[[str, int], int | str | None] = lambda topic, times: GRANTED
     share: str = "halves"
+    puback: Callable[[str], int | None] = lambda topic: 0
     retained: str = "all"
     sessions: str = "all"
     resends: bool = True
@@ -259,8 +261,13 @@ class StubBroker:
                 if kind & 1 and not self.habits.retain_available:
                     peer.sendall(b"\xe0\x02\x9a\x00")
                     return False
+                code = self.habits.puback(topic.decode())
+                if code is CLOSE:
+                    return False
                 if kind & 6:
-                    peer.sendall(_packet(0x40, mid))
+                    peer.sendall(_packet(0x40, mid + (bytes([code, 0]) if five and code else b"")))
+                if code >= REFUSED:
+                    return True
                 self._route(topic.decode(), data[at:], bool(kind & 1), session.member)
         elif kind >> 4 == 8:
             with self._lock:

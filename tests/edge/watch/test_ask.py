@@ -177,7 +177,7 @@ def test_real_nodes_do_what_they_are_asked_and_their_answers_are_told(
     )
     people = ask("set-min-group", "school/room-1", "--people", "8")
     printed(people, "groups of 8 at least from the next window on")
-    printed(ask("report", "school/room-1"), "status and health follow")
+    printed(ask("report", "school/room-1"), "status, info and health follow")
     refused = ask("set-window", "school/room-1", "--seconds", "0.5")
     assert (refused.code, refused.out) == (3, "")
     assert refused.last.endswith(f"{first.name} refused it: set-window takes 'seconds', 2 to 3600")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from edge.watch.simulate import build_parser, shares
 from support.brokers import Mosquitto
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
+from support.screen import Terminal
 
 
 def test_a_broker_that_comes_up_late_is_spoken_to_in_mqtt_5(
@@ -67,26 +66,6 @@ def players(parent: subprocess.Popen[str]) -> list[int]:
     return [
         int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
-
-
-class Terminal:
-    """Reads what a program writes to its terminal."""
-
-    def __init__(self) -> None:
-        self._ours, self.theirs = pty.openpty()
-        self.text = ""
-
-    def shows(self, pattern: str) -> Callable[[], bool]:
-        def look() -> bool:
-            while select.select([self._ours], [], [], 0)[0]:
-                self.text += os.read(self._ours, 65536).decode()
-            return re.search(pattern, self.text) is not None
-
-        return look
-
-    def close(self) -> None:
-        os.close(self._ours)
-        os.close(self.theirs)
 
 
 @pytest.fixture
