@@ -42,6 +42,10 @@ class RoomFacts(TypedDict):
     clock_synced: bool | None
     waiting: Annotated[Amount | None, Field(description="readings in the node's outbox")]
     lost: Annotated[Amount | None, Field(description="readings that the node lost")]
+    behind: Annotated[
+        Mapping[str, Amount],
+        Field(description="of outbox.recorders, who lacks readings that are minutes old: how many"),
+    ]
 
 
 class RoomNow(RoomFacts):

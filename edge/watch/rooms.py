@@ -11,7 +11,7 @@ import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
@@ -71,6 +71,7 @@ class Room:
     temperature: float | None = None  # Celsius
     waiting: int | None = None  # readings in its outbox
     lost: int | None = None
+    behind: Mapping[str, int] = field(default_factory=dict)  # recorder -> readings that it lacks
     labels: tuple[str, ...] = ()
 
     def state(self, now: datetime) -> str:
@@ -182,6 +183,8 @@ class Rooms:
             elif isinstance(payload, Health):
                 room.temperature = _celsius(payload.temperature_celsius)
                 room.waiting, room.lost = payload.outbox_pending, payload.outbox_dropped
+                behind = sorted(payload.recorders_behind.items())
+                room.behind = {printable(name, SHORT): n for name, n in behind}
             elif isinstance(payload, Counts):
                 self._count(room, payload, now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
@@ -54,8 +55,9 @@ def expressions(room: Room, now: datetime) -> str:
 
 
 def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
-    """List room, state, people, expressions, last heard, temperature, waiting, lost; by name, without
-    the rooms that are gone, retired, or off as usual."""
+    """List room, state, people, expressions, last heard, temperature, waiting, lost, and what the
+    recorder lacks that lags most, "" for none; by name, without the rooms that are gone, retired, or
+    off as usual."""
     return [
         (
             room.node,
@@ -66,6 +68,7 @@ def rows(rooms: Rooms, now: datetime) -> list[tuple[str, ...]]:
             "-" if room.temperature is None else f"{room.temperature:.0f}",
             _short(room.waiting),
             _short(room.lost),
+            _short(max(room.behind.values())) if room.behind else "",
         )
         for room in rooms.snapshot()
         if not (room.gone(now) or rooms.off(room, now) or room.node in rooms.retired)
@@ -82,6 +85,12 @@ def _short(number: int | None) -> str:
     return ">1T"
 
 
+def _behind(rooms: Rooms) -> str:
+    """Say which recorders lack readings of how many nodes."""
+    found = Counter(name for room in rooms.snapshot() for name in room.behind)
+    return "".join(f"; recorder {name} lacks readings of {n}" for name, n in sorted(found.items()))
+
+
 def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: str = "") -> Group:
     """Draw the table. broker: how the connection stands; height: lines that fit; note: a recorder's."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
@@ -89,16 +98,21 @@ def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: s
     table.add_column("status", width=8, no_wrap=True)
     table.add_column("people", width=6, justify="right", no_wrap=True)
     table.add_column("expressions", ratio=1, no_wrap=True, overflow="ellipsis")
-    for name, width in (("heard", 5), ("°C", 3), ("wait", 4), ("lost", 4)):
-        table.add_column(name, width=width, justify="right", no_wrap=True)
     found = rows(rooms, now)
+    columns = [("heard", 5), ("°C", 3), ("wait", 4), ("lost", 4)]
+    behind = _behind(rooms) if any(cells[-1] for cells in found) else ""
+    if behind:  # else its place is the names'
+        columns.append(("lack", 4))
+    for name, width in columns:
+        table.add_column(name, width=width, justify="right", no_wrap=True)
     fitting = max(1, height - 4)
     if len(found) > fitting:  # what needs a look must not be what is cut off
         found.sort(key=lambda cells: cells[1] == "online")
     for cells in found[:fitting]:
         state = Text(cells[1], style=STYLES.get(cells[1], "bold red"))
         # As Text: in a plain string, rich would take a label such as [/x] for markup.
-        table.add_row(Text(cells[0]), state, *(Text(printable(cell)) for cell in cells[2:]))
+        rest = cells[2:] if behind else cells[2:-1]
+        table.add_row(Text(cells[0]), state, *(Text(printable(cell)) for cell in rest))
     more = len(found) - fitting
     foot = f"{broker}; {len(found)} nodes, {rooms.messages} messages"
     if gone := len(rooms.rooms) - len(found):
@@ -111,6 +125,7 @@ def render(rooms: Rooms, broker: str, now: datetime, height: int = 1000, note: s
         foot += f"; {refused} refused ({worst[0][0]})"
     if note:
         foot += f"; {note}"
+    foot += behind
     return Group(table, Text(printable(foot), style="dim", no_wrap=True, overflow="ellipsis"))
 
 

@@ -41,6 +41,7 @@ def room_now(rooms: Rooms, room: Room, now: datetime) -> RoomNow:
         "temperature": room.temperature,
         "waiting": room.waiting,
         "lost": room.lost,
+        "behind": dict(room.behind),
     }
 
 

@@ -66,6 +66,7 @@ function facts(room) {
   if (room.temperature !== null) found.push(`${number(room.temperature)} °C`);
   if (room.waiting) found.push(count("{n} readings waiting", room.waiting));
   if (room.lost) found.push(count("{n} readings lost", room.lost));
+  for (const [who, n] of Object.entries(room.behind)) found.push(count("recorder {who} lacks {n} readings", n, { who }));
   return found.join(" · ");
 }
 

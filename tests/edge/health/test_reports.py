@@ -95,6 +95,26 @@ def test_prometheus_is_told_health_and_nothing_of_the_process() -> None:
         read(port)
 
 
+def test_prometheus_is_told_how_much_each_recorder_lacks_and_when_none_does() -> None:
+    port = free_port()
+    metrics = Metrics(port)
+    try:
+        metrics.tell(health={"recorders_behind": {"north": 1, "district": 12_345}})
+        lines = [line for line in read(port).splitlines() if line.startswith("edge_recorder")]
+        assert lines == [
+            'edge_recorder_behind{recorder="north"} 1.0',
+            'edge_recorder_behind{recorder="district"} 12345.0',
+        ]
+        metrics.tell(health={"recorders_behind": {"district": 7}})
+        assert 'edge_recorder_behind{recorder="district"} 7.0' in read(port)
+        assert "north" not in read(port), "it has all"
+        metrics.tell(health={"recorders_behind": {}})
+        assert "edge_recorder_behind{" not in read(port)
+        assert "# TYPE edge_recorder_behind gauge" in read(port)
+    finally:
+        metrics.close()
+
+
 def test_a_port_in_use_is_one_line() -> None:
     first = Metrics(port := free_port())
     try:

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from edge.base.clock import utc_now
 from edge.base.errors import UsageError
 from edge.watch.languages import LANGUAGES, choose, dress, words
 from edge.watch.lines import line
-from edge.watch.web import PAGE, SCRIPTS
+from edge.watch.rooms import Rooms
+from edge.watch.web import PAGE, SCRIPTS, PageAddress, Server
 from edge.watch.zones import parse_zone, system_zone
-from support.heard import NODE, counts, heard
+from support.brokers import free_port
+from support.heard import NODE, counts, heard, raw
+from support.patience import wait_for
 
 FACTS = {"language", "facts"}
 # Put together from data by the script, so that no call names them.
@@ -96,19 +100,43 @@ def test_a_german_browser_reads_german(browser: Any, german: str) -> None:
 
 @pytest.fixture
 def german() -> Any:
-    from edge.base.clock import utc_now
-    from edge.watch.rooms import Rooms
-    from edge.watch.web import PageAddress, Server
-    from support.brokers import free_port
-
     rooms, where = Rooms(), PageAddress("127.0.0.1", free_port())
     rooms.hear(heard(counts(1, NODE, utc_now())), utc_now())
-    from support.heard import raw
-
     rooms.hear(heard(raw("status")), utc_now())
     server = Server(rooms, lambda: "connected", where, zone="Europe/Berlin")
     server.start()
     yield where.url
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("language", "one", "more"),
+    [
+        ("en", "recorder north lacks 1 reading", "recorder district lacks 12,345 readings"),
+        ("de", "dem Recorder north fehlt 1 Messung", "dem Recorder district fehlen 12.345 Messungen"),
+        ("fr", "il manque 1 mesure à l'enregistreur north", "mesures à l'enregistreur district"),
+        ("es", "al registrador north le falta 1 medición", "le faltan 12.345 mediciones"),
+    ],
+)
+def test_a_card_tells_which_recorder_lacks_how_much_until_none_does(
+    browser: Any, language: str, one: str, more: str
+) -> None:
+    rooms, where = Rooms(), PageAddress("127.0.0.1", free_port())
+    rooms.hear(heard(raw("status")), utc_now())
+    lacks = {"north": 1, "district": 12_345}
+    rooms.hear(heard(raw("health", recorders_behind=lacks)), utc_now())
+    server = Server(rooms, lambda: "connected", where)
+    server.start()
+    page = browser.new_page(locale=language)
+    page.goto(where.url)
+    page.wait_for_selector("article")
+    card = page.inner_text("article")
+    assert one in card
+    assert more in card
+    rooms.hear(heard(raw("health", recorders_behind={})), utc_now())
+    wait_for(lambda: "north" not in page.inner_text("article"), page.content)
+    assert "district" not in page.inner_text("article")
+    page.close()
     server.close()
 
 

@@ -29,7 +29,7 @@ def test_a_table_of_80_columns_tells_room_status_people_and_when() -> None:
     rooms = Rooms()
     rooms.hear(heard(raw("status")), NOON)
     rooms.hear(heard(counts(1)), NOON)
-    rooms.hear(heard(raw("health", outbox_pending=3)), NOON)
+    rooms.hear(heard(raw("health", outbox_pending=3, recorders_behind={})), NOON)
     rooms.hear(heard(raw("status", "school/room-2/node-1", state="lost")), NOON)
     rooms.hear(heard(small(1, "school/room-3/node-1")), NOON)
     text = shown(rooms, NOON + 5 * SECOND)
@@ -207,3 +207,26 @@ def test_hours_that_were_recorded_are_read_beside_what_comes(tmp_path: Path) -> 
     minutes = router.rooms.minutes.of(NODE)
     assert sum(m.by_label["calm"] for m in minutes.values()) == 40 * len(stored), "each once"
     assert len(router.rooms.seen[NODE]) == REMEMBERED
+
+
+def test_who_lacks_a_rooms_readings_is_told_until_it_has_them() -> None:
+    rooms, more = Rooms(), "school/room-2/node-1"
+    for node in (NODE, more):
+        rooms.hear(heard(counts(1, node)), NOON)
+    rooms.hear(heard(raw("health", recorders_behind={})), NOON)
+    assert "lack" not in shown(rooms)[0], "the names have its place"
+    rooms.hear(heard(raw("health", recorders_behind={"north": 1, "district": 12_345})), NOON)
+    rooms.hear(heard(raw("health", more, recorders_behind={"district": 7})), NOON)
+    text = shown(rooms, width=160)
+    assert all(len(line) <= 80 for line in shown(rooms))
+    assert text[0].split()[-2:] == ["lost", "lack"]
+    assert [line.split()[-1] for line in text[1:3]] == ["12k", "7"]
+    assert text[-1].strip().endswith(
+        "; recorder district lacks readings of 2; recorder north lacks readings of 1"
+    )
+    lacks = {room["node"]: room["behind"] for room in view.state(rooms, "", NOON)["rooms"]}
+    assert lacks == {NODE: {"district": 12_345, "north": 1}, more: {"district": 7}}
+    rooms.hear(heard(raw("health", more, recorders_behind={})), NOON)
+    assert [cells[-1] for cells in rows(rooms, NOON)] == ["12k", ""]
+    rooms.hear(heard(raw("health", recorders_behind={})), NOON)
+    assert "lack" not in shown(rooms)[0] + shown(rooms)[-1]
