@@ -62,12 +62,17 @@ def plausible(utc: float) -> bool:
     return EARLIEST <= utc <= LATEST
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    # To open it anew takes ten times as long as to ask it, and every message asks.
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def clock_synced() -> bool | None:
     """Whether the kernel's clock is disciplined (adjtimex(2): not TIME_ERROR); None if unknown."""
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
         # struct timex is 208 bytes on 64-bit Linux; modes = 0 only reads.
-        state = libc.adjtimex(ctypes.create_string_buffer(512))
+        state = _libc().adjtimex(ctypes.create_string_buffer(512))
     except (OSError, AttributeError):
         return None
     return None if state < 0 else state != 5

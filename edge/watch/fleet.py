@@ -5,9 +5,12 @@ Windows, messages, outbox (in memory) and replay are the node's own code; what i
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import random
 import selectors
+import ssl
 import time
 import uuid
 from collections.abc import Sequence
@@ -40,8 +43,9 @@ from edge.delivery.protocol import Version
 from edge.delivery.publisher import FIRST_BACKOFF_SECONDS
 from edge.delivery.scheduler import SendScheduler
 from edge.delivery.subscriptions import Subscriptions
-from edge.records import Expression, Frame, Life, Reading, Tick
+from edge.records import Frame, Reading, Tick
 from edge.settings import Broker
+from edge.watch.classroom import Classroom
 
 if TYPE_CHECKING:
     from edge.delivery.client import Client, ReasonCode
@@ -49,42 +53,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_GROUP, MIN_CELL = 5, 2
-SAMPLES = 4  # pictures that a window's people are drawn for
+SAMPLES = (
+    2  # pictures of a window: to draw and count one's people costs as much as sending a reading
+)
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 SPREAD_SECONDS = 5.0  # over which the nodes come up
 TURN_SECONDS = 0.02
-LONGEST_CONNECTING_SECONDS = 0.5  # of one turn
 GOODBYE_SECONDS = 2.0
-LOOK_SECONDS = 1.0  # how often each connection's keepalive and each node's outbox are looked after
-
-
-class Classroom:
-    """A room full of people whose number and mood drift."""
-
-    def __init__(self, labels: Sequence[str], rng: random.Random) -> None:
-        self._labels, self._rng = labels, rng
-        self._people = rng.randint(8, 28)
-        # Most people look neutral or glad; how much so wanders around that and comes back.
-        self._usual = np.array([2.0, 1.0, *[-1.5] * (len(labels) - 2)])
-        self._mood = np.zeros(len(labels))
-
-    def look(self) -> list[Expression]:
-        """Who is in view now, one Expression each."""
-        rng = self._rng
-        self._people = min(32, max(0, self._people + rng.choice((-1, 0, 0, 0, 0, 1))))
-        if rng.random() < 0.002:
-            self._people = rng.choice((0, 3, 24))  # a lesson begins or ends
-        self._mood = 0.97 * self._mood + np.array([rng.gauss(0, 0.2) for _ in self._labels])
-        weights = np.exp(self._usual + self._mood)
-        shares = weights / weights.sum()
-        found = []
-        for number in range(self._people):
-            pick = rng.choices(range(len(shares)), shares)[0]
-            sure = np.full(len(shares), 0.05, np.float32)
-            sure[pick] = rng.uniform(0.4, 0.9)
-            probabilities = None if rng.random() < 0.02 else sure
-            found.append(Expression(number, probabilities, Life.ALIVE))
-        return found
+LOOK_SECONDS = 1.0  # how often each connection's keepalive is looked after, and what waits
+# Where nothing waits: what a recorder lacks is due after a minute.
+IDLE_LOOK_SECONDS = 15.0
+PICTURE_LATE_SECONDS = 0.05  # behind the end of a window
+# Of one turn, each: after an outage thousands of nodes have something to do, and who waits for this
+# process must not wait for all of them.
+LONGEST_CONNECTING_SECONDS, LONGEST_SECONDS = 0.5, 0.1
 
 
 class SimNode:
@@ -100,7 +82,7 @@ class SimNode:
         site: str = "sim",
     ) -> None:
         """number: of its room; window: seconds; longest: seconds between two attempts to connect."""
-        self.path = f"{site}/room-{number:04}/node-1"
+        self.number, self.path = number, f"{site}/room-{number:04}/node-1"
         rng = random.Random(seed * 1_000_003 + number)
         self._classroom = Classroom(labels, rng)
         self._window = Window(labels, window, MIN_GROUP, MIN_CELL, max_gap_seconds=window)
@@ -110,19 +92,22 @@ class SimNode:
         self._session, self._n = str(uuid.uuid4()), 0
         self._sent: dict[int, tuple[int, str]] = {}
         self.client: Client | None = None
+        self.descriptor: int | None = None  # of its socket, where that is waited for
         self.up = False
         self.address: Address | None = None  # of the broker that it was told last
         self.deaf: Version | None = None  # the version that the broker seems not to know
         self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
         self.next_try, self.asked_at = rng.uniform(0, SPREAD_SECONDS), 0.0
-        self._step, self._next_look = window / SAMPLES, 0.0
-        self.made, self.fresh = 0, False
+        self._step = window / SAMPLES  # seconds from one picture to the next
+        self.made, self.fresh, self._next_idle = 0, False, 0.0
+
+    def next_picture(self, now: float, utc: float) -> float:
+        """When the next one is due, by the clock of `now`: windows close at multiples of their length
+        in `utc`, so that all nodes send at once."""
+        return now + self._step - (utc - PICTURE_LATE_SECONDS) % self._step
 
     def live(self, now: float) -> None:
-        """Pictures and windows up to now."""
-        if now < self._next_look:
-            return
-        self._next_look = now + self._step
+        """Take a picture, and close the windows that are over."""
         closed = self._window.add(Frame(PIXELS, now, time.time()), self._classroom.look())
         for reading in closed:
             self._keep(reading)
@@ -156,6 +141,12 @@ class SimNode:
         assert self.client is not None
         self.client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
 
+    def offer_due(self, now: float) -> None:
+        """Offer what waits, and now and then what a recorder still lacks."""
+        if now >= self._next_idle or self.outbox.pending_count():
+            self._next_idle = now + IDLE_LOOK_SECONDS
+            self.offer()
+
     def offer(self) -> None:
         assert self.client is not None
         self.fresh = False
@@ -181,8 +172,15 @@ class SimNode:
         return min(self.outbox.stored or 0, self.made)
 
 
+def _deciphered(client: Client) -> bool:
+    """Whether TLS holds bytes of this client's that no socket tells of."""
+    connection = client.socket()
+    return isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
+
+
 class SimulatedFleet:
-    """All connections in one loop."""
+    """All connections in one loop, which touches only the nodes that have something to do: with some
+    thousands, to ask each of them at every turn would take longer than what they do."""
 
     def __init__(self, settings: Broker, nodes: Sequence[SimNode]) -> None:
         """Raises SettingsError for unusable files."""
@@ -192,32 +190,87 @@ class SimulatedFleet:
         self._began = time.monotonic()
         self.losses = 0
         self.reason = ConnectionStatus()
-        self._next_look = 0.0
+        self._ring, self._looked = itertools.cycle(nodes), self._began
+        # Heaps: when the next picture of a node is due, and its next attempt to connect.
+        self._pictures = [(self._began, node.number, node) for node in nodes]
+        self._attempts = [(self._began + node.next_try, node.number, node) for node in nodes]
+        heapq.heapify(self._attempts)
+        self._unsent: set[SimNode] = set()  # with bytes that the socket did not take
+
+    def live(self, now: float) -> None:
+        """Have the nodes take the pictures that are due, those that wait longest first."""
+        until = now + LONGEST_SECONDS
+        while self._pictures and self._pictures[0][0] <= now < until:
+            _, number, node = self._pictures[0]
+            heapq.heapreplace(self._pictures, (node.next_picture(now, time.time()), number, node))
+            node.live(now)
+            if node.fresh and node.up:
+                self._offer(node)
+            now = time.monotonic()
+
+    def end(self, now: float) -> None:
+        """Close the windows that are over, and count no more."""
+        self._pictures.clear()
+        for node in self.nodes:
+            node.end(now)
+            if node.fresh and node.up:
+                self._offer(node)
 
     def turn(self) -> None:
         """Some milliseconds of everybody's life but the counting."""
-        now = time.monotonic()
-        for node in self.nodes:
-            if time.monotonic() - now > LONGEST_CONNECTING_SECONDS:
-                break  # a broker far away, or none: who waits for this process must not wait longer
-            if node.client is None and now - self._began >= node.next_try:
-                self._connect(node, now)
-        for key, events in self._selector.select(TURN_SECONDS):
-            node = key.data
-            if node.client is not None and events & selectors.EVENT_READ:
-                self._served(node, node.client.loop_read())
-        look = now >= self._next_look
-        self._next_look = now + LOOK_SECONDS if look else self._next_look
-        for node in self.nodes:
-            if node.client is None:
-                continue
-            # Each second too: what waits for its turn, and what a recorder still lacks.
-            if node.up and (node.fresh or look):
-                node.offer()
-            if look:
+        began = now = time.monotonic()
+        while self._attempts and self._attempts[0][0] <= now:
+            self._connect(heapq.heappop(self._attempts)[2], now)
+            if (now := time.monotonic()) - began > LONGEST_CONNECTING_SECONDS:
+                break
+        came = self._selector.select(TURN_SECONDS)
+        until = time.monotonic() + LONGEST_SECONDS
+        for key, _ in came:
+            self._read(key.data)
+            if time.monotonic() > until:
+                break
+        for node in list(self._unsent):
+            self._write(node)
+        self._look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        """Look after the nodes one after the other, so fast that each has its turn each second."""
+        due = int(len(self.nodes) * (now - self._looked) / LOOK_SECONDS)
+        if not due:
+            return
+        self._looked, until = now, now + LONGEST_SECONDS
+        for node in itertools.islice(self._ring, min(due, len(self.nodes))):
+            if node.up:
+                node.offer_due(now)
+            if node.client is not None:
                 self._look_after(node, now)
-            if node.client is not None and node.client.want_write():
-                self._served(node, node.client.loop_write())
+                self._write(node)
+            if time.monotonic() > until:
+                return
+
+    def _offer(self, node: SimNode) -> None:
+        node.offer()
+        self._write(node)
+
+    def _read(self, node: SimNode) -> None:
+        """Read all that has come: what TLS has deciphered already makes no socket readable."""
+        client = node.client
+        while client is not None and node.client is client:
+            self._served(node, client.loop_read())
+            if not _deciphered(client):
+                break
+        if node.up and node.fresh:
+            node.offer()
+        self._write(node)
+
+    def _write(self, node: SimNode) -> None:
+        """Write what waits, as far as the socket takes it."""
+        self._unsent.discard(node)
+        # Also where `publish` found the connection gone: what it could not write is still there.
+        if node.client is not None and node.client.want_write():
+            self._served(node, node.client.loop_write())
+        if node.client is not None and node.client.want_write():
+            self._unsent.add(node)
 
     def _look_after(self, node: SimNode, now: float) -> None:
         assert node.client is not None
@@ -249,7 +302,9 @@ class SimulatedFleet:
             return
         node.deaf, node.asked_at = version, now  # until it answers
         node.client = client
-        self._selector.register(client.socket(), selectors.EVENT_READ, node)  # type: ignore[arg-type]
+        if (connection := client.socket()) is not None:
+            node.descriptor = connection.fileno()
+            self._selector.register(node.descriptor, selectors.EVENT_READ, node)
 
     def _answered(
         self, node: SimNode, client: Client, reason: ReasonCode, version: Version
@@ -270,18 +325,20 @@ class SimulatedFleet:
             self._drop(node)
 
     def _drop(self, node: SimNode) -> None:
-        for key in [k for k in self._selector.get_map().values() if k.data is node]:
-            self._selector.unregister(key.fileobj)
+        if node.descriptor is not None:
+            self._selector.unregister(node.descriptor)
         if node.client is not None and (connection := node.client.socket()) is not None:
             connection.close()
-        node.client = None
+        node.client = node.descriptor = None
+        self._unsent.discard(node)
         self.losses += node.up
         if not node.up and node.address is not None:
             self._connector.members.pass_over(node.address)
         self._later(node, time.monotonic())
 
     def _later(self, node: SimNode, now: float) -> None:
-        node.next_try = now - self._began + reconnect_delay(node.up, node.backoff, self._longest)
+        wait = reconnect_delay(node.up, node.backoff, self._longest)
+        heapq.heappush(self._attempts, (now + wait, node.number, node))
         node.up = False
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 REPORT_SECONDS = 1.0
 REPORT_SHARE = 20  # a report may cost one part of the time in so many
 END_SECONDS = 5.0  # in which a process that is told to end does so, or is killed
+SILENT_SECONDS = 2.0  # in which it says that it was told
 
 
 class Order(enum.Enum):
@@ -116,11 +117,9 @@ def _turn(fleet: SimulatedFleet, order: Order, parent: Connection) -> None:
         while (order := _heard(parent, order)) is not Order.CLOSE:
             now = time.monotonic()
             if order is Order.COUNT:
-                for node in fleet.nodes:
-                    node.live(now)
+                fleet.live(now)
             elif not settled:
-                for node in fleet.nodes:
-                    node.end(now)
+                fleet.end(now)
                 settled, next_report = True, 0.0
             fleet.turn()
             if (now := time.monotonic()) >= next_report:
@@ -141,7 +140,8 @@ def allow_connections() -> int:
 
 @dataclass(slots=True)
 class Player:
-    """A process, as its parent sees it. death: how it ended before it was told to, or ""."""
+    """A process, as its parent sees it. over: it is gone; ended: this one killed it; death: how it
+    ended before it was told to, or ""."""
 
     number: int
     share: Share
@@ -150,6 +150,7 @@ class Player:
     figures: Figures = field(default_factory=Figures)
     heard_at: float = 0.0
     over: bool = False
+    ended: bool = False
     death: str = ""
 
     def hear(self) -> None:
@@ -161,9 +162,15 @@ class Player:
             self.over = True
         self.process.join(END_SECONDS)
         code = self.process.exitcode
-        if not self.figures.last:
+        if not self.figures.last and not self.ended:
             how = f"was killed by signal {-code}" if code and code < 0 else f"ended with {code}"
             self.death = how
+
+    def end(self) -> None:
+        """Kill it, if it is there still."""
+        if not self.over and self.process.is_alive():
+            self.ended = True
+            self.process.kill()
 
     def tell(self, order: Order) -> None:
         with suppress(OSError):  # it has ended, and `hear` will say so
@@ -225,16 +232,14 @@ class Players:
             player.tell(order)
 
     def close(self) -> list[Player]:
-        """End all, and return those that died before they were told to, or had to be killed."""
+        """End all, and return those that died before they were told to. One that does not answer is
+        killed: it waits for a broker that does not answer either, and its last figures stand."""
         self.tell(Order.CLOSE)
-        deadline, died = time.monotonic() + END_SECONDS, []
-        while any(not p.over for p in self.all) and time.monotonic() < deadline:
+        began, died = time.monotonic(), list[Player]()
+        while any(not player.over for player in self.all):
             died += self.hear(0.1)
-        for player in self.all:
-            if player.process.is_alive():
-                player.process.kill()
-        for player in self.all:
-            while not player.over:
-                player.hear()
-                died += [player] if player.death else []
+            waited = time.monotonic() - began
+            for player in self.all:
+                if waited > (END_SECONDS if player.figures.last else SILENT_SECONDS):
+                    player.end()
         return died

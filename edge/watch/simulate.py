@@ -71,17 +71,33 @@ class Told:
         print(text, file=self._out, flush=True)
 
     def progress(self, doing: str, done: float, most: float) -> None:
-        """Say how far it is. doing: what; done, most: seconds."""
+        """Say how far it is. doing: what; done, most: seconds, 0 where it has no end that is known."""
         if self._moves:
-            text = (
-                f"{doing}, {min(done, most):.0f} of {most:.0f} s;{self.figures().partition(':')[2]}"
-            )
-            width = shutil.get_terminal_size().columns - 1
-            self._terminal.write(f"{cli.CLEAR_LINE}{text[:width]}")
+            text = self._fitting(f"{doing} {min(done, most):.0f}/{most:.0f} s" if most else doing)
+            self._terminal.write(f"{cli.CLEAR_LINE}{text}")
             self._terminal.flush()
         elif time.monotonic() - self._last >= LINE_SECONDS:
             self._last = time.monotonic()
             self.line(self.figures())
+
+    def _fitting(self, doing: str) -> str:
+        """What fits into the terminal's line, whole figure by figure, those first that matter most."""
+        players, width = self._players, shutil.get_terminal_size().columns - 1
+        figures = [
+            f"{players.total('up')}/{players.nodes} nodes up",
+            f"{players.total('made')} readings",
+            f"{players.total('unstored')} not stored",
+            f"{players.total('waiting')} not at the broker",
+            f"{players.total('losses')} connections lost",
+        ]
+        if not self._recorder:
+            del figures[2]
+        text = f"{doing}: {figures[0]}"
+        for figure in figures[1:]:
+            if len(text) + 2 + len(figure) > width:
+                break
+            text += f", {figure}"
+        return text[:width]
 
     def deaths(self, died: Sequence[Player]) -> None:
         """Say of each process that died what is not counted any more."""
@@ -207,11 +223,10 @@ def simulate(
             raise BrokerError(f"broker {where} {reason}; check address and user")
     players.tell(Order.SETTLE)
     began, wanted = time.monotonic(), "waiting" if args.no_recorder else "unstored"
-    whom = "the broker" if args.no_recorder else "a recorder"
 
     def settled() -> bool:
         return all(p.figures.settled for p in players.living) and not players.total(wanted)
 
     while not stop.is_set() and not settled() and (waited := time.monotonic() - began) < args.wait:
-        turn(f"waiting for {whom}", waited, args.wait)
+        turn("waiting", waited, args.wait)
     return died
