@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SITE = "edge-probe"
 MESSAGES = 20
+IN_FLIGHT = 100  # what a recorder wants to be sent before it has stored the first of it
 PATIENCE_SECONDS = 10.0  # that a message may take, and a member that takes a session over
 QUIET_SECONDS = 1.0  # without another message: all have come
 SESSION_SECONDS = 300
@@ -41,6 +42,7 @@ class Trait(enum.Enum):
     RETAINED_WILDCARD = "the same, by a wildcard"
     SESSION = "kept session resumed at another member"
     REDELIVERED = "unacknowledged messages redelivered there after a cut"
+    IN_FLIGHT = "messages sent before one is acknowledged"
     SHARED = "$share divides the messages"
     WILL_TAKEOVER = "will after a takeover"
     WILL_CUT = "will after a cut"
@@ -71,12 +73,14 @@ class _Peer:
     def turn(self, seconds: float = 0.01) -> None:
         self.up = self.up and loop_once(self.client, seconds)
 
-    def settle(self) -> None:
-        """Acknowledge all that a kept session was sent."""
+    def settle(self, seconds: float = 0.05) -> None:
+        """Acknowledge all that a kept session was sent. seconds: to wait for more."""
+        if not self.unsettled:
+            return
         for mid, qos in self.unsettled:
             self.client.ack(mid, qos)
         self.unsettled.clear()
-        self.turn(0.05)
+        self.turn(seconds)
 
     def cut(self) -> None:
         """End the connection as a power cut does: without a DISCONNECT."""
@@ -113,7 +117,7 @@ class _Bench:
     def _connect(self, name: str, member: int, kept: bool, will: str) -> _Peer:
         version = self.versions[member]
         settings = self._members[member].model_copy(update={"protocol": version})
-        session = PersistentSession(SESSION_SECONDS, 10 * MESSAGES) if kept else None
+        session = PersistentSession(SESSION_SECONDS, 2 * IN_FLIGHT) if kept else None
         connector = Connector(settings, None, session, max(self._patience, CONNECT_SECONDS), True)
         peers: list[_Peer] = []
         early: list[MQTTMessage] = []
@@ -177,14 +181,19 @@ class _Bench:
                 what = "retained message" if retain else "message"
                 raise Refused(f"no acknowledgement of a {what}")
 
-    def _wait(self, peers: Sequence[_Peer], count: int, patience: float = 0.0) -> int:
-        """How many messages they heard in all, once `count` came or none came for long."""
+    def _wait(
+        self, peers: Sequence[_Peer], count: int, patience: float = 0.0, settle: bool = False
+    ) -> int:
+        """How many messages they heard in all, once `count` came or none came for long. settle: each is
+        acknowledged as it comes, since a broker may send few before that."""
         deadline = time.monotonic() + (patience or self._patience)
         quiet = float("inf")
         while time.monotonic() < min(deadline, quiet):
             before = sum(len(peer.heard) for peer in peers)
             for peer in peers:
                 peer.turn()
+                if settle and peer.up:
+                    peer.settle(0.0)
             if sum(len(peer.heard) for peer in peers) > before:
                 deadline = time.monotonic() + (patience or self._patience)
             if before >= count:
@@ -210,6 +219,7 @@ class Bench(_Bench):
             Trait.RETAINED_WILDCARD: lambda: self._retained(wildcard=True),
             Trait.SESSION: lambda: self._session(cut=False),
             Trait.REDELIVERED: lambda: self._session(cut=True),
+            Trait.IN_FLIGHT: self._in_flight,
             Trait.SHARED: self._shared,
             Trait.WILL_TAKEOVER: lambda: self._will(takeover=True),
             Trait.WILL_CUT: lambda: self._will(takeover=False),
@@ -284,7 +294,7 @@ class Bench(_Bench):
             began = time.monotonic()
             again = connect(name, -1, kept=True)
             self._subscribe(again, topic)  # as a recorder does on each connection
-            got = self._wait([again], before)
+            got = self._wait([again], before, settle=True)
             seconds = time.monotonic() - began
             again.settle()
             self._end_session(name)
@@ -293,6 +303,17 @@ class Bench(_Bench):
         if got < before:
             return False, f"{_count(got)} of {before}"
         return True, "yes" if seconds < 3 else f"yes, after {seconds:.0f} s"
+
+    def _in_flight(self) -> tuple[bool, str]:
+        topic, name = self._topic("many"), "many"
+        with self._peers() as connect:
+            mouth, ear = connect("says", 0), connect(name, -1, kept=True)
+            self._subscribe(ear, topic)
+            self._publish(mouth, topic, IN_FLIGHT)
+            got = self._wait([ear], IN_FLIGHT)
+            ear.settle()
+            self._end_session(name)
+        return got == IN_FLIGHT, f"{got} or more" if got == IN_FLIGHT else f"{got} at a time"
 
     def _shared(self) -> tuple[bool, str]:
         topic = self._topic("shared")

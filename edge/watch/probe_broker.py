@@ -28,12 +28,14 @@ MISSING = {
     "a minute later on, and nothing is lost",
     Trait.REDELIVERED: "what a recorder had not stored when its connection was cut comes from the "
     "nodes again, from a minute later on, and nothing is lost",
+    Trait.IN_FLIGHT: "a recorder stores at most five times as many messages a second: raise the "
+    "broker's limit (max_inflight_messages, mqtt.prefetch, max_ack_pending)",
     Trait.SHARED: "--group stores nothing, or a part: run one recorder",
     Trait.WILL_TAKEOVER: "a node that another client of its name throws off is not reported lost",
     Trait.WILL_CUT: "a node without power is not reported lost: its room goes silent",
 }
 # Without these all of the kit still does what it promises.
-HARMLESS = {Trait.MQTT5, Trait.WILL_TAKEOVER}
+HARMLESS = {Trait.MQTT5, Trait.IN_FLIGHT, Trait.WILL_TAKEOVER}
 
 
 class Incomplete(EdgeError):

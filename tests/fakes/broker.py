@@ -24,7 +24,7 @@ class Habits:
     often it was asked for -> a code, CLOSE, or "silent". share: two of a group get "halves", nothing
     ("deaf"), or the connection ends ("close"). puback: topic -> a code, or CLOSE. retained, sessions:
     known to "all" members, to the one ("member") or to "none". resends: what was not acknowledged;
-    wills: after which ends.
+    wills: after which ends. in_flight: messages that a client is sent before it acknowledges one.
     """
 
     versions: tuple[int, ...] = (4, 5)
@@ -38,6 +38,7 @@ class Habits:
     wills: tuple[str, ...] = ("cut", "takeover")
     delivers: bool = True
     retain_available: bool = True
+    in_flight: int = 65535
 
 
 @dataclass
@@ -47,7 +48,10 @@ class _Session:
     kept: bool
     version: int
     filters: list[str] = field(default_factory=list)
-    waiting: dict[int, tuple[str, bytes]] = field(default_factory=dict)  # mid -> topic, content
+    waiting: dict[int, tuple[str, bytes, int]] = field(
+        default_factory=dict
+    )  # by mid
+    sent: set[int] = field(default_factory=set)  # of these, on this connection
     peer: socket.socket | None = None
     will: tuple[str, bytes, bool] | None = None
     mids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -229,8 +233,10 @@ class StubBroker:
         peer.sendall(_packet(0x20, bytes([old is not None, 0]) + properties))
         if not self.habits.resends and old is not None:
             session.waiting.clear()
-        for mid, (topic, content) in list(session.waiting.items()):
-            self._send(session, mid, topic, content, 0x3A)
+        session.sent.clear()
+        for mid, (topic, content, _) in session.waiting.items():
+            session.waiting[mid] = (topic, content, 0x3A)
+        self._send_waiting(session)
         return session
 
     def _refuse(self, peer: socket.socket) -> None:
@@ -250,7 +256,9 @@ class StubBroker:
             peer.sendall(b"\xd0\x00")
         elif kind >> 4 == 4:
             with self._lock:
-                session.waiting.pop(struct.unpack_from("!H", data)[0], None)
+                session.waiting.pop(mid := struct.unpack_from("!H", data)[0], None)
+                session.sent.discard(mid)
+                self._send_waiting(session)
         elif kind >> 4 == 3:
             topic, at = _text(data, 0)
             mid = data[at : at + 2]
@@ -325,8 +333,16 @@ class StubBroker:
         if not self.habits.delivers or (session.peer is None and not session.kept):
             return
         mid = next(session.mids)
-        session.waiting[mid] = (topic, content)
-        self._send(session, mid, topic, content, 0x33 if retained else 0x32)
+        session.waiting[mid] = (topic, content, 0x33 if retained else 0x32)
+        self._send_waiting(session)
+
+    def _send_waiting(self, session: _Session) -> None:
+        for mid, (topic, content, kind) in list(session.waiting.items()):
+            if session.peer is not None and len(session.sent) >= self.habits.in_flight:
+                return
+            if session.peer is not None and mid not in session.sent:
+                session.sent.add(mid)
+                self._send(session, mid, topic, content, kind)
 
     @staticmethod
     def _send(session: _Session, mid: int, topic: str, content: bytes, kind: int) -> None:

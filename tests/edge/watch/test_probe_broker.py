@@ -51,6 +51,7 @@ def test_a_cluster_that_does_all_lacks_nothing() -> None:
         (Habits(retained="member"), {Trait.RETAINED, Trait.RETAINED_WILDCARD}, "no"),
         (Habits(sessions="none"), {Trait.SESSION, Trait.REDELIVERED}, "none of 20"),
         (Habits(sessions="member"), {Trait.SESSION, Trait.REDELIVERED}, "none of 20"),
+        (Habits(in_flight=10), {Trait.IN_FLIGHT}, "10 at a time"),
         (Habits(share="deaf"), {Trait.SHARED}, "granted, delivers nothing"),
         (Habits(share="close"), {Trait.SHARED}, "refused, connection closed"),
         (
@@ -113,8 +114,10 @@ def test_what_the_kit_cannot_do_there_is_exit_code_3_and_what_is_harmless_is_0(
     assert Incomplete.exit_code == 3
     assert "run one recorder" in capsys.readouterr().out
     assert Trait.MQTT5 in HARMLESS
-    with StubBroker(Habits(versions=(4,), wills=("cut",))) as broker:
+    assert Trait.IN_FLIGHT in HARMLESS
+    with StubBroker(Habits(versions=(4,), wills=("cut",), in_flight=10)) as broker:
         run([broker.url])
+    assert "max_inflight_messages" in capsys.readouterr().out
 
 
 def test_no_connection_and_no_address_are_one_line_each() -> None:
@@ -134,6 +137,15 @@ def test_sharing_is_proven_before_it_is_trusted(share: str, works: bool) -> None
 def test_mosquitto_does_all(mosquitto: Mosquitto) -> None:
     found = Bench([Broker(url=mosquitto.url)], 5.0).run()
     assert {finding.trait for finding in found if finding.works} == ALL
+
+
+@pytest.mark.broker
+def test_mosquitto_sends_few_messages_at_a_time_to_a_client_that_cannot_say_how_many(
+    mosquitto: Mosquitto,
+) -> None:
+    found = Bench([Broker(url=mosquitto.url, protocol="3.1.1")], 5.0).run()
+    lacking = {finding.trait: finding.detail for finding in found if not finding.works}
+    assert lacking == {Trait.MQTT5: "3.1.1 only", Trait.IN_FLIGHT: "20 at a time"}
 
 
 @pytest.mark.broker
