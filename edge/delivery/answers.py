@@ -12,15 +12,24 @@ log = logging.getLogger(__name__)
 
 # By then everything was offered once more, and a recorder that is there has answered twice.
 SILENT_SECONDS = 2 * RECORDER_SECONDS
+# RabbitMQ 4.0.5 whose member was killed and came back lost what some clients had subscribed to, while
+# their connections stood; on a new one they are heard. Later and later, for there may be no recorder.
+RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 2 * RECORDER_SECONDS, 3600.0
 
 
 class Answers:
-    """Says once when no recorder answers any more, and once when one does again."""
+    """Says once when no recorder answers any more, and once when one does again; and whether the
+    connection is to be made anew meanwhile, since it may be this node that hears nothing."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None  # a reading went out to which nobody answered yet
         self._told = False
+        self._connected_at, self._renewals = clock(), 0
+
+    def connected(self) -> None:
+        """Note a new connection."""
+        self._connected_at = self._clock()
 
     def sent(self) -> None:
         """Note that the broker took a reading."""
@@ -29,10 +38,21 @@ class Answers:
 
     def heard(self) -> None:
         """Note an `ack` that a recorder just said; one that the broker had kept tells of no one."""
-        self._since = None
+        self._since, self._renewals = None, 0
         if self._told:
             log.info("a recorder answers again")
         self._told = False
+
+    def deaf(self, expected: bool) -> bool:
+        """Return, once a connection, whether it has brought no answer for so long that it is to be made
+        anew. expected: as of `check`."""
+        if not expected or self._since is None:
+            return False
+        pause = min(RENEWAL_SECONDS * 2 ** min(self._renewals, 9), LONGEST_RENEWAL_SECONDS)
+        if self._clock() - max(self._since, self._connected_at) < pause:
+            return False
+        self._renewals += 1
+        return True
 
     def check(self, expected: bool) -> None:
         """expected: a recorder has spoken before; a school may have none."""

@@ -265,6 +265,7 @@ class MqttPublisher:
         self._announcements.start_over()
         self._listen_until = time.monotonic() + LISTEN_SECONDS
         self._subscriptions.begin(client)
+        self._answers.connected()
         while True:
             self._subscriptions.poll(client)
             self._offer(client)
@@ -274,6 +275,11 @@ class MqttPublisher:
                 return True
             self._update_state()
             self._answers.check(self._outbox.stored is not None)
+            if self._answers.deaf(self._outbox.stored is not None):
+                self._connector.change(
+                    away("no recorder is heard on this connection, a new one is made")
+                )
+                return True
             if self._unanswered():
                 # An acknowledgement that got lost on a link that stands never comes, and some such
                 # would fill every place in flight.

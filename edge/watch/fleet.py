@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from edge.aggregate import Window
 from edge.base.backoff import Backoff
 from edge.base.clock import clock_synced, rfc3339
+from edge.delivery.answers import Answers
 from edge.delivery.client import CONNECT_SECONDS
 from edge.delivery.connection import UNSUPPORTED_VERSION, Connector, reconnect_delay
 from edge.delivery.connection_status import ConnectionStatus, refused
@@ -96,6 +97,7 @@ class SimNode:
         self.up = False
         self.address: Address | None = None  # of the broker that it was told last
         self.deaf: Version | None = None  # the version that the broker seems not to know
+        self.answers = Answers()
         self.backoff = Backoff(FIRST_BACKOFF_SECONDS, longest)
         self.next_try, self.asked_at = rng.uniform(0, SPREAD_SECONDS), 0.0
         self._step = window / SAMPLES  # seconds from one picture to the next
@@ -134,6 +136,7 @@ class SimNode:
     def connected(self, client: Client) -> None:
         self._sent.clear()
         self._scheduler.connected()
+        self.answers.connected()
         self.subscriptions.begin(client)
         self.say(self.status("online"))
 
@@ -157,13 +160,16 @@ class SimNode:
 
     def published(self, mid: int) -> None:
         if mid in self._sent:
+            self.answers.sent()
             self._scheduler.acknowledged(*self._sent.pop(mid))
 
-    def heard(self, payload: bytes) -> None:
+    def heard(self, payload: bytes, retained: bool) -> None:
         try:
             ack = parse(Ack, payload)
         except ValidationError:
             return
+        if not retained:
+            self.answers.heard()
         self._scheduler.on_recorder_ack(ack.seq, ack.log)
 
     @property
@@ -274,6 +280,11 @@ class SimulatedFleet:
 
     def _look_after(self, node: SimNode, now: float) -> None:
         assert node.client is not None
+        if node.up and node.answers.deaf(node.outbox.stored is not None):
+            node.client.disconnect()
+            node.client.loop_write()
+            self._drop(node)
+            return
         if node.up:
             node.subscriptions.poll(node.client)
         elif now - node.asked_at > CONNECT_SECONDS:
@@ -292,7 +303,7 @@ class SimulatedFleet:
         client.will_set(will.topic, dumps(will.payload), qos=1, retain=True)
         client.on_connect = lambda c, u, f, reason, p: self._answered(node, c, reason, version)
         client.on_publish = lambda c, u, mid, reason, p: node.published(mid)
-        client.on_message = lambda c, u, message: node.heard(bytes(message.payload))
+        client.on_message = lambda c, u, message: node.heard(bytes(message.payload), message.retain)
         try:
             self._connector.open(client)
         except OSError as error:

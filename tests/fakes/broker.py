@@ -48,9 +48,7 @@ class _Session:
     kept: bool
     version: int
     filters: list[str] = field(default_factory=list)
-    waiting: dict[int, tuple[str, bytes, int]] = field(
-        default_factory=dict
-    )  # by mid
+    waiting: dict[int, tuple[str, bytes, int]] = field(default_factory=dict)  # by mid
     sent: set[int] = field(default_factory=set)  # of these, on this connection
     peer: socket.socket | None = None
     will: tuple[str, bytes, bool] | None = None
@@ -136,6 +134,12 @@ class StubBroker:
         """Say something to all that subscribed, as another client would."""
         with self._lock:
             self._route(topic, content, retain, 0)
+
+    def forget_subscriptions(self) -> None:
+        """Deliver nothing more on any connection that stands, and say nothing of it."""
+        with self._lock:
+            for session in self._sessions.values():
+                session.filters.clear()
 
     def _accept(self, member: int) -> None:
         with contextlib.suppress(OSError):
