@@ -113,7 +113,11 @@ def german() -> Any:
     ("language", "one", "more"),
     [
         ("en", "recorder north lacks 1 reading", "recorder district lacks 12,345 readings"),
-        ("de", "dem Recorder north fehlt 1 Messung", "dem Recorder district fehlen 12.345 Messungen"),
+        (
+            "de",
+            "dem Recorder north fehlt 1 Messung",
+            "dem Recorder district fehlen 12.345 Messungen",
+        ),
         ("fr", "il manque 1 mesure à l'enregistreur north", "mesures à l'enregistreur district"),
         ("es", "al registrador north le falta 1 medición", "le faltan 12.345 mediciones"),
     ],

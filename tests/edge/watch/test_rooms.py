@@ -221,8 +221,10 @@ def test_who_lacks_a_rooms_readings_is_told_until_it_has_them() -> None:
     assert all(len(line) <= 80 for line in shown(rooms))
     assert text[0].split()[-2:] == ["lost", "lack"]
     assert [line.split()[-1] for line in text[1:3]] == ["12k", "7"]
-    assert text[-1].strip().endswith(
-        "; recorder district lacks readings of 2; recorder north lacks readings of 1"
+    assert (
+        text[-1]
+        .strip()
+        .endswith("; recorder district lacks readings of 2; recorder north lacks readings of 1")
     )
     lacks = {room["node"]: room["behind"] for room in view.state(rooms, "", NOON)["rooms"]}
     assert lacks == {NODE: {"district": 12_345, "north": 1}, more: {"district": 7}}
