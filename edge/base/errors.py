@@ -13,6 +13,7 @@ EdgeError                exit 1, the message is one line that says what to do
 +-- OutboxError          the file that keeps the readings
 +-- DataError            a data set that does not have the layout it claims
 +-- Refused              a release that must not be installed (update/release.py)
++-- UnknownRoomError     exit 3: nothing is known of a room that is to be deleted (watch/forget.py)
 +-- NodeRefused          exit 3: a node that was asked and said no (watch/ask.py)
 +-- Unanswered           exit 4: a node that was asked and said nothing (watch/ask.py)
 +-- RolledBack           a release that did not stay healthy (update/run.py)

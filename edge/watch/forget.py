@@ -8,9 +8,20 @@ from datetime import timedelta
 
 from edge.base import cli
 from edge.base.clock import utc_now
-from edge.base.errors import UsageError
+from edge.base.errors import EdgeError, UsageError
 from edge.watch.retention import MOST_DAYS
 from edge.watch.store import Store
+
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed (see the last line), 2 usage, 3 nothing is known of that room, "
+    "130 Ctrl-C"
+)
+
+
+class UnknownRoomError(EdgeError):
+    """A room that the recorder does not know: a slip of the pen, or one that was deleted."""
+
+    exit_code = 3
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -20,6 +31,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "files. How far each log was stored is kept under a hash: without it the nodes would send all\n"
         "again.",
         "edge-watch forget --record school.sqlite --room school/room-12 --older-than 30",
+        codes=EXIT_CODES,
     )
     p.add_argument("--record", required=True, metavar="URL", help="as for edge-watch")
     p.add_argument("--room", default="", metavar="SITE[/ROOM[/NODE]]", help="only what it said")
@@ -38,8 +50,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     store.migrate()
     known = store.knows(args.room)
     gone = store.forget(age, args.room, utc_now())
+    # Also where nothing went now: what was deleted before may still lie in the files.
     store.overwrite_deleted(rewrite=True)
     store.close()
-    print(
-        f"{gone} readings deleted from {store.name}{'' if known else f', which knows no {args.room}'}"
-    )
+    if not known and args.room:
+        raise UnknownRoomError(
+            f"nothing is known of {args.room} in {store.name}, so nothing was deleted: it never spoke "
+            "to this recorder, or was deleted before"
+        )
+    print(f"{gone} readings deleted from {store.name}")

@@ -218,7 +218,10 @@ def test_every_time_is_what_the_document_says(url: str, described: Described, sp
 def test_what_is_no_time_and_no_room_is_said_as_described(url: str, described: Described) -> None:
     for path in ("/timeline", "/timeline.csv"):
         assert described.asked(url, path, "?span=year")[0] == 404
-        assert described.asked(url, path, "?place=school/nowhere/x")[0] == 404
+        for place in ("school/nowhere/x", "/".join(NODE.split("/")[:2])):
+            status, said = described.asked(url, path, f"?place={place}")
+            assert status == 404
+            assert b"'place' is a site, or site/room/node as /state names it" in said
 
 
 def test_a_database_that_is_away_is_said_as_described(
