@@ -201,10 +201,6 @@ def assemble(
                 lambda: reload_bundle(node),
             )
             node.apply_overrides(node.commands)
-            tally.window_seconds, tally.min_group = (
-                pipeline.window.seconds,
-                pipeline.window.min_group,
-            )
             if kept := node.commands.kept():
                 log.info("by a command to an earlier run: %s (edge-watch changes that)", kept)
         node.opened = opened.pop_all()

@@ -161,6 +161,10 @@ class Node:
         seconds = max(overrides.window_seconds or 0.0, self.settings.window.seconds)
         group = max(overrides.min_group or 0, self.settings.privacy.min_group)
         changed = (seconds, group) != (window.seconds, window.min_group)
+        tally = self.narrator.tally
+        tally.window_seconds, tally.min_group = seconds, group
+        tally.window_held = seconds > self.settings.window.seconds
+        tally.group_held = group > self.settings.privacy.min_group
         window.seconds = seconds
         if group != window.min_group:
             window.min_group = group

@@ -11,11 +11,14 @@ SHORTEST_WINDOW_SECONDS = 1.0  # as window.seconds allows
 
 @dataclass(slots=True)
 class Tally:
-    """Adds up `counts` messages. windows: all of them; small: with fewer people than min_group;
-    unseen: by what `quality.camera` says of them; seconds: person-seconds by label."""
+    """Adds up `counts` messages. window_held, group_held: by a command, so that no option makes them
+    smaller; windows: all of them; small: with fewer people than min_group; unseen: by what
+    `quality.camera` says of them; seconds: person-seconds by label."""
 
     window_seconds: float
     min_group: int
+    window_held: bool = False
+    group_held: bool = False
     windows: int = 0
     small: int = 0
     most: int = 0
@@ -50,7 +53,9 @@ class Tally:
             return "" if self.most else f"{self._times(self.counted)}, and nobody in view: {CHECK}"
         reasons = []
         if self.small:
-            reasons.append(f"fewer than {self.min_group} people {self._share(self.small)}: {SHOW}")
+            reasons.append(
+                f"fewer than {self.min_group} people {self._share(self.small)}: {self._show()}"
+            )
         for camera, number in sorted(self.unseen.items()):
             reasons.append(f"nothing seen ({camera}) {self._share(number)}")
         return "; ".join(reasons)
@@ -61,7 +66,7 @@ class Tally:
             return []
         parts = [f"{self.counted} counted" if self.counted < self.windows else "all counted"]
         if self.small:
-            parts.append(f"{self.small} of fewer than {self.min_group} people ({SHOW})")
+            parts.append(f"{self.small} of fewer than {self.min_group} people ({self._show()})")
         if self.unseen:
             parts.append(f"{self.unseen.total()} unseen")
         said = [f"{self._times(self.windows)}: {', '.join(parts)}"]
@@ -76,8 +81,13 @@ class Tally:
         if lasted < SHORTEST_WINDOW_SECONDS:
             least = f"{SHORTEST_WINDOW_SECONDS:g} s"
             return f"{said}, and the shortest window is {least}: give a longer one"
+        if self.window_held:
+            return f"{said}: edge-watch set-window {HELD}"
         # A third surely fits: a camera's windows begin at multiples of their length only.
         return f"{said}: give --window {max(1, int(min(lasted, self.window_seconds) / 3))}"
+
+    def _show(self) -> str:
+        return f"edge-watch set-min-group {HELD}" if self.group_held else SHOW
 
     def _times(self, number: int) -> str:
         return f"{number} window{'s' * (number != 1)} of {self.window_seconds:g} s"
@@ -89,4 +99,5 @@ class Tally:
 
 
 SHOW = "--min-group 1 shows them"
+HELD = "changes what a command holds"
 CHECK = "edge-run --check says what the detector finds"

@@ -220,6 +220,23 @@ def test_info_follows_the_commands_that_change_it(run: Any) -> None:
     assert "2 to 3600" in refused["text"]
 
 
+def test_a_runs_closing_line_blames_a_command_for_what_it_holds(run: Any) -> None:
+    node = run()
+    tally = node.node.narrator.tally
+    assert tally.why_nothing("a run of 6 s", 6.0).endswith("give --window 1")
+    node.command("set-window", seconds=30.0)
+    assert tally.why_nothing("a run of 6 s", 6.0) == (
+        "no whole window of 30 s in a run of 6 s: edge-watch set-window changes what a command holds"
+    )
+    node.command("set-window", seconds=2.0)
+    assert tally.why_nothing("a run of 6 s", 6.0).endswith("give --window 1")
+    # Kept over a restart.
+    node.command("set-min-group", people=7.0)
+    node.node.outbox.close()
+    again = run().node.narrator.tally
+    assert (again.min_group, again.group_held, again.window_held) == (7, True, False)
+
+
 def test_a_camera_whose_shape_changes_is_one_line_and_info_has_the_size(
     run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,6 +54,22 @@ def test_where_nothing_was_counted_the_reason_says_what_to_do(made: Tally, why: 
     assert made.why_nothing("a clip of 6 s", 6.0) == why
 
 
+def test_what_a_command_holds_no_option_is_said_to_change() -> None:
+    held = tally(message("<8"), window=30.0, group=8)
+    held.window_held = held.group_held = True
+    shows = "edge-watch set-min-group changes what a command holds"
+    assert (
+        held.why_nothing("a run of 6 s", 6.0) == f"fewer than 8 people in the one window: {shows}"
+    )
+    held.add(message(9, neutral=30))
+    assert held.lines()[0].endswith(f"1 of fewer than 8 people ({shows})")
+    none = tally(window=30.0)
+    none.window_held = True
+    assert none.why_nothing("a run of 6 s", 6.0) == (
+        "no whole window of 30 s in a run of 6 s: edge-watch set-window changes what a command holds"
+    )
+
+
 def test_a_clip_shorter_than_any_window_is_told_so() -> None:
     why = tally().why_nothing("a clip of 0.4 s", 0.4)
     assert why.endswith("a clip of 0.4 s, and the shortest window is 1 s: give a longer one")
