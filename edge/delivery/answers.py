@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,19 +14,25 @@ log = logging.getLogger(__name__)
 # By then everything was offered once more, and a recorder that is there has answered twice.
 SILENT_SECONDS = 2 * RECORDER_SECONDS
 # RabbitMQ 4.0.5 whose member was killed and came back lost what some clients had subscribed to, while
-# their connections stood; on a new one they are heard. Later and later, for there may be no recorder.
-RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 2 * RECORDER_SECONDS, 3600.0
+# their connections stood; on a new one they are heard. Later and later, for there may be no recorder,
+# and at random up to twice as late: of a district's nodes not all come back in one moment.
+RENEWAL_SECONDS, LONGEST_RENEWAL_SECONDS = 1.5 * RECORDER_SECONDS, 3600.0
 
 
 class Answers:
     """Says once when no recorder answers any more, and once when one does again; and whether the
     connection is to be made anew meanwhile, since it may be this node that hears nothing."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        late: Callable[[], float] = lambda: random.uniform(1.0, 2.0),
+    ) -> None:
+        """late: draws by how much longer than it must a connection may last, as a factor."""
+        self._clock, self._late = clock, late
         self._since: float | None = None  # a reading went out to which nobody answered yet
         self._told = False
-        self._connected_at, self._renewals = clock(), 0
+        self._connected_at, self._renewals, self._factor = clock(), 0, late()
 
     def connected(self) -> None:
         """Note a new connection."""
@@ -49,9 +56,9 @@ class Answers:
         if not expected or self._since is None:
             return False
         pause = min(RENEWAL_SECONDS * 2 ** min(self._renewals, 9), LONGEST_RENEWAL_SECONDS)
-        if self._clock() - max(self._since, self._connected_at) < pause:
+        if self._clock() - max(self._since, self._connected_at) < pause * self._factor:
             return False
-        self._renewals += 1
+        self._renewals, self._factor = self._renewals + 1, self._late()
         return True
 
     def check(self, expected: bool) -> None:

@@ -74,7 +74,7 @@ def test_what_the_broker_had_kept_is_no_answer(
 
 def test_a_connection_without_answers_is_made_anew_less_and_less_often() -> None:
     clock = Clock()
-    answers = Answers(clock)
+    answers = Answers(clock, lambda: 1.0)
     answers.connected()
     clock.now += 10 * RENEWAL_SECONDS
     assert not answers.deaf(True), "nothing was sent"
@@ -100,6 +100,22 @@ def test_a_connection_without_answers_is_made_anew_less_and_less_often() -> None
     answers.sent()
     clock.now += RENEWAL_SECONDS
     assert answers.deaf(True)
+
+
+def test_the_nodes_of_a_district_do_not_all_connect_again_in_one_moment() -> None:
+    clock = Clock()
+    nodes = [Answers(clock) for _ in range(400)]
+    for node in nodes:
+        node.connected()
+        node.sent()
+    clock.now += RENEWAL_SECONDS - 1
+    assert not any(node.deaf(True) for node in nodes)
+    again = []
+    for _ in range(10):
+        clock.now += RENEWAL_SECONDS / 10 + 0.1
+        again.append(sum(node.deaf(True) for node in nodes))
+    assert sum(again) == len(nodes)
+    assert max(again) < len(nodes) / 4
 
 
 def test_a_node_whose_subscription_a_broker_lost_hears_again(
