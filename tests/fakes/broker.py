@@ -23,8 +23,9 @@ class Habits:
     5 does, both before it closes, or closes ("close"), resets, or is "silent". suback: filter and how
     often it was asked for -> a code, CLOSE, or "silent". share: two of a group get "halves", nothing
     ("deaf"), or the connection ends ("close"). puback: topic -> a code, or CLOSE. retained, sessions:
-    known to "all" members, to the one ("member") or to "none". resends: what was not acknowledged;
-    wills: after which ends. in_flight: messages that a client is sent before it acknowledges one.
+    known to "all" members, to the one ("member") or to "none"; retained_wildcard: and is found by one;
+    resumes_after: seconds that it takes to resume a session. resends: what was not acknowledged; wills:
+    after which ends. in_flight: messages that a client is sent before it acknowledges one.
     """
 
     versions: tuple[int, ...] = (4, 5)
@@ -33,7 +34,9 @@ class Habits:
     share: str = "halves"
     puback: Callable[[str], int | None] = lambda topic: 0
     retained: str = "all"
+    retained_wildcard: bool = True
     sessions: str = "all"
+    resumes_after: float = 0.0
     resends: bool = True
     wills: tuple[str, ...] = ("cut", "takeover")
     delivers: bool = True
@@ -240,8 +243,17 @@ class StubBroker:
         session.sent.clear()
         for mid, (topic, content, _) in session.waiting.items():
             session.waiting[mid] = (topic, content, 0x3A)
-        self._send_waiting(session)
+        if old is None or not self.habits.resumes_after:
+            self._send_waiting(session)
+        else:
+            timer = threading.Timer(self.habits.resumes_after, self._resume, [session])
+            timer.daemon = True
+            timer.start()
         return session
+
+    def _resume(self, session: _Session) -> None:
+        with self._lock:
+            self._send_waiting(session)
 
     def _refuse(self, peer: socket.socket) -> None:
         if self.habits.unknown == "code 1":
@@ -307,7 +319,9 @@ class StubBroker:
         session.filters += [wanted for wanted in fresh if wanted not in session.filters]
         scope = session.member if self.habits.retained == "member" else 0
         for (topic, member), content in list(self._retained.items()):
-            if member == scope and any(matches(wanted, topic) for wanted in fresh):
+            wild = [wanted for wanted in fresh if "+" in wanted or "#" in wanted]
+            found = fresh if self.habits.retained_wildcard else set(fresh) - set(wild)
+            if member == scope and any(matches(wanted, topic) for wanted in found):
                 self._deliver(session, topic, content, retained=True)
         return True
 

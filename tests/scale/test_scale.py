@@ -1,5 +1,9 @@
 """A thousand nodes over mutual TLS into a database while broker, recorder and database are killed again
 and again: by the end-to-end `ack` nothing is lost, and nothing stands twice. Prints its figures.
+
+More nodes come back from a kill more slowly, and are killed less often:
+
+    SCALE_NODES=10000 SCALE_KILLS=2 pytest -s -m scale tests/scale/test_scale.py -k postgresql
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ pytestmark = pytest.mark.scale
 
 NODES = int(os.environ.get("SCALE_NODES", "1000"))
 WINDOW_SECONDS = 10
-KILLS_EACH = 5
-BETWEEN = (7.0, 11.0)  # seconds between two kills of anything
+KILLS_EACH = int(os.environ.get("SCALE_KILLS", "5"))
+PACE = max(1.0, NODES / 2000)  # every pause is so many times longer
+BETWEEN = (7.0 * PACE, 11.0 * PACE)  # seconds between two kills of anything
 
 
 class School:
@@ -77,13 +82,14 @@ def test_a_thousand_nodes_while_everything_is_killed(
     recorder = Recorder(school, url)
     victims = ["broker", "recorder", *(["database"] if server else [])] * KILLS_EACH
     rng.shuffle(victims)
-    seconds = 25 + 9 * len(victims)
+    seconds = round(PACE * (25 + 9 * len(victims)))
     simulator = subprocess.Popen(
         school.watch("simulator", "simulate", "--nodes", NODES, "--window", WINDOW_SECONDS,
-                     "--seconds", seconds, "--wait", 240),
+                     "--seconds", seconds, "--wait", round(240 * PACE)),
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(20)
+    time.sleep(20 * PACE)
+    loads = []
     for victim in victims:
         if victim == "broker":
             school.broker.stop(signal.SIGKILL)
@@ -96,15 +102,22 @@ def test_a_thousand_nodes_while_everything_is_killed(
             time.sleep(rng.uniform(0, 2))
             server.start()
         time.sleep(rng.uniform(*BETWEEN))
-    out, _ = simulator.communicate(timeout=600)
+        loads.append(os.getloadavg()[0])
+    killed = time.monotonic()
+    out, _ = simulator.communicate(timeout=600 * PACE)
+    whole = time.monotonic() - killed
     recorder.stop()
     school.broker.stop()
     last = out.strip().splitlines()[-1]
     stored, lacking, twice = tally(url)
     made = int(last.split(" readings")[0].split()[-1])
     kills = {name: victims.count(name) for name in dict.fromkeys(victims)}
-    print(f"\n{kind}: {last}\nkills {kills} made {made} stored {stored} lost {made - stored} "
-          f"gaps {lacking} twice {twice}")  # fmt: skip
+    print(
+        f"\n{kind}: {last}\n{NODES} nodes, windows of {WINDOW_SECONDS} s for {seconds} s, "
+        f"kills {kills} made {made} stored {stored} lost {made - stored} gaps {lacking} "
+        f"twice {twice}; whole {whole:.0f} s after the last kill; "
+        f"load {min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} cores"
+    )
     assert simulator.returncode == 0, out
     assert (made - stored, lacking, twice) == (0, 0, 0)
     assert made > NODES * seconds / WINDOW_SECONDS / 2

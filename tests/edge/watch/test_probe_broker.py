@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_a_cluster_that_does_all_lacks_nothing() -> None:
         (Habits(versions=(4,)), {Trait.MQTT5}, "3.1.1 only"),
         (Habits(retained="none"), {Trait.RETAINED, Trait.RETAINED_WILDCARD}, "no"),
         (Habits(retained="member"), {Trait.RETAINED, Trait.RETAINED_WILDCARD}, "no"),
+        (Habits(retained_wildcard=False), {Trait.RETAINED_WILDCARD}, "no"),
         (Habits(sessions="none"), {Trait.SESSION, Trait.REDELIVERED}, "none of 20"),
         (Habits(sessions="member"), {Trait.SESSION, Trait.REDELIVERED}, "none of 20"),
         (Habits(in_flight=10), {Trait.IN_FLIGHT}, "10 at a time"),
@@ -78,6 +80,13 @@ def test_a_session_whose_unacknowledged_messages_are_gone_is_told() -> None:
     found = tried(Habits(resends=False))
     assert not found[Trait.REDELIVERED].works
     assert found[Trait.REDELIVERED].detail == "none of 20"
+
+
+def test_a_session_that_comes_back_late_is_told_with_the_seconds() -> None:
+    """As where it lies with a member that must come back first."""
+    found = tried(Habits(resumes_after=3.5), patience=PATIENCE)
+    assert found[Trait.SESSION].works
+    assert re.fullmatch(r"yes, after \d+ s", found[Trait.SESSION].detail)
 
 
 def test_where_nothing_arrives_nothing_else_is_tried() -> None:

@@ -23,13 +23,14 @@ from edge.settings import Broker
 from edge.watch.database import StoreError
 from edge.watch.group import GroupProbe
 from edge.watch.lease import Leases
+from edge.watch.messages import Message
 from edge.watch.run import build_parser
 from edge.watch.share import Share, part_of, recorder_name
 from edge.watch.store import Store
 from edge.watch.tables import LEASES
-from fakes.broker import Habits, StubBroker
+from fakes.broker import REFUSED, Habits, StubBroker
 from support.brokers import Mosquitto
-from support.heard import counts
+from support.heard import NOON, counts, heard
 from support.patience import PATIENCE, wait_for
 from support.recording import Recording
 
@@ -201,6 +202,39 @@ def shares(recorders: list[Recording]) -> list[int]:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_part_waits_for_no_row_of_another_part(database: str) -> None:
+    """Recorders of one `$share` group did: each message of a node may go to either, and so each locked
+    what the other had locked. Two gained nothing over one."""
+    one, two = Store(database), Store(database)
+    one.migrate()
+    parts = [[node for node in NODES if part_of(node, 2) == part] for part in (1, 2)]
+    assert all(parts)
+
+    def batch(part: int, seq: int) -> list[Message]:
+        return [heard(counts(seq, node)) for node in parts[part]]
+
+    def impatient(driver: Any, record: object) -> None:
+        driver.execute("SET lock_timeout = '1s'")
+        driver.commit()
+
+    one.write(batch(0, 1), NOON)
+    sa.event.listen(two.engine, "connect", impatient)
+    two.engine.dispose()  # who waits for a lock fails from here on
+    two.write(batch(1, 1), NOON)
+    between: list[int] = []
+
+    def as_one_commits(connection: sa.Connection) -> None:
+        between.append(two.write(batch(1, 2), NOON).new)
+
+    sa.event.listen(one.engine, "commit", as_one_commits)
+    assert one.write(batch(0, 2), NOON).new == len(parts[0])
+    assert between == [len(parts[1])]
+    one.close()
+    two.close()
+
+
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_three_parts_store_everything_once_and_one_that_is_killed_is_taken_over(
@@ -261,11 +295,16 @@ def test_a_group_is_proven_where_the_broker_has_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "said"),
-    [("deaf", "grants .* and delivers nothing through it"), ("close", "ends the connection at")],
+    ("habits", "said"),
+    [
+        (Habits(share="deaf"), "grants .* and delivers nothing through it"),
+        (Habits(share="close"), "ends the connection at"),
+        (Habits(suback=lambda topic, times: REFUSED), "refuses"),
+        (Habits(suback=lambda topic, times: "silent"), "does not answer"),
+    ],
 )
-def test_a_broker_that_delivers_nothing_to_a_group_is_one_line(share: str, said: str) -> None:
-    with StubBroker(Habits(share=share)) as broker:
+def test_a_broker_that_delivers_nothing_to_a_group_is_one_line(habits: Habits, said: str) -> None:
+    with StubBroker(habits) as broker:
         probe, deadline = GroupProbe(Broker(url=broker.url), seconds=1.0), time.monotonic() + 60
 
         def prove() -> None:
