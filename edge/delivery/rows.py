@@ -222,35 +222,30 @@ def trim(
     before: running time before which a row was acknowledged, and born, to be too old; surplus: bytes
     of text that are too much; lacked: numbers that recorders named by the settings lack, see
     `Life.lacked`, which stay as long as what waits."""
-    has, missed = "acknowledged > 0", "acknowledged > 0 AND 0"
-    if lacked:
-        among = " OR ".join(f"seq > {above} AND seq <= {up_to}" for above, up_to in lacked)
-        has, missed = f"acknowledged > 0 AND NOT ({among})", f"acknowledged > 0 AND ({among})"
-    freed = _delete(db, f"{has} AND acknowledged < ?", before[0])
-    dropped = {missed: 0, "acknowledged = 0": 0, has: 0}
-    gone = _delete(db, "acknowledged = 0 AND born < ? AND seq < ?", before[1], newest)
-    dropped["acknowledged = 0"] += len(gone)
-    freed += gone
-    if lacked:
-        gone = _delete(db, f"{missed} AND acknowledged < ? AND born < ?", *before)
-        dropped[missed] += len(gone)
-        freed += gone
-    # First what all have, then what the broker has, then what nobody has.
-    for state in (has, missed, "acknowledged = 0"):
-        while surplus > sum(freed):
-            gone = _delete(
-                db,
-                f"seq IN (SELECT seq FROM readings WHERE {state} AND seq < ? ORDER BY seq LIMIT 20)",
-                newest,
+    lacks = " OR ".join(f"seq > {above} AND seq <= {up_to}" for above, up_to in lacked) or "0"
+    # Which rows, and when they are too old, in the order in which they make room: what all have, what
+    # the broker has, what nobody has.
+    states = (
+        (f"acknowledged > 0 AND NOT ({lacks})", "acknowledged < :taken"),
+        (f"acknowledged > 0 AND ({lacks})", "acknowledged < :taken AND born < :born"),
+        ("acknowledged = 0", "born < :born"),
+    )
+    values = {"taken": before[0], "born": before[1], "newest": newest}
+    gone = [_delete(db, f"{which} AND {old} AND seq < :newest", values) for which, old in states]
+    for lengths, (which, _) in zip(gone, states, strict=True):
+        while surplus > sum(map(sum, gone)):
+            first = (
+                f"SELECT seq FROM readings WHERE {which} AND seq < :newest ORDER BY seq LIMIT 20"
             )
-            if not gone:
+            more = _delete(db, f"seq IN ({first})", values)
+            if not more:
                 break
-            dropped[state] += len(gone)
-            freed += gone
-    return sum(freed), dropped["acknowledged = 0"], dropped[missed]
+            lengths += more
+    _, missed, unsent = gone
+    return sum(map(sum, gone)), len(unsent), len(missed)
 
 
-def _delete(db: sqlite3.Connection, where: str, *values: float) -> list[int]:
+def _delete(db: sqlite3.Connection, where: str, values: dict[str, float]) -> list[int]:
     """Delete rows; returns the lengths of their texts."""
     rows = db.execute(
         f"DELETE FROM readings WHERE {where} RETURNING COALESCE(LENGTH(payload), 0)", values
