@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import multiprocessing
+import os
 import resource
 import signal
 import time
@@ -108,6 +109,8 @@ def play(share: Share, parent: Connection) -> None:
             parent.poll(None)
             order = _heard(parent, order)
         _turn(SimulatedFleet(share.settings, nodes), order, parent)
+    # To free what thousands of nodes hold takes longer than their goodbyes, and nobody wants it.
+    os._exit(0)
 
 
 def _turn(fleet: SimulatedFleet, order: Order, parent: Connection) -> None:
