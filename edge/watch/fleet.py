@@ -145,8 +145,8 @@ class SimNode:
         self.client.publish(message.topic, dumps(message.payload), qos=1, retain=message.retain)
 
     def offer_due(self, now: float) -> None:
-        """Offer what waits, and now and then what a recorder still lacks."""
-        if now >= self._next_idle or self.outbox.pending_count():
+        """Offer what waits and is not on its way, and now and then what a recorder still lacks."""
+        if now >= self._next_idle or self.outbox.pending_count() > len(self._sent):
             self._next_idle = now + IDLE_LOOK_SECONDS
             self.offer()
 
