@@ -278,15 +278,26 @@ def test_who_only_looks_is_told_at_once_that_it_may_not() -> None:
             receiver.run(threading.Event())
 
 
-def test_a_group_whose_broker_ends_the_connection_ends_in_one_line_and_never_connected(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        ("close", "ends the connection at"),
+        pytest.param("deaf", "grants .* delivers nothing", marks=pytest.mark.slow),
+    ],
+)
+def test_a_group_that_a_broker_gives_nothing_ends_in_one_line_and_never_connected(
+    share: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     keep = SessionOptions("recorder", "halves")
-    with StubBroker(Habits(share="close")) as broker:
+    with StubBroker(Habits(share=share)) as broker:
         receiver = Receiver(Broker(url=broker.url), lambda *_: None, keep, patient=True)
-        with pytest.raises(BrokerError, match=r"ends the connection at .* --part K/N"):
-            receiver.run(threading.Event())
+        stop = threading.Event()
+        late = threading.Timer(PATIENCE, stop.set)  # one that trusts the broker goes on
+        late.start()
+        with pytest.raises(BrokerError, match=f"{said} .*--part K/N"):
+            receiver.run(stop)
+        late.cancel()
     assert not [m for m in caplog.messages if "broker connected" in m]
 
 
