@@ -28,8 +28,8 @@ MISSING = {
     "a minute later on, and nothing is lost",
     Trait.REDELIVERED: "what a recorder had not stored when its connection was cut comes from the "
     "nodes again, from a minute later on, and nothing is lost",
-    Trait.IN_FLIGHT: "a recorder stores at most five times as many messages a second: raise the "
-    "broker's limit (max_inflight_messages, mqtt.prefetch, max_ack_pending)",
+    Trait.IN_FLIGHT: "a recorder acknowledges what it has stored, and may store some hundred messages "
+    "a second at most: raise the limit (max_inflight_messages, mqtt.prefetch, max_ack_pending)",
     Trait.SHARED: "--group stores nothing, or a part: run one recorder",
     Trait.WILL_TAKEOVER: "a node that another client of its name throws off is not reported lost",
     Trait.WILL_CUT: "a node without power is not reported lost: its room goes silent",

