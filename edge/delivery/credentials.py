@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 
 from edge.base.errors import SettingsError
+from edge.base.tls import trusting
 from edge.settings import Tls
 
 # Editors put a mark before the text that says how it is written: Notepad's "UTF-8 with BOM", "Unicode".
@@ -13,15 +14,14 @@ _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Verifies the broker, with the site's authority where given; TLS 1.2 or later.
+    """Return a context that verifies the broker, by the site's authority where given.
 
     Raises SettingsError naming the file that cannot be used.
     """
     try:
-        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+        context = trusting(tls.ca)
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"broker.tls.ca {tls.ca}: {error}; give a PEM file") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.certificate and tls.key:
         try:
             context.load_cert_chain(str(tls.certificate), str(tls.key))

@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import re
-import ssl
 import subprocess
 import tarfile
 import tempfile
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import edge
 from edge.base.errors import EdgeError
 from edge.base.files import sha256_of
+from edge.base.tls import trusting
 from edge.delivery.messages import LARGEST, TIME_PATTERN
 
 SCHEMA = "edge.release/1"
@@ -150,7 +150,7 @@ class Server:
     ) -> None:
         self._url, self._clock = url.rstrip("/"), clock
         try:
-            context = ssl.create_default_context(cafile=str(ca) if ca else None)
+            context = trusting(ca)
         except OSError as error:
             raise EdgeError(
                 f"{ca} holds no authority ({error.strerror or error}); put the school's there "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-import ssl
 import stat
 import subprocess
 import threading
@@ -19,6 +18,7 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from edge.base.errors import BrokerError, EdgeError, UsageError
+from edge.base.tls import trusting
 from edge.delivery.connection import probe
 from edge.flash.authority import Authority, Issued, create
 from edge.flash.ca import lines, run, warnings
@@ -100,7 +100,7 @@ class School:
     def takes(self, tls: Tls, *topics: str) -> list[bool]:
         """Whether the broker takes a message on each."""
         answers: list[bool] = []
-        context = ssl.create_default_context(cafile=str(tls.ca))
+        context = trusting(tls.ca)
         context.load_cert_chain(str(tls.certificate), str(tls.key))
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         client.tls_set_context(context)
