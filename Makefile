@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The first python3.10 that runs: pyenv's is a name that may stand for nothing.
 PYTHON310 ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10.*/bin/python3.10; \
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
-# Home Assistant's own environment: it wants 3.13, and the releases after 2025.4 a later 3.13.
+# Home Assistant wants 3.13 too, and its releases after 2025.4 a later 3.13.
 PYTHON313 ?= $(shell for p in python3.13 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.13.*/bin/python3.13; \
 	do $$p -c '' 2>/dev/null && echo $$p && break; done)
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -13,7 +13,7 @@ TESTED = analysis,completion,demo,flash,metrics
 unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
-.PHONY: help demo quick test test-310 test-faults test-kills test-other-faults test-scale test-district test-package \
+.PHONY: help demo quick test test-310 test-313 test-faults test-kills test-other-faults test-scale test-district test-package \
 	test-extras test-boot test-home-assistant soak lint gpu deb sbom clip schemas node-tools hadolint tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
@@ -36,13 +36,20 @@ quick: .venv/ready  ## in little more than a minute: the tests that start no pro
 test: .venv/ready  ## in minutes: these and the tests with processes, real brokers, databases and browsers
 	.venv/bin/python -m pytest $(PARALLEL)
 
-# The node must run on Python 3.10 (JetPack 6).
+# A node runs on Python 3.10 (JetPack 6), a newcomer's laptop on what came last.
 ifeq ($(PYTHON310),)
 test-310:  ## the node's tests under Python 3.10, where there is one
 	@echo "skipped: tests of edge/ under Python 3.10 (no python3.10 on this machine)"
 else
 test-310: .venv-310/ready
 	.venv-310/bin/python -m pytest $(PARALLEL) tests/edge --ignore tests/edge/flash --ignore tests/edge/watch
+endif
+ifeq ($(PYTHON313),)
+test-313:  ## the same under Python 3.13
+	@echo "skipped: tests of edge/ under Python 3.13 (no python3.13 on this machine)"
+else
+test-313: .venv-313/ready
+	.venv-313/bin/python -m pytest $(PARALLEL) tests/edge --ignore tests/edge/flash --ignore tests/edge/watch
 endif
 
 test-faults: .venv/ready  ## a broker behind a proxy that misbehaves, failing cameras, hundreds of SIGKILLs
@@ -130,10 +137,12 @@ schemas: .venv-node/ready  ## edge/schemas from the messages, and the page's Ope
 	.venv-node/bin/python $(PIP) --editable '.[demo]'
 	touch $@
 
-.venv-310/ready: pyproject.toml constraints.txt
-	$(PYTHON310) -m venv .venv-310
-	.venv-310/bin/python $(PIP) 'pip>=25.1'
-	.venv-310/bin/python $(PIP) --editable '.[$(TESTED)]' --group test
+.venv-310/ready: INTERPRETER = $(PYTHON310)
+.venv-313/ready: INTERPRETER = $(PYTHON313)
+.venv-310/ready .venv-313/ready: pyproject.toml constraints.txt
+	$(INTERPRETER) -m venv $(@D)
+	$(@D)/bin/python $(PIP) 'pip>=25.1'
+	$(@D)/bin/python $(PIP) --editable '.[$(TESTED)]' --group test
 	touch $@
 
 # Home Assistant pins a hundred packages, which pip takes a quarter of an hour to agree on, uv two minutes.
@@ -145,4 +154,4 @@ schemas: .venv-node/ready  ## edge/schemas from the messages, and the page's Ope
 	touch $@
 
 clean:  ## all environments, caches and built files
-	rm -rf .venv .venv-node .venv-310 .venv-home .tensorrt .node *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-node .venv-310 .venv-313 .venv-home .tensorrt .node *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
