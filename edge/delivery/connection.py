@@ -38,7 +38,7 @@ from edge.delivery.connection_status import (
     refused,
     together,
 )
-from edge.delivery.credentials import read_password, tls_context
+from edge.delivery.credentials import broker_context, read_password
 from edge.delivery.members import Address, Members
 from edge.delivery.messages import Outgoing, dumps
 from edge.delivery.protocol import Version
@@ -100,7 +100,7 @@ class Connector:
         be used, BackendError without paho."""
         require_library()
         self._settings, self._session, self._quiet = settings, session, quiet
-        self._context = tls_context(settings.tls) if settings.secure else None
+        self._context = broker_context(settings)
         self._password = read_password(settings.password_file)
         self.members = Members(settings.urls, settings.protocol, memory)
         self.version = self.members.protocol.candidates()[0]

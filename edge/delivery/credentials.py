@@ -6,31 +6,20 @@ import ssl
 from pathlib import Path
 
 from edge.base.errors import SettingsError
-from edge.base.tls import trusting
-from edge.settings import Tls
+from edge.base.tls import client_context
+from edge.settings import Broker
 
 # Editors put a mark before the text that says how it is written: Notepad's "UTF-8 with BOM", "Unicode".
 _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """Return a context that verifies the broker, by the site's authority where given.
-
-    Raises SettingsError naming the file that cannot be used.
-    """
-    try:
-        context = trusting(tls.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"broker.tls.ca {tls.ca}: {error}; give a PEM file") from error
-    if tls.certificate and tls.key:
-        try:
-            context.load_cert_chain(str(tls.certificate), str(tls.key))
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(
-                f"broker.tls.certificate {tls.certificate} with key {tls.key}: {error}; give the "
-                f"node's certificate and its own key, PEM without a passphrase"
-            ) from error
-    return context
+def broker_context(settings: Broker) -> ssl.SSLContext | None:
+    """Return how a broker over TLS is verified, and None for a plain one. Raises SettingsError as
+    `client_context` does."""
+    if not settings.secure:
+        return None
+    tls = settings.tls
+    return client_context("broker.tls", tls.ca, tls.certificate, tls.key)
 
 
 def read_password(path: Path | None, setting: str = "broker.password_file") -> str | None:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import edge
 from edge.base.errors import EdgeError
 from edge.base.files import sha256_of
-from edge.base.tls import trusting
+from edge.base.tls import client_context
 from edge.delivery.messages import LARGEST, TIME_PATTERN
 
 SCHEMA = "edge.release/1"
@@ -149,13 +149,7 @@ class Server:
         self, url: str, ca: Path | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._url, self._clock = url.rstrip("/"), clock
-        try:
-            context = trusting(ca)
-        except OSError as error:
-            raise EdgeError(
-                f"{ca} holds no authority ({error.strerror or error}); put the school's there "
-                f"(update.ca)"
-            ) from error
+        context = client_context("update", ca)
         self._opener = urllib.request.build_opener(
             urllib.request.HTTPSHandler(context=context), _HttpsOnly()
         )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.base.tls import trusting
+from edge.base.errors import SettingsError
+from edge.base.tls import client_context
 from support.brokers import certificates
 
 OWN_DEFAULT = ssl.create_default_context
@@ -81,10 +82,12 @@ def test_an_authority_of_openssls_making_is_trusted_and_no_other(
     )
     assert "Certificate Sign" not in extensions.stdout, "what this test is about"
     with server(ours["broker.pem"], ours["broker.key"]) as port:
-        assert trusts(trusting(ours["ca.pem"]), port)
-        assert not trusts(trusting(theirs["ca.pem"]), port)
-        assert not trusts(trusting(None), port), "the system's authorities"
-        assert not trusts(trusting(ours["ca.pem"]), port, "localhost"), "another name"
+        assert trusts(client_context("broker.tls", ours["ca.pem"]), port)
+        assert not trusts(client_context("broker.tls", theirs["ca.pem"]), port)
+        assert not trusts(client_context("broker.tls", None), port), "the system's authorities"
+        assert not trusts(client_context("broker.tls", ours["ca.pem"]), port, "localhost"), (
+            "another name"
+        )
 
 
 @pytest.mark.process
@@ -112,18 +115,21 @@ def test_an_intermediate_authority_is_enough(python: str, tmp_path: Path) -> Non
         "-CAcreateserial", "-extfile", "san", "-days", "30", "-out", "leaf.pem",
     )  # fmt: skip
     with server(tmp_path / "leaf.pem", tmp_path / "leaf.key") as port:
-        assert trusts(trusting(own / "school.pem"), port)
-        assert not trusts(trusting(own / "other.pem"), port)
-        assert not trusts(trusting(root["ca.pem"]), port), "the school's certificate was not sent"
+        assert trusts(client_context("broker.tls", own / "school.pem"), port)
+        assert not trusts(client_context("broker.tls", own / "other.pem"), port)
+        assert not trusts(client_context("broker.tls", root["ca.pem"]), port), (
+            "the school's certificate was not sent"
+        )
 
 
-def test_a_file_that_holds_no_authority_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_named_with_its_setting(tmp_path: Path) -> None:
     (path := tmp_path / "ca.pem").write_text("no certificate\n")
-    with pytest.raises(ssl.SSLError):
-        trusting(path)
-    with pytest.raises(FileNotFoundError):
-        trusting(tmp_path / "absent.pem")
+    for ca in (path, tmp_path / "absent.pem"):
+        with pytest.raises(SettingsError, match=rf"^update\.ca {ca}: .*; give a PEM file$"):
+            client_context("update", ca)
+    with pytest.raises(SettingsError, match=r"^broker\.tls\.certificate .* and its own key, PEM"):
+        client_context("broker.tls", None, path, path)
 
 
 def test_old_tls_is_refused() -> None:
-    assert trusting(None).minimum_version == ssl.TLSVersion.TLSv1_2
+    assert client_context("broker.tls", None).minimum_version == ssl.TLSVersion.TLSv1_2

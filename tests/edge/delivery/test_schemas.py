@@ -24,7 +24,7 @@ import yaml
 from pydantic import ValidationError
 
 from edge.base.errors import UsageError
-from edge.base.tls import trusting
+from edge.base.tls import client_context
 from edge.delivery.commands import NAMES
 from edge.delivery.messages import MESSAGES, Counts, parse, schema_of
 from edge.delivery.schemas import (
@@ -267,7 +267,7 @@ def heard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Heard]:
         (tmp_path / "server").mkdir()
         for name in ("ca.pem", "server.pem", "server.key"):
             shutil.copy(tmp_path / name, tmp_path / "server")
-        node = trusting(tmp_path / "ca.pem")
+        node = client_context("broker.tls", tmp_path / "ca.pem")
         node.load_cert_chain(tmp_path / "a-b-c.pem", tmp_path / "a-b-c.key")
         yield Heard(broker, tmp_path, node)
     broker.stop()

@@ -18,7 +18,7 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from edge.base.errors import BrokerError, EdgeError, UsageError
-from edge.base.tls import trusting
+from edge.base.tls import client_context
 from edge.delivery.connection import probe
 from edge.flash.authority import Authority, Issued, create
 from edge.flash.ca import lines, run, warnings
@@ -100,7 +100,7 @@ class School:
     def takes(self, tls: Tls, *topics: str) -> list[bool]:
         """Whether the broker takes a message on each."""
         answers: list[bool] = []
-        context = trusting(tls.ca)
+        context = client_context("broker.tls", tls.ca)
         context.load_cert_chain(str(tls.certificate), str(tls.key))
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         client.tls_set_context(context)

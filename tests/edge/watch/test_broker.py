@@ -13,7 +13,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
-from edge.base.tls import trusting
+from edge.base.tls import client_context
 from edge.delivery.connection import Connector
 from edge.settings import Broker, Tls
 from edge.watch.messages import KINDS
@@ -39,7 +39,7 @@ class School:
                            protocol=mqtt.MQTTv5)  # fmt: skip
         if "will" in options:
             made.will_set(options["will"], b"{}", qos=1, retain=True)
-        context = trusting(self._folder / "ca.pem")
+        context = client_context("broker.tls", self._folder / "ca.pem")
         if name:
             context.load_cert_chain(self._folder / f"{file}.pem", self._folder / f"{file}.key")
         made.tls_set_context(context)
@@ -313,7 +313,7 @@ def refused(connect: Callable[[], mqtt.Client]) -> bool:
 def test_without_the_schools_certificate_nobody_comes_in(school: School, tmp_path: Path) -> None:
     assert refused(lambda: school.client(""))
     certificates(tmp_path, ["server"])  # of another authority, under the same name
-    context = trusting(school._folder / "ca.pem")
+    context = client_context("broker.tls", school._folder / "ca.pem")
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     client.tls_set_context(context)

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge.base.errors import UsageError
-from edge.base.tls import trusting
+from edge.base.tls import client_context
 from edge.delivery.commands import Commands
 from edge.delivery.messages import Info, dumps
 from edge.watch.home_assistant import (
@@ -417,7 +417,7 @@ def test_the_access_list_lets_the_recorder_tell_and_home_assistant_ask(tmp_path:
 def assert_rights(broker: Mosquitto, folder: Path) -> None:
     def client(name: str) -> mqtt.Client:
         made = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
-        context = trusting(folder / "ca.pem")
+        context = client_context("broker.tls", folder / "ca.pem")
         file = name.replace("/", "-")
         context.load_cert_chain(folder / f"{file}.pem", folder / f"{file}.key")
         made.tls_set_context(context)

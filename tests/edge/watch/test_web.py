@@ -18,7 +18,7 @@ import pytest
 
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.base.tls import trusting
+from edge.base.tls import client_context
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server, parse_address
 from support.brokers import Mosquitto, certificates, free_port
@@ -154,7 +154,7 @@ def test_https_with_a_certificate_of_the_schools(rooms: Rooms, tmp_path: Path) -
     files = certificates(tmp_path, ["page"])
     where = PageAddress("127.0.0.1", free_port(), None, files["page.pem"], files["page.key"])
     server = serve(rooms, where)
-    context = trusting(files["ca.pem"])
+    context = client_context("broker.tls", files["ca.pem"])
     assert get(where.url, context)[0] == 200
     server.close()
 
