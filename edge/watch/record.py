@@ -47,6 +47,31 @@ class LastStored:
     lag_seconds: float
 
 
+class Ripeness:
+    """When a batch is full, old enough, or as large as the broker lets it become; all in seconds."""
+
+    def __init__(self) -> None:
+        self._oldest = self._newest = 0.0
+        self._limit = 0  # how many messages the broker seems to send at a time, 0 for no limit
+
+    def added(self, size: int, now: float) -> None:
+        """Note a message; size: of the batch with it."""
+        self._newest = now
+        if size == 1:
+            self._oldest = now
+
+    def ripe(self, size: int, now: float) -> bool:
+        """Return whether a batch of so many messages is to be stored."""
+        if not size:
+            return False
+        quiet = now - self._newest
+        if now - self._oldest >= BATCH_SECONDS:
+            stopped = quiet >= BATCH_SECONDS / 2 and size >= LEAST_LIMIT
+            self._limit = size if stopped else 0
+            return True
+        return size >= BATCH or (0 < self._limit <= size and quiet >= QUIET_SECONDS)
+
+
 class Recorder:
     """Stores what the receiver's thread hears: it calls `take` for every message and `flush_due` as
     often as possible."""
@@ -72,11 +97,8 @@ class Recorder:
         self._next_renewal = 0.0
         self._waiting: list[tuple[Message | None, Token]] = []
         self._connected: set[str] = set()  # nodes that said how they are, and are not answered yet
-        self._newest, self._limit = (
-            0.0,
-            0,
-        )  # limit: how many a broker seems to send at a time, 0 if none
-        self._oldest = self._next_try = self._next_retention = self._next_discovery = 0.0
+        self._ripeness = Ripeness()
+        self._next_try = self._next_retention = self._next_discovery = 0.0
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS)
         self._ready = False
         self.new = self.known = self.conflicts = self.strays = 0
@@ -97,10 +119,8 @@ class Recorder:
         if not token.qos and (message is None or len(self._waiting) >= UNACKNOWLEDGED):
             self._pass_over(message)
             return
-        self._newest = self._clock()
-        if not self._waiting:
-            self._oldest = self._newest
         self._waiting.append((message, token))
+        self._ripeness.added(len(self._waiting), self._clock())
         status = message.payload if message is not None and not token.retained else None
         if isinstance(status, Status) and status.state not in GONE:
             self._connected.add(status.node)
@@ -127,7 +147,7 @@ class Recorder:
         now = self._clock()
         if now < self._next_try:
             return
-        if self._waiting and self._ripe(now):
+        if self._ripeness.ripe(len(self._waiting), now):
             self._try(self._store_waiting)
         if self._keep is not None and now >= self._next_retention:
             self._try(self._forget)
@@ -135,15 +155,6 @@ class Recorder:
             self._try(self._renew)
         if self._discovery is not None and now >= self._next_discovery:
             self._try(self._discover)
-
-    def _ripe(self, now: float) -> bool:
-        """Whether a batch is full, old enough, or as large as the broker lets it become."""
-        size, quiet = len(self._waiting), now - self._newest
-        if now - self._oldest >= BATCH_SECONDS:
-            stopped = quiet >= BATCH_SECONDS / 2 and size >= LEAST_LIMIT
-            self._limit = size if stopped else 0
-            return True
-        return size >= BATCH or (0 < self._limit <= size and quiet >= QUIET_SECONDS)
 
     def pass_over(self, token: Token) -> None:
         """Acknowledge a message that another recorder stores."""
