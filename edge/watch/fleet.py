@@ -315,6 +315,10 @@ class SimulatedFleet:
         node.client = client
         if (connection := client.socket()) is not None:
             node.descriptor = connection.fileno()
+            # A write that found a connection gone has closed it, and its number is free again before
+            # its node is looked after.
+            if (stale := self._selector.get_map().get(node.descriptor)) is not None:
+                self._drop(stale.data)
             self._selector.register(node.descriptor, selectors.EVENT_READ, node)
 
     def _answered(

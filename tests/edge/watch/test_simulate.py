@@ -329,3 +329,18 @@ def test_a_process_that_may_have_too_few_connections_is_told_of_before(
     monkeypatch.setattr("edge.watch.simulate.allow_connections", lambda: 1000)
     with pytest.raises(UsageError, match="a process may have 936 connections here"):
         parsed("--processes", "1")
+
+
+def test_a_socket_that_took_the_number_of_a_closed_one_is_the_new_nodes() -> None:
+    """What a write finds closed is closed at once, and looked after a moment later."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # connections wait, nobody answers
+        settings = Broker(url=f"mqtt://127.0.0.1:{server.getsockname()[1]}")
+        first, second = (SimNode(number, ["happy", "sad"], 10.0, 0, 5.0) for number in (1, 2))
+        fleet = SimulatedFleet(settings, [first, second])
+        fleet._connect(first, 0.0)
+        assert first.client is not None
+        number = first.descriptor
+        first.client.socket().close()  # type: ignore[union-attr]
+        fleet._connect(second, 0.0)
+        assert (first.client, first.descriptor, second.descriptor) == (None, None, number)
+        fleet.close()
