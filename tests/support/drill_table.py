@@ -40,9 +40,11 @@ class Row:
     def __str__(self) -> str:
         kills = f"{self.kills} broker, {self.kills} recorder, {self.kills} PostgreSQL"
         whole = "never" if self.whole_after is None else f"{self.whole_after:.0f} s"
+        # What is not stored yet when a drill gives up may still be with its node.
+        lost = "not known" if self.whole_after is None else self.made - self.stored
         cells = (
             *(self.brokers, self.recorders, self.nodes, f"{self.window} s", kills, self.made),
-            *(self.stored, self.made - self.stored, self.twice, whole),
+            *(self.stored, lost, self.twice, whole),
         )
         return f"| {' | '.join(map(str, cells))} |"
 
