@@ -35,7 +35,8 @@ def _uniform(generator: torch.Generator, size: int, low: float, high: float) -> 
     return torch.rand(size, generator=generator) * (high - low) + low
 
 
-def _chosen(generator: torch.Generator, size: int, share: float) -> Tensor:
+def chosen(generator: torch.Generator, size: int, share: float) -> Tensor:
+    """Draw which images of a batch are changed: (size,) of bool, each by itself."""
     return torch.rand(size, generator=generator) < share
 
 
@@ -45,7 +46,7 @@ def random_affine(batch: int, config: Augmentation, generator: torch.Generator) 
     angle = _uniform(generator, batch, -config.rotate_degrees, config.rotate_degrees)
     angle = angle * (math.pi / 180)
     scale = torch.exp(_uniform(generator, batch, -1, 1) * math.log(config.scale))
-    mirror = 1 - 2 * _chosen(generator, batch, 0.5).float()
+    mirror = 1 - 2 * chosen(generator, batch, 0.5).float()
     shift = 2 * torch.stack(
         [_uniform(generator, batch, -config.shift, config.shift) for _ in range(2)], dim=1
     )
@@ -86,7 +87,7 @@ def _for_part(
     """Change a share of the images, chosen anew."""
     if share == 0:
         return faces
-    pick = _chosen(generator, len(faces), share)
+    pick = chosen(generator, len(faces), share)
     if not bool(pick.any()):
         return faces
     changed = faces.clone()
@@ -192,7 +193,7 @@ def shrink(faces: Tensor, config: Augmentation, generator: torch.Generator) -> T
     back = functional.interpolate(
         small, size=faces.shape[-2:], mode="bilinear", align_corners=False
     )
-    pick = _chosen(generator, len(faces), config.shrink_share).reshape(-1, 1, 1, 1)
+    pick = chosen(generator, len(faces), config.shrink_share).reshape(-1, 1, 1, 1)
     return torch.where(pick, back, faces)
 
 
@@ -201,7 +202,7 @@ def random_blur(faces: Tensor, config: Augmentation, generator: torch.Generator)
     if config.blur_share == 0:
         return faces
     deviation = float(_uniform(generator, 1, 0.1, max(config.blur, 0.1)))
-    pick = _chosen(generator, len(faces), config.blur_share)
+    pick = chosen(generator, len(faces), config.blur_share)
     if not bool(pick.any()):
         return faces
     changed = faces.clone()
@@ -214,7 +215,7 @@ def compress(faces: Tensor, config: Augmentation, generator: torch.Generator) ->
     if config.jpeg_share == 0:
         return faces
     quality = int(torch.randint(config.jpeg_quality, 96, (1,), generator=generator))
-    pick = _chosen(generator, len(faces), config.jpeg_share)
+    pick = chosen(generator, len(faces), config.jpeg_share)
     if not bool(pick.any()):
         return faces
     changed = faces.clone()
@@ -236,7 +237,7 @@ def noise_and_erase(faces: Tensor, config: Augmentation, generator: torch.Genera
         inside = ((place[None, :, None] - y).abs() < sides * ratio / 2) & (
             (place[None, None, :] - x).abs() < sides / ratio / 2
         )
-        inside &= _chosen(generator, batch, config.erase_share).reshape(-1, 1, 1)
+        inside &= chosen(generator, batch, config.erase_share).reshape(-1, 1, 1)
         colour = _uniform(generator, batch, 0, 255).reshape(-1, 1, 1, 1)
         faces = torch.where(inside[:, None], colour, faces)
     return faces.clamp(0, 255)

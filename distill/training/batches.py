@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.data.augment import corrupt, distort, photometric, random_affine, warp
+from distill.data.augment import chosen, corrupt, distort, photometric, random_affine, warp
 from distill.data.sampling import Examples
 from distill.models.backbones import FrozenBackbones
 from distill.models.feature_cache import Features, Grids
@@ -60,12 +60,13 @@ def mixup(
 
 def augmented(faces: Tensor, affine: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """Make the image that is learned from: covered and turned, moved as a whole by `affine`, then as a
-    camera takes it. A teacher's cached grids follow `affine` alone, which covers and turns leave."""
+    camera takes it; a plain share is moved and lit anew alone. A teacher's cached grids follow `affine`
+    alone, which covers and turns leave."""
     config, landmarks = recipe.augmentation, torch.tensor(recipe.crop.template)
     # What a recipe leaves out draws nothing from the generator, so that older runs repeat.
     plain = torch.zeros(len(faces), dtype=torch.bool)
     if config.plain_share:
-        plain = torch.rand(len(faces), generator=generator) < config.plain_share
+        plain = chosen(generator, len(faces), config.plain_share)
     made = torch.empty_like(faces)
     if bool(plain.any()):
         made[plain] = photometric(warp(faces[plain], affine[plain]), config, generator)

@@ -54,9 +54,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_GROUP, MIN_CELL = 5, 2
-SAMPLES = (
-    2  # pictures of a window: to draw and count one's people costs as much as sending a reading
-)
+# Pictures of a window: to draw and count one's people costs as much as sending a reading.
+SAMPLES = 2
 PIXELS = np.zeros((1, 1, 3), np.uint8)
 SPREAD_SECONDS = 5.0  # over which the nodes come up
 TURN_SECONDS = 0.02
