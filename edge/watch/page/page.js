@@ -72,7 +72,10 @@ function apply(change) {
   showRooms(state, relabelled ? null : changed);
   offer(state);
   const refused = Object.entries(state.refused).map(([reason, n]) => `${n} ${reason}`).join(", ");
-  const foot = t("broker {state}", { state: state.broker });
+  // The state is a word and, often, a reason, which is English as all that programs answer.
+  const [word, ...reason] = state.broker.split(": ");
+  const how = t(`broker ${word}`);
+  const foot = reason.length ? t("{what}: {then}", { what: how, then: reason.join(": ") }) : how;
   find("#foot").textContent = refused ? `${foot}; ${t("refused messages: {list}", { list: refused })}` : foot;
   // Once what was put into the page is painted.
   if (relabelled || !drawn) requestAnimationFrame(() => setTimeout(draw));

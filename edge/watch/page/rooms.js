@@ -84,7 +84,7 @@ function card(room, labels) {
     box.append(mix);
   } else if (room.people !== null) {
     const people = count("{n} people", room.people);
-    box.append(make("p", `${people}: ${words(room.counts)}`), bar(room.counts, labels));
+    box.append(make("p", t("{what}: {then}", { what: people, then: words(room.counts) })), bar(room.counts, labels));
   } else {
     const why = room.unseen === null ? t("no reading yet") : t("nothing seen ({why})", { why: room.unseen });
     box.append(make("p", why));

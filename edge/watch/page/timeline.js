@@ -149,7 +149,7 @@ export async function draw() {
     barmode: "stack", bargap: 0, showlegend: false, margin: { l: 52, r: 10, t: 8, b: 50 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
     xaxis: {
-      type: "date", gridcolor: line, tickangle: 0, range: range && range.map(utc), anchor: "y2",
+      type: "date", gridcolor: line, tickangle: 0, ticklabelstandoff: 5, range: range && range.map(utc), anchor: "y2",
       title: { text: plain(zone), font: { size: 12 } }, ...ticks(range, find("#chart").clientWidth),
     },
     yaxis: { title: { text: plain(t("people")) }, rangemode: "tozero", gridcolor: line, domain: [0.3, 1] },

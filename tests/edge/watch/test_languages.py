@@ -11,6 +11,7 @@ import pytest
 
 from edge.base.clock import utc_now
 from edge.base.errors import UsageError
+from edge.delivery.connection_status import ConnectionState
 from edge.watch.languages import LANGUAGES, choose, dress, words
 from edge.watch.lines import line
 from edge.watch.rooms import Rooms
@@ -23,6 +24,7 @@ from support.patience import wait_for
 FACTS = {"language", "facts"}
 # Put together from data by the script, so that no call names them.
 STATES = {"online", "degraded", "starting", "lost", "silent", "stopped", "unknown"}
+BROKER = {f"broker {state.value}" for state in ConnectionState}
 
 
 def used() -> set[str]:
@@ -35,7 +37,7 @@ def used() -> set[str]:
     for table in re.findall(r"const (?:SPANS|SUMMARIES) = \{(.+?)\};", scripts, re.DOTALL):
         found |= set(re.findall(r': "([^"]+)"', table))
     marked = set(re.findall(r"\{\{(.+?)\}\}", (PAGE / "index.html").read_text()))
-    return found | marked - FACTS | STATES
+    return found | marked - FACTS | STATES | BROKER
 
 
 def holes(text: str) -> set[str]:

@@ -12,6 +12,7 @@ import pytest
 from edge.base.clock import utc_now
 from edge.health.prometheus import Metrics
 from edge.watch import live_routes
+from edge.watch.languages import LANGUAGES
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server
 from support.brokers import free_port
@@ -110,8 +111,11 @@ def school() -> Rooms:
 def test_two_hundred_rooms_leave_the_timeline_in_reach(
     browser: Any, serve: Serve, school: Rooms, width: int, scheme: str
 ) -> None:
-    size = {"width": width, "height": 900}
-    seen = Watched(browser, serve(school), viewport=size, color_scheme=scheme)
+    size, now = (
+        {"width": width, "height": 900},
+        utc_now(),
+    )  # it stands: a slow machine silences rooms
+    seen = Watched(browser, serve(school, lambda: now), viewport=size, color_scheme=scheme)
     page = seen.page
     page.wait_for_selector("#chart .bars path")
     assert page.locator("article").count() == 200
@@ -124,6 +128,30 @@ def test_two_hundred_rooms_leave_the_timeline_in_reach(
     assert "180 of 200 rooms online" in page.inner_text("#summary")
     assert "and 12 more" in page.inner_text("#trouble")
     assert seen.wrong == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_word_stands_beside_what_it_names_on_a_telephone(
+    browser: Any, serve: Serve, language: str
+) -> None:
+    size = {"width": 390, "height": 844}
+    page = Watched(browser, serve(Rooms()), viewport=size, locale=language).page
+    page.wait_for_selector("#foot:not(:empty)")
+    for name in ("node", "span", "search", "sort", "filter"):
+        word = page.locator(f"label[for={name}]").bounding_box()
+        choice = page.locator(f"#{name}").bounding_box()
+        assert choice["y"] <= word["y"] + word["height"] / 2 <= choice["y"] + choice["height"], name
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+
+
+def test_the_page_speaks_french_to_the_colon(browser: Any, serve: Serve) -> None:
+    rooms, now = Rooms(), utc_now()
+    rooms.hear(heard(raw("status", "north/room-1/node")), now)
+    rooms.hear(heard(counts(1, "north/room-1/node", now - timedelta(seconds=10))), now)
+    page = Watched(browser, serve(rooms), locale="fr").page
+    page.wait_for_selector("article")
+    assert " personnes : " in page.inner_text("article")
+    assert page.inner_text("#foot") == "broker connecté : test"
 
 
 def seen_in_berlin(browser: Any, serve: Serve, first: datetime, minutes: int) -> Any:
