@@ -41,9 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="0|PATH|FOLDER|rtsp://...|csi:0|loop:FILE|test[:FAULT]",
         help="camera index or device, video file, folder of pictures, address, CSI sensor, a video "
         "that is played as a camera, test pattern "
-        "(and its faults: test:die, test:freeze, test:hang, test:lie)",
+        "(and its faults: test:die, test:freeze, test:hang, test:lie); default: 0",
     )
-    p.add_argument("--broker", metavar="mqtt://host[:port]|mqtts://...|-", help="- writes lines")
+    p.add_argument(
+        "--broker",
+        metavar="mqtt://host[:port]|mqtts://...|-",
+        help="where the counts go; -, the default, prints them here",
+    )
     p.add_argument(
         "--json",
         action="store_true",
@@ -53,9 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--backend", choices=("auto", "ort", "trt", "fake"), help="runtime.backend; default: auto"
     )
-    p.add_argument("--window", type=float, metavar="S", help="seconds a window, 1 to 3600")
     p.add_argument(
-        "--min-group", type=int, metavar="K", help="fewer people in view: no counts; 1 is off"
+        "--window", type=float, metavar="S", help="seconds a window, 1 to 3600; default: 10"
+    )
+    p.add_argument(
+        "--min-group",
+        type=int,
+        metavar="K",
+        help="fewer people in view: no counts; 1 is off; default: 5",
     )
     p.add_argument("--max-seconds", type=float, metavar="S", help="stop after so much source time")
     p.add_argument(

@@ -112,7 +112,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "wanted, address, gateway, dns, broker, camera. What a row leaves empty is as in node.yaml;\n"
         "images that are there are kept.",
         "edge-flash fleet nodes.csv --base jp62-orin-nano-sd.img --out images --node node.yaml \\\n"
-        "    --ca school-ca --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+        "    --ca authority --package dist/edge-node_*_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
     )
     p.add_argument(
         "table", type=Path, metavar="nodes.csv", help="a row a node, its first line the columns"

@@ -46,7 +46,7 @@ def add_site_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--zone",
         metavar="NAME",
-        help="the school's, such as Europe/Berlin; default: this machine's",
+        help="the school's, such as Europe/Berlin; default: privacy.zone, else this machine's",
     )
     p.add_argument("--wifi", type=Path, metavar="FILE", help="two lines: its name, its passphrase")
 
@@ -158,8 +158,8 @@ def run_image(argv: Sequence[str] | None = None) -> None:
     p = cli.parser(
         "edge-flash image",
         "Make one node's SD card image from NVIDIA's, offline and without root.",
-        "edge-flash image jp62-orin-nano-sd.img --node node.yaml --out room-12.img --ca school-ca \\\n"
-        "    --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+        "edge-flash image jp62-orin-nano-sd.img --node node.yaml --out room-12.img --ca authority \\\n"
+        "    --package dist/edge-node_*_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
     )
     p.add_argument("base", type=Path, metavar="BASE.img", help="JetPack's SD card image, unzipped")
     p.add_argument("--out", type=Path, required=True, metavar="NODE.img", help="the image to write")
@@ -180,7 +180,7 @@ def run_rootfs(argv: Sequence[str] | None = None) -> None:
         "edge-flash rootfs",
         "Write one node into an unpacked root file system, for l4t_initrd_flash.sh and an NVMe disk.",
         'sudo "$(command -v edge-flash)" rootfs Linux_for_Tegra/rootfs --node node.yaml \\\n'
-        "    --ca school-ca --package dist/edge-node_0.1.0_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
+        "    --ca authority --package dist/edge-node_*_arm64.deb --ssh-key ~/.ssh/id_ed25519.pub",
     )
     p.add_argument("folder", type=Path, metavar="DIR", help="Linux_for_Tegra/rootfs")
     add_site_options(p)

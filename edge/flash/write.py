@@ -161,7 +161,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         "edge-flash write",
         "Write an image onto a card or disk and read it back. Refuses a partition, a disk that is in\n"
         "use, and the one that this machine runs from; asks for the disk's name.",
-        "edge-flash write aula-1.img /dev/sdb",
+        "edge-flash write room-12.img /dev/sdb",
     )
     p.add_argument("image", type=Path, metavar="NODE.img", help="what `edge-flash image` made")
     p.add_argument("device", type=Path, metavar="DEVICE", help="the whole disk, such as /dev/sdb")

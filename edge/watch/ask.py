@@ -73,7 +73,7 @@ TEXTS: dict[Name, Text] = {
         "--seconds 60",
     ),
     "set-min-group": Text(
-        "have nodes hide larger groups",
+        "have nodes hide the counts of more people",
         "Have nodes hide the counts of more people, never of fewer than node.yaml says.",
         "--people",
         "the smallest group that is shown",
