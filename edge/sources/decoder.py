@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base.errors import SourceError
+from edge.sources.coded_size import coded_size
 from edge.sources.images import TURNS, rotated
 
 # Two interlaced pictures of 64x48, MPEG-2; the quarters' colours, (2, 2, 3) BGR, as they were drawn.
@@ -40,6 +41,8 @@ MOST_REPEATS = 12
 # chance in 1 of 2^24, three never.
 NOISE_STEP, NOISE_PIXELS = 8, 3
 AV1 = ("av01", "AV01")
+# What a key picture says of its size stands at the head of its packet, behind an encoder's remarks.
+HEAD_BYTES = 65536
 
 
 class NotDecoded(SourceError):
@@ -106,9 +109,7 @@ class Decoder:
     @property
     def codec(self) -> str:
         """Return the four characters that name the video's codec, or ""."""
-        number = int(self._capture.get(cv2.CAP_PROP_FOURCC))
-        name = (number & 0xFFFFFFFF).to_bytes(4, "little").decode("latin-1")
-        return name.strip() if name.isprintable() else ""
+        return _codec(self._capture)
 
     def get(self, name: int) -> float:
         """Return a property of the capture, one of cv2.CAP_PROP_..."""
@@ -177,6 +178,12 @@ class Decoder:
         return True
 
 
+def _codec(capture: VideoCapture) -> str:
+    number = int(capture.get(cv2.CAP_PROP_FOURCC))
+    name = (number & 0xFFFFFFFF).to_bytes(4, "little").decode("latin-1")
+    return name.strip() if name.isprintable() else ""
+
+
 def _unwritten() -> NotDecoded:
     return NotDecoded(
         f"the decoder gave no picture where the video has one: OpenCV {cv2.__version__} does not "
@@ -184,8 +191,8 @@ def _unwritten() -> NotDecoded:
     )
 
 
-def open_file(path: Path) -> Decoder:
-    """Open a video file; raises SourceError naming it where it is not one, OSError where unreadable."""
+def _open_capture(path: Path, *arguments: Any) -> Any:
+    """Have OpenCV open a file, whatever its name. arguments: of cv2.VideoCapture, behind the name."""
     # Absolute: FFmpeg takes `10:15:00.mp4` for an address of a protocol called 10.
     name, handle = str(path.absolute()), None
     try:
@@ -195,10 +202,35 @@ def open_file(path: Path) -> Decoder:
         handle = os.open(path, os.O_RDONLY)
         name = f"/proc/self/fd/{handle}"
     try:
-        capture = cv2.VideoCapture(name)
+        return cv2.VideoCapture(name, *arguments)
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def refuse_change_of_size(path: Path) -> None:
+    """Raise SourceError where the size of a video's pictures changes within, after which OpenCV gives
+    wrong ones without a word; OSError where unreadable. Reads the whole file, and decodes nothing."""
+    packets = _open_capture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    codec, first = _codec(packets), None
+    while packets.grab():
+        if not packets.get(cv2.CAP_PROP_LRF_HAS_KEY_FRAME):
+            continue
+        ok, packet = packets.retrieve()
+        size = coded_size(codec, packet.reshape(-1)[:HEAD_BYTES].tobytes()) if ok else None
+        first = first or size
+        if size != first and size is not None:
+            packets.release()
+            raise SourceError(
+                f"{path}: the size of its pictures changes within, after which OpenCV gives wrong "
+                f"ones; convert it to one size: ffmpeg -i IN -vf scale=1280:720 OUT.mp4"
+            )
+    packets.release()
+
+
+def open_file(path: Path) -> Decoder:
+    """Open a video file; raises SourceError naming it where it is not one, OSError where unreadable."""
+    capture = _open_capture(path)
     if not capture.isOpened():
         raise SourceError(
             f"{path} is not a video that OpenCV can read; give an MP4, WebM or AVI file"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge.base.errors import SourceError
 from edge.records import Frame, Tick
 from edge.sources.container import cut_off
-from edge.sources.decoder import NotDecoded, open_file
+from edge.sources.decoder import NotDecoded, open_file, refuse_change_of_size
 from edge.sources.file_time import MAX_GAP_SECONDS, FileTime
 from edge.sources.images import as_bgr, read_picture
 from edge.sources.pace import Pace
@@ -47,7 +47,7 @@ class VideoFile:
         self, path: Path, max_seconds: float | None = None, pace: Pace | None = None
     ) -> None:
         """Open it. pace: which frames are due; default: every one. Raises SourceError where it is no
-        video, OSError where it cannot be read."""
+        video or one that OpenCV gives wrong, OSError where it cannot be read."""
         self._path, self._max, self._pace = path, max_seconds, pace or Pace()
         self._count = 0  # frames stepped to
         if not path.stat().st_size:
@@ -61,6 +61,7 @@ class VideoFile:
                     f"{path} is not a video that OpenCV can read: it is cut off; copy it again"
                 ) from error
             raise
+        refuse_change_of_size(path)
         fps, count = (self._capture.get(p) for p in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self._time = FileTime(fps)
         # Of a stream that says nothing of itself OpenCV gives numbers without meaning, also below 0.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.base.errors import SourceError
-from edge.sources.decoder import Decoder, open_file
+from edge.sources.decoder import Decoder, open_file, refuse_change_of_size
 
 PORTRAIT = Path(__file__).with_name("portrait.jpg")
 
@@ -88,9 +88,10 @@ class Loop:
     """A capture that plays a video file again and again, at the file's own pace."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file; raises SourceError where OpenCV reads no video from it."""
+        """Open the file; raises SourceError where OpenCV reads no video from it, or a wrong one."""
         self._path = path
         self._capture = self._open()
+        refuse_change_of_size(path)
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self._pace = _Paced(fps if 0 < fps < 1000 else 30.0)
 
