@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -47,6 +47,43 @@ def as_bgr(picture: Any) -> NDArray[np.uint8] | None:
     return picture if picture.shape[2] == 3 else None
 
 
+# How EXIF's orientation is undone, behind an exchange of the axes from 5 on: cv2.flip's code.
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn (H, W, 3) uint8 as EXIF's orientation says (1 to 8); anything else is as it stands."""
+    if 5 <= orientation <= 8:
+        pixels = np.asarray(cv2.transpose(pixels), dtype=np.uint8)
+    flip = _FLIPS.get(orientation)
+    return pixels if flip is None else np.asarray(cv2.flip(pixels, flip), dtype=np.uint8)
+
+
+def webp_orientation(data: bytes) -> int:
+    """Return the orientation in a WebP file's EXIF chunk, 1 where it has none."""
+    at = 12
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return _orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
+        at += 8 + length + length % 2
+    return 1
+
+
+def _orientation(exif: bytes) -> int:
+    """Read tag 0x0112 of the first folder of a TIFF header; 1 where it is not there."""
+    order: Literal["little", "big"] = "little" if exif[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    first = number(4, 4)
+    for entry in range(first + 2, min(first + 2 + 12 * number(first, 2), len(exif)), 12):
+        if number(entry, 2) == 0x0112:
+            return number(entry + 8, 2)
+    return 1
+
+
 # What ends a JPEG's entropy-coded data: any marker but a stuffed zero, a fill byte or a restart.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # Files that lie among pictures by mistake, by how they begin, and what to do about them.
@@ -87,6 +124,15 @@ def is_cut_jpeg(data: bytes) -> bool:
     return True
 
 
+def _decode(data: bytes) -> Any:
+    content = np.frombuffer(data, np.uint8)
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return cv2.imdecode(content, cv2.IMREAD_COLOR)
+    # OpenCV 4.11 turns JPEG, PNG and TIFF, and not WebP: without its own turn it never is turned twice.
+    found = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return found if found is None else upright(np.asarray(found), webp_orientation(data))
+
+
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Read a picture file as (H, W, 3) uint8 BGR, by its content; raises PictureError."""
     if path.is_symlink() and not path.exists():
@@ -100,7 +146,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         if is_cut_jpeg(data):  # some versions of OpenCV fill the rest with grey
             raise PictureError(path, "is a JPEG that is cut short", "fetch it again or remove it")
         # Not by name: OpenCV crashes on one that is not UTF-8.
-        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        found = _decode(data) if data else None
     except OSError as error:
         raise PictureError(
             path, f"cannot be read: {error.strerror}", "mend or remove it"

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from edge.sources.images import PictureError, is_cut_jpeg, read_picture
 from support.examples import examples
@@ -94,3 +97,56 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").symlink_to(tmp_path / "gone")
     with pytest.raises(PictureError, match="is a link to a file that is not there; fetch or"):
         read_picture(tmp_path / "0.jpg")
+
+
+# How a picture is stored under each of EXIF's orientations.
+STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    0: lambda x: x,
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, 1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+def webp(picture: NDArray[np.uint8], exif: bytes) -> bytes:
+    """Return a lossless WebP file with EXIF, as telephones and editors write it."""
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]
+    image = bytes(cv2.imencode(".webp", np.ascontiguousarray(picture), lossless)[1])[12:]
+    height, width = picture.shape[:2]
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    extended = b"VP8X" + (10).to_bytes(4, "little") + bytes([8, 0, 0, 0]) + size
+    chunk = b"EXIF" + len(exif).to_bytes(4, "little") + exif + bytes(len(exif) % 2)
+    body = b"WEBP" + extended + image + chunk
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_webp_is_turned_as_its_exif_says(
+    tmp_path: Path, orientation: int, order: Literal["little", "big"]
+) -> None:
+    picture = np.random.default_rng(3).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+
+    def number(value: int, size: int) -> bytes:
+        return value.to_bytes(size, order)
+
+    tag = number(0x0112, 2) + number(3, 2) + number(1, 4) + number(orientation, 2) + bytes(2)
+    mark = b"II" if order == "little" else b"MM"
+    exif = mark + number(42, 2) + number(8, 4) + number(1, 2) + tag + bytes(4)
+    path = tmp_path / "a.webp"
+    path.write_bytes(webp(STORED[orientation](picture), exif))
+    assert np.array_equal(read_picture(path), picture)
+    for end in range(len(exif)):  # a damaged EXIF is as none, or says the same
+        path.write_bytes(webp(STORED[orientation](picture), exif[:end]))
+        assert read_picture(path).size == picture.size
+
+
+def test_a_webp_without_exif_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    path.write_bytes(encoded(".webp"))
+    assert read_picture(path).shape == (64, 64, 3)
