@@ -165,6 +165,8 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         text = f"'{path}' is a section: its settings go below it{example}"
     elif first["type"] in ("list_type", "tuple_type"):
         text = f"'{path}' wants a list: write it in brackets, [...]"
+    elif first["type"] == "string_unicode":
+        text = f"'{path}' holds bytes that are not UTF-8: rename the file or folder"
     elif first["type"] == "string_type" and (hint := _not_text(first["input"])):
         text = f"'{path}' {hint}"
     else:

@@ -28,6 +28,9 @@ from edge.sources.pace import Pace
 from edge.sources.recorded import Folder, VideoFile, is_picture
 from edge.sources.synthetic import Loop, Pattern
 
+# Not str.isdigit, which takes a superscript for a digit, as some keyboards have it beside the 1.
+_INDEX = re.compile(r"[0-9]+")
+
 
 class Source(Protocol):
     """Gives Frames, and Ticks where time passes without one."""
@@ -42,7 +45,7 @@ class Source(Protocol):
 
 
 def _open_device(name: str, settings: Camera) -> Capture:
-    index = int(name) if name.isdigit() else None
+    index = int(name) if _INDEX.fullmatch(name) else None
     device = Path(f"/dev/video{index}") if index is not None else Path(name)
     if not device.exists():
         there = ", ".join(sorted(str(p) for p in Path("/dev").glob("video*"))) or "none"
@@ -170,7 +173,7 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
         if name.partition("://")[0].lower() not in ("rtsp", "rtsps", "http", "https"):
             raise SourceError(f"{shown(name)}: give an rtsp:// or http:// address")
         return live("address", lambda: _open_address(name, settings))
-    if name.isdigit() or name.startswith("/dev/"):
+    if _INDEX.fullmatch(name) or name.startswith("/dev/"):
         return live("camera", lambda: _open_device(name, settings))
     path = Path(name)
     try:

@@ -225,3 +225,10 @@ def test_an_impossible_analysis_rate_is_one_line(wrong: object) -> None:
     with pytest.raises(SettingsError, match=r"camera\.analyse_per_second") as caught:
         validate(Settings, {"camera": {"analyse_per_second": wrong}}, "node.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_is_one_line_that_says_what_to_do() -> None:
+    with pytest.raises(
+        SettingsError, match=r"'camera.source' holds bytes that are not UTF-8: rename"
+    ):
+        validate(Settings, {"camera": {"source": "Kl\udce4sse.mp4"}}, "options")

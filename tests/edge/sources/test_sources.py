@@ -71,6 +71,7 @@ def test_names_that_are_no_source_are_one_line(tmp_path: Path) -> None:
     assert "no camera at /dev/video77" in refused("77")
     assert "no camera at /dev/nothing" in refused("/dev/nothing")
     assert "no camera, file or folder called" in refused("clip.mpeg")
+    assert "no camera, file or folder called" in refused("\N{SUPERSCRIPT TWO}")
     assert "holds no picture" in refused(str(tmp_path))
     text = tmp_path / "clip.mp4"
     text.write_text("this is no video")
