@@ -188,8 +188,8 @@ def run(argv: Sequence[str] | None = None) -> None:
             print(args.out / name)
         if not (args.out / "revoked.pem").exists():
             print(
-                "mosquitto wants revoked.pem beside these: `edge-flash ca broker` writes it, and "
-                "`edge-flash ca crl` again",
+                "mosquitto wants broker.pem, broker.key, ca.pem and revoked.pem beside these: "
+                "`edge-flash ca broker` writes them",
                 file=sys.stderr,
             )
         if district is not None:

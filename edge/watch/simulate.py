@@ -118,8 +118,9 @@ class Told:
 def build_parser() -> argparse.ArgumentParser:
     p = cli.parser(
         "edge-watch simulate",
-        "Play nodes: each connects, counts a class that drifts, keeps its readings until a recorder's\n"
-        "ack names them. Exit code 1 where some are not stored in the end, or a process died.",
+        "Play nodes: each connects, counts people that it makes up, keeps its readings until a\n"
+        "recorder's ack names them. They hear no commands. Exit code 1 where some are not stored in\n"
+        "the end, or a process died.",
         "edge-watch simulate --nodes 1000 --window 10 --seconds 120",
     )
     broker_options(p)
