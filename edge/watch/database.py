@@ -7,8 +7,9 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import quote
 
@@ -18,10 +19,15 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from edge.base.errors import EdgeError, UsageError
+from edge.watch.answer_limit import AnswerLimit
 from edge.watch.tables import METADATA
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS, CONNECT_SECONDS = 10, 5
+# Below the 30 s after which a broker misses a recorder that waits.
+ANSWER_SECONDS = 25.0
+# For what takes long by itself: months into which readings move, sums of many rooms.
+LONG_ANSWER_SECONDS = 600.0
 # What may stand in a PostgreSQL address's query: none of it is a secret.
 LIBPQ = {"application_name", "connect_timeout", "host", "hostaddr", "keepalives", "options", "port"}
 LIBPQ |= {"sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert", "target_session_attrs"}
@@ -41,6 +47,11 @@ class StoreError(EdgeError):
     def __init__(self, message: str, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class StoreMovedError(StoreError):
+    """SQLite's file is not at its path any more: what is written into it is lost with the last who has
+    it open. Only a new process opens what is there now."""
 
 
 def parse_address(text: str) -> sa.URL:
@@ -70,6 +81,8 @@ def parse_address(text: str) -> sa.URL:
 class Database:
     """One database, for one thread; `transaction` opens it."""
 
+    answer_seconds = ANSWER_SECONDS
+
     def __init__(self, address: str, read_only: bool = False) -> None:
         """Prepare, and open nothing yet. read_only: where rights to read are all there is. Raises
         UsageError where the address cannot be meant."""
@@ -80,6 +93,8 @@ class Database:
             options = {"connect_timeout": CONNECT_SECONDS, "options": "-c timezone=UTC"}
         self.engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
         self._driver: Any = self.engine.dialect.loaded_dbapi
+        self._limit = AnswerLimit(self.engine) if self.postgresql else None
+        self._file: tuple[int, int] | None = None  # SQLite's own, by device and inode
         if not self.postgresql:
             sa.event.listen(self.engine, "begin", _begin_sqlite)
             if read_only:
@@ -87,6 +102,7 @@ class Database:
             else:
                 sa.event.listen(self.engine, "do_connect", _make_closed)
                 sa.event.listen(self.engine, "connect", _configure_sqlite)
+                sa.event.listen(self.engine, "connect", lambda *_: self._note_file())
 
     @property
     def name(self) -> str:
@@ -138,18 +154,30 @@ class Database:
                 ) from error
 
     @contextmanager
-    def transaction(self, reading: bool = False) -> Iterator[sa.Connection]:
-        """Commit at the end, or nothing; whatever the database raises becomes a StoreError."""
+    def transaction(self, reading: bool = False, seconds: float = 0.0) -> Iterator[sa.Connection]:
+        """Commit at the end, or nothing; whatever the database raises becomes a StoreError. seconds:
+        for which PostgreSQL may keep silent, 0 for ever; SQLite has its own."""
         engine = self.engine.execution_options(reading=True) if reading else self.engine
+        limit: AbstractContextManager[Event | None] = nullcontext()
+        if self._limit is not None and seconds:
+            limit = self._limit.within(seconds)
+        over: Event | None = None
         try:
-            with engine.begin() as db:
+            with limit as over, engine.begin() as db:
+                if over is not None:
+                    # Before it: what waits for a lock would go on waiting without who asked for it.
+                    db.exec_driver_sql(f"SET LOCAL lock_timeout = {int(800 * seconds)}")
                 yield db
+                self._check_file()  # before the commit, which would succeed
         # Drivers have errors of their own for a value that no column takes, and for all of a COPY.
         except (
             *(sa.exc.SQLAlchemyError, self._driver.Error),
             *(OverflowError, ValueError, TypeError),
         ) as error:
             cause = getattr(error, "orig", None) or error
+            if over is not None and over.is_set():
+                silent = f"database {self.name}: no answer within {seconds:g} s"
+                raise StoreError(silent) from error
             never = (
                 *(sa.exc.DataError, sa.exc.IntegrityError),
                 *(self._driver.DataError, self._driver.IntegrityError),
@@ -157,6 +185,27 @@ class Database:
             other = (sa.exc.DBAPIError, sa.exc.TimeoutError, self._driver.Error)
             refused = isinstance(error, never) or not isinstance(error, other)
             raise StoreError(f"database {self.name}: {str(cause)[:200]}", refused) from error
+
+    def _note_file(self) -> None:
+        if self._file is None and self._address.database != ":memory:":
+            with contextlib.suppress(OSError):
+                self._file = _identify(self._address.database or "")
+
+    def _check_file(self) -> None:
+        """Raise StoreMovedError where SQLite's file was deleted or another put in its place, and
+        StoreError where the disk cannot tell."""
+        if self._file is None:
+            return
+        try:
+            found = _identify(self._address.database or "")
+        except OSError as error:
+            raise StoreError(f"database {self.name}: {error.strerror}") from error
+        if found != self._file:
+            raise StoreMovedError(
+                f"database {self.name}: its file was moved, deleted or replaced while this program had "
+                "it open, so nothing more is stored in it; stop every program that has it open, put "
+                "the right file there, and start again"
+            )
 
     def overwrite_deleted(self, rewrite: bool) -> None:
         """Leave nothing of what was deleted in the database's files. rewrite: all tables too, which
@@ -179,6 +228,15 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _identify(path: str) -> tuple[int, int]:
+    """Which file is at a path, by device and inode; zeros for none. Raises OSError."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _make_closed(dialect: Any, record: Any, places: list[str], options: Any) -> None:

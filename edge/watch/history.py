@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from edge.watch.database import Database
+from edge.watch.database import LONG_ANSWER_SECONDS, Database
 from edge.watch.minutes import Minute
 from edge.watch.progress import STEP
 from edge.watch.quarters import QUARTER, SLICES_LOCK, quarter_of
@@ -87,7 +87,7 @@ class History(Database):
         Raises StoreError."""
         last = quarter_of(now - GRACE) - QUARTER
         question = sa.select(STALE.c.at).where(STALE.c.at <= last).order_by(STALE.c.at.desc())
-        with self.transaction(reading=True) as db:
+        with self.transaction(reading=True, seconds=self.answer_seconds) as db:
             return list(db.execute(question.limit(MOST)).scalars())
 
     def summarise(self, at: datetime) -> None:
@@ -96,7 +96,7 @@ class History(Database):
         columns = [COUNTS.c[name] for name in names]
         question = sa.select(*columns).where(COUNTS.c.start >= at, COUNTS.c.start < at + QUARTER)
         nodes: dict[str, Minute] = {}
-        with self.transaction() as db:
+        with self.transaction(seconds=LONG_ANSWER_SECONDS) as db:
             if self.postgresql:
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(SLICES_LOCK)))
             if not db.execute(sa.delete(STALE).where(STALE.c.at == at)).rowcount:
@@ -123,7 +123,7 @@ class History(Database):
         question = sa.select(SLICES).where(
             SLICES.c.place == place, SLICES.c.at >= first, SLICES.c.at < end
         )
-        with self.transaction(reading=True) as db:
+        with self.transaction(reading=True, seconds=self.answer_seconds) as db:
             return {
                 row.at: Slice(row.seconds, row.shown, row.suppressed, row.unseen, row.people)
                 for row in db.execute(question)

@@ -49,7 +49,7 @@ class Leases:
         mine = {"holder": self._holder, "until": until}
         add = postgresql.insert(LEASES)
         key = [LEASES.c.share, LEASES.c.parts, LEASES.c.part]
-        with self._database.transaction() as db:
+        with self._database.transaction(seconds=self._database.answer_seconds) as db:
             if not self._known:  # those that were never begun get the time to
                 for part in range(1, share.parts + 1):
                     row = {**place, "part": part, "holder": "", "until": until}

@@ -16,7 +16,7 @@ from datetime import timedelta
 from edge.base.backoff import Backoff
 from edge.base.clock import parse_rfc3339, utc_now
 from edge.delivery.messages import PREFIX, Ack, Counts, Status
-from edge.watch.database import StoreError
+from edge.watch.database import StoreError, StoreMovedError
 from edge.watch.home_assistant import Discovery
 from edge.watch.lease import RENEW_SECONDS, Leases
 from edge.watch.lines import printable
@@ -171,6 +171,8 @@ class Recorder:
                 self._store.migrate()
                 self._ready = True
             work()
+        except StoreMovedError:
+            raise  # no new attempt finds the old file again
         except StoreError as error:
             if not self.fault:
                 log.error("%s; trying again, nothing is acknowledged meanwhile", error)

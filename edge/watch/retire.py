@@ -18,7 +18,7 @@ from edge.watch.tables import LOGS, RETIRED, STATUSES
 
 def retired_nodes(database: Database) -> frozenset[str]:
     """Return the names of the nodes of retired rooms. Raises StoreError."""
-    with database.transaction(reading=True) as db:
+    with database.transaction(reading=True, seconds=database.answer_seconds) as db:
         return frozenset(db.execute(sa.select(RETIRED.c.node)).scalars())
 
 

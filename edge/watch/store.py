@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from edge.base.clock import parse_rfc3339
 from edge.delivery.messages import Counts, Health, Status
 from edge.watch.bulk import insert_rows
-from edge.watch.database import Database
+from edge.watch.database import LONG_ANSWER_SECONDS, Database
 from edge.watch.messages import Message
 from edge.watch.partitions import Months
 from edge.watch.progress import STEP, Log, Progress, advance, lock, numbered, write_progress
@@ -85,7 +85,7 @@ class Store(Database):
         rows = [_row(m, received) for m in counts]
         if self.postgresql:
             self._prepare_months(rows, received, written)
-        with self.transaction() as db:
+        with self.transaction(seconds=self.answer_seconds) as db:
             keys = {(m.node, m.log) for m in counts} | {(m.node, m.log) for m in healths}
             logs = lock(db, keys, self._insert(LOGS), self._made)
             fresh = _write_counts(db, rows, logs, written)
@@ -107,7 +107,7 @@ class Store(Database):
     def _prepare_months(self, rows: Sequence[Row], received: datetime, written: Written) -> None:
         starts = [row["start"] for row in rows]
         if lacking := self._months.lacking(starts, received):
-            with self.transaction() as db:
+            with self.transaction(seconds=LONG_ANSWER_SECONDS) as db:
                 self._months.prepare(db, lacking, received)
         if stray := set(self._months.strays(starts)):
             written.strays = [(row["node"], row["start"]) for row in rows if row["start"] in stray]
@@ -117,7 +117,7 @@ class Store(Database):
         StoreError."""
         wanted = sorted(nodes)
         question = sa.select(LOGS.c.node, LOGS.c.log, LOGS.c.whole)
-        with self.transaction(reading=True) as db:
+        with self.transaction(reading=True, seconds=self.answer_seconds) as db:
             rows = db.execute(question.where(LOGS.c.node.in_(wanted))).all() if wanted else []
         return {(node, log): whole for node, log, whole in rows if whole and "~" not in log}
 

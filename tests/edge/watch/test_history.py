@@ -14,7 +14,9 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
+from edge.watch.database import StoreError
 from edge.watch.history import History, Slice, add_up, join
 from edge.watch.messages import Message
 from edge.watch.minutes import Minute
@@ -23,7 +25,9 @@ from edge.watch.rooms import Rooms
 from edge.watch.store import Store, _row
 from edge.watch.tables import COUNTS as READINGS
 from edge.watch.tables import SLICES
+from edge.watch.timeline_routes import AWAY_SECONDS, timeline_routes
 from edge.watch.timelines import SPANS, Timelines
+from support.clock import Clock
 from support.examples import examples
 from support.heard import COUNTS, NODE, NOON, counts, heard, small
 from support.postgres import Postgres
@@ -147,6 +151,30 @@ def test_a_time_leaves_as_csv_in_the_schools_zone(store: Store, history: History
     assert row["start"] == "2026-11-25T13:00:00+01:00"
     assert (row["minutes"], row["place"], row["calm"]) == ("60", NODE, "4.0")
     assert row["hidden_percent"] == "50.0"
+
+
+def test_a_database_that_gave_no_answer_is_not_asked_by_everybody(tmp_path: Path) -> None:
+    """Each who asks waits in a thread, and those are few: the page of now would stand still too."""
+
+    class Silent(History):
+        asked = 0
+
+        def slices(self, place: str, first: datetime, end: datetime) -> dict[datetime, Slice]:
+            self.asked += 1
+            raise StoreError("no answer within 25 s")
+
+    history, clock = Silent(str(tmp_path / "x.sqlite")), Clock()
+    routes = timeline_routes(drawn(history), clock)
+
+    def status(route: Any, query: bytes) -> int:
+        scope = {"type": "http", "method": "GET", "headers": [], "query_string": query}
+        return int(route.endpoint(Request(scope)).status_code)
+
+    assert [status(route, b"span=week") for route in (*routes, *routes)] == [503] * 4
+    assert history.asked == 1
+    assert status(routes[0], b"span=hours") == 200, "what is in memory asks no database"
+    clock.now += AWAY_SECONDS
+    assert (status(routes[1], b"span=week"), history.asked) == (503, 2)
 
 
 def test_only_minutes_that_changed_are_drawn_again() -> None:

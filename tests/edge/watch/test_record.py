@@ -15,7 +15,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
-from edge.watch.database import StoreError
+from edge.watch.database import StoreError, StoreMovedError
 from edge.watch.messages import Message
 from edge.watch.receive import UNACKNOWLEDGED, Token
 from edge.watch.record import (
@@ -196,6 +196,19 @@ def test_what_no_broker_holds_back_is_bounded_while_the_database_is_away(
     bench.store.away = False
     bench.turn(LAST_PAUSE_SECONDS)
     assert bench.stored() == list(range(1, UNACKNOWLEDGED + 2)), "at QoS 1 nothing is passed over"
+
+
+def test_a_database_that_is_moved_away_ends_the_recorder_and_acknowledges_nothing(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.take(counts(1))
+    bench.turn()
+    assert bench.done == [1]
+    (tmp_path / "x.sqlite").rename(tmp_path / "elsewhere.sqlite")
+    bench.take(counts(2))
+    with pytest.raises(StoreMovedError):
+        bench.turn()
+    assert (bench.done, bench.recorder.new) == ([1], 1)
 
 
 def test_a_row_that_no_table_takes_holds_up_no_other(bench: Bench) -> None:

@@ -15,14 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.base.errors import UsageError
-from edge.watch.database import StoreError
+from edge.watch.database import ANSWER_SECONDS, StoreError, StoreMovedError
 from edge.watch.messages import Message
 from edge.watch.store import Store, _row
 from edge.watch.tables import COUNTS, LOGS, METADATA, STATUSES
+from fakes.proxy import Proxy
 from support.command import Done
 from support.examples import examples
 from support.heard import LOG, NODE, NOON, counts, heard, raw, small
 from support.paths import ROOT
+from support.patience import PATIENCE
+from support.postgres import Postgres
 
 KEY = (NODE, LOG)
 
@@ -403,6 +406,37 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert not caught.value.refused
 
 
+@pytest.mark.process
+def test_a_database_that_is_there_and_silent_is_not_waited_for(postgres: Postgres) -> None:
+    """As where its disk stalls or its machine is paused. libpq would wait for ever, and with it all who
+    want to hear or see something."""
+    room, proxy = "school/silent/node-1", Proxy(postgres.port)
+    store = Store(postgres.url.replace(str(postgres.port), str(proxy.port)))
+    store.migrate()
+    store.write([heard(counts(1, room))], NOON)
+    proxy.mode = "swallow"
+    store.answer_seconds = 0.5
+    errors: list[StoreError] = []
+
+    def write() -> None:
+        try:
+            store.write([heard(counts(2, room))], NOON)
+        except StoreError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert [(str(e).rpartition(": ")[2], e.refused) for e in errors] == [
+        ("no answer within 0.5 s", False)
+    ]
+    proxy.mode = "pass"
+    store.answer_seconds = ANSWER_SECONDS
+    assert store.write([heard(counts(2, room))], NOON).new == 1, "over a connection of its own"
+    store.close()
+    proxy.close()
+
+
 def test_whoever_opens_a_database_first_makes_it_for_its_owner_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -413,6 +447,27 @@ def test_whoever_opens_a_database_first_makes_it_for_its_owner_alone(
     assert file.stat().st_mode & 0o777 == 0o600
     store.migrate()
     assert not caplog.records
+    store.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_file_that_is_not_at_its_path_any_more_takes_no_reading(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """SQLite goes on in the file that it has open, without a word, and all of it is gone at the end."""
+    file = tmp_path / "x.sqlite"
+    store = Store(str(file))
+    store.migrate()
+    store.write(seqs(1), NOON)
+    if replaced:
+        other = Store(str(tmp_path / "backup.sqlite"))
+        other.migrate()
+        other.close()
+        (tmp_path / "backup.sqlite").replace(file)
+    else:
+        file.unlink()
+    with pytest.raises(StoreMovedError, match=r"moved, deleted or replaced .* start again"):
+        store.write(seqs(2), NOON)
     store.close()
 
 
