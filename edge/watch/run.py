@@ -169,7 +169,7 @@ class MessageRouter:
         return frozenset([self.share.part]) if self.leases is None else self.leases.held
 
     def show(self, topic: str, message: Message) -> None:
-        """Print it as a line on stdout."""
+        """Print it as a line on stdout. Raises EdgeError where that takes none."""
         try:
             print(
                 json_line(topic, message) if self._lines == "json" else line(message, self._zone),
@@ -177,6 +177,10 @@ class MessageRouter:
             )
         except BrokenPipeError:
             self.stop.set()
+        except OSError as error:
+            raise EdgeError(
+                f"stdout takes no line ({error.strerror}); make room there, or send it elsewhere"
+            ) from error
 
     def note(self) -> str:
         """Describe the recorder, for a footer."""

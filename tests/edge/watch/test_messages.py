@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+from contextlib import redirect_stdout
 
 import pytest
 
 from edge.base.clock import rfc3339
+from edge.base.errors import EdgeError
 from edge.watch.lines import json_line, line
 from edge.watch.messages import Refused, read
+from edge.watch.run import MessageRouter
 from support.heard import NODE, NOON, counts, heard, raw, small
 
 TEXT_SEQ = counts(1)[1].replace(b'"seq": 1', b'"seq": "1"')
@@ -124,3 +129,13 @@ def test_a_message_cannot_steer_the_terminal() -> None:
     text = line(heard(raw("status", reason="\x1b[2Jonline\nfake\u202eline")))
     for character in "\x1b\n\u202e":
         assert character not in text
+
+
+def test_a_line_that_no_disk_takes_is_one_error() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    message = heard(counts(1))
+    with redirect_stdout(Full()), pytest.raises(EdgeError, match="stdout takes no line"):
+        MessageRouter("json").show(f"edge/v1/{NODE}/counts", message)
