@@ -9,7 +9,7 @@ from datetime import timedelta
 from edge.base import cli
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
-from edge.watch.retention import MOST_DAYS
+from edge.watch.retention import MOST_DAYS, clock_fault
 from edge.watch.store import Store
 
 EXIT_CODES = (
@@ -44,12 +44,16 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--older-than must be 0 to {MOST_DAYS} days")
     if not (args.room or args.older_than is not None or args.everything):
         raise UsageError("say what to delete: --room, --older-than, both, or --everything")
-    age = None if args.older_than is None else timedelta(days=args.older_than)
+    age, now = None, utc_now()
+    if args.older_than is not None:
+        age = timedelta(days=args.older_than)
+        if wrong := clock_fault(now):
+            raise EdgeError(wrong)
     store = Store(args.record)
     store.require_existing()
     store.migrate()
     known = store.knows(args.room)
-    gone = store.forget(age, args.room, utc_now())
+    gone = store.forget(age, args.room, now)
     # Also where nothing went now: what was deleted before may still lie in the files.
     store.overwrite_deleted(rewrite=True)
     store.close()

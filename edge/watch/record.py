@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from edge.base.backoff import Backoff
 from edge.base.clock import parse_rfc3339, utc_now
@@ -23,6 +23,7 @@ from edge.watch.lines import printable
 from edge.watch.messages import WARN_AT, Message
 from edge.watch.partitions import STRAYS
 from edge.watch.receive import UNACKNOWLEDGED, Token
+from edge.watch.retention import clock_fault
 from edge.watch.store import Store, Written
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Recorder:
         discovery: Discovery | None = None,
         leases: Leases | None = None,
         name: str = "",
+        utc: Callable[[], datetime] = utc_now,
     ) -> None:
         """done: acknowledges a message to the broker; publish: topic and text, retained; keep_days:
         older readings are deleted, None for never; discovery: None for no Home Assistant;
@@ -93,7 +95,7 @@ class Recorder:
         self._store, self._done, self._publish = store, done, publish
         self._keep = None if keep_days is None else timedelta(days=keep_days)
         self._clock, self._discovery, self._leases = clock, discovery, leases
-        self._name = name
+        self._name, self._utc = name, utc
         self._next_renewal = 0.0
         self._waiting: list[tuple[Message | None, Token]] = []
         self._connected: set[str] = set()  # nodes that said how they are, and are not answered yet
@@ -257,7 +259,11 @@ class Recorder:
 
     def _forget(self) -> None:
         assert self._keep is not None
-        gone = self._store.forget(self._keep, "", utc_now())
+        now, gone = self._utc(), 0
+        if wrong := clock_fault(now):
+            log.warning("%s", wrong)
+        else:
+            gone = self._store.forget(self._keep, "", now)
         self._next_retention = self._clock() + RETENTION_SECONDS
         if gone:
             try:

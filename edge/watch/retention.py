@@ -8,12 +8,24 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from edge.base.clock import plausible
 from edge.watch.partitions import after, drop, lock_over
 from edge.watch.progress import tombstone
 from edge.watch.quarters import forget_sums
 from edge.watch.tables import COUNTS, HEALTH, LOGS, RETIRED, STATUSES, UtcTime
 
 MOST_DAYS = 36_500
+
+
+def clock_fault(now: datetime) -> str:
+    """Say why nothing may be deleted by its age, "" for no reason. A clock that lost its battery says
+    any year, and by one far ahead all that was ever stored is too old."""
+    if plausible(now.timestamp()):
+        return ""
+    return (
+        f"this machine's clock says {now:%Y-%m-%d}, so nothing is deleted by its age; set the clock "
+        "right"
+    )
 
 
 def delete_messages(db: sa.Connection, before: datetime | None, place: str, now: datetime) -> int:

@@ -262,6 +262,18 @@ def test_old_readings_are_deleted_where_that_was_asked_for(tmp_path: Path) -> No
     assert bench.stored() == [2]
 
 
+def test_a_clock_that_cannot_be_right_deletes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By one that lost its battery and says 2099, all that was ever stored would be too old."""
+    bench = Bench(tmp_path / "x.sqlite", keep_days=365.0, utc=lambda: NOON.replace(year=2099))
+    bench.take(counts(1))
+    bench.turn()
+    assert (bench.stored(), bench.done) == ([1], [1])
+    assert "this machine's clock says 2099-" in caplog.text
+    assert not bench.recorder.fault
+
+
 def wait_for_readings(store: Store, number: int) -> None:
     def stored() -> bool:
         try:
