@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +224,7 @@ def load_bundle(folder: Path | None = None) -> Bundle:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleError(f"{path}: '{place}' {first['msg'].lower()}; export it again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} is not valid JSON ({str(error)[:80]}); copy it again whole"
         ) from error
@@ -241,8 +242,14 @@ def load_bundle(folder: Path | None = None) -> Bundle:
             raise BundleError(
                 f"{path}: 'counting' lacks the constants of {c.folded}; export it again"
             )
-    if any(len(point) != 2 for point in crop.template):
-        raise BundleError(f"{path}: 'crop.template' must hold five x y pairs; export it again")
+    # Python's JSON knows NaN. By such points, or by one point five times, each crop is of one colour,
+    # and everybody is counted alike: the known answers begin behind the crop, and would not tell.
+    points = crop.template
+    pairs = all(len(point) == 2 and all(map(math.isfinite, point)) for point in points)
+    if not pairs or len({tuple(point) for point in points}) < 5:
+        raise BundleError(
+            f"{path}: 'crop.template' must hold five x y pairs, all different; export it again"
+        )
     for entry in [*description.files.values(), description.known_answers.inputs]:
         _check_file(folder, entry)
     for role, entry in description.files.items():

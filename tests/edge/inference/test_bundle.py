@@ -171,3 +171,20 @@ def test_onnx_runtime_keeps_nothing_to_report(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
+@pytest.mark.parametrize("point", [[float("nan"), 1.0], [1.0, float("inf")], [1.0], "the second"])
+def test_a_crop_that_nobody_can_be_cut_by_is_refused(bundle_copy: Path, point: Any) -> None:
+    path = bundle_copy / "bundle.json"
+    data = json.loads(path.read_text())
+    template = data["crop"]["template"]
+    template[0] = template[1] if point == "the second" else point
+    path.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"'crop.template' must hold five x y pairs"):
+        load_bundle(bundle_copy)
+
+
+def test_brackets_by_thousands_are_one_line(bundle_copy: Path) -> None:
+    (bundle_copy / "bundle.json").write_text("[" * 200_000)
+    with pytest.raises(BundleError, match="is not valid JSON"):
+        load_bundle(bundle_copy)
