@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 import edge
 from edge.base.addresses import redact
 from edge.base.commands import lacking
-from edge.base.errors import EdgeError
+from edge.base.errors import EdgeError, UsageError
 
 # To a terminal: back to the first column, and what stands there is gone.
 CLEAR_LINE = "\r\x1b[K"
@@ -164,6 +164,12 @@ def run(
     """main's exit code; a fault of ours or of the machine is one line on stderr. A defect is a
     traceback, in which libraries may have put an address."""
     sys.excepthook, threading.excepthook = _show_defect, _show_defect_of_thread
+    if sys.stderr is None:
+        # Closed (`2>&-`): print would write what is meant for it among the messages on stdout.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        print(f"{command}: stdout is closed; send it to a file, or to /dev/null", file=sys.stderr)
+        return UsageError.exit_code
     try:
         main(argv)
         sys.stdout.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -75,3 +77,27 @@ def test_a_command_within_a_command_is_named_first(capsys: pytest.CaptureFixture
         main(["simulat"])
     assert stop.value.code == 2
     assert "simulate" in capsys.readouterr().err
+
+
+def test_a_closed_stdout_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the shell's `>&-` and some supervisors leave it: readings would be said to be taken."""
+    monkeypatch.setattr("sys.stdout", None)
+    assert cli.run("edge-run", lambda argv: print("a reading"), []) == 2
+    assert capsys.readouterr().err == (
+        "edge-run: stdout is closed; send it to a file, or to /dev/null\n"
+    )
+
+
+def test_with_a_closed_stderr_nothing_of_its_own_goes_to_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+
+    def say(argv: Sequence[str] | None) -> None:
+        print("notice", file=sys.stderr)
+        print("a reading")
+
+    assert cli.run("edge-run", say, []) == 0
+    assert capsys.readouterr().out == "a reading\n"
