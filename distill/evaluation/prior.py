@@ -147,14 +147,24 @@ def _fit(sample: Sample, counting: Counting) -> tuple[Array, dict[str, Any]]:
     if counting == "dominant":
         there = sample.labels >= 0
         shares = _one_hot(sample.labels[there], sample.logits.shape[1]).mean(axis=0)
-        whole = fit_totals(sample.logits[there], shares, SHARPNESS)
+        whole = _fit_known(sample.logits[there], shares, SHARPNESS)
         bar = sample.effect(counting, 0 * whole)["accuracy"] - ACCURACY_LOSS
         for strength in STRENGTHS:
             if sample.effect(counting, strength * whole)["accuracy"] >= bar:
                 break
         return strength * whole, {"strength": strength}
     known = sample.targets.sum(axis=1) > 0
-    return fit_totals(sample.logits[known], sample.targets[known].mean(axis=0), 1.0), {}
+    return _fit_known(sample.logits[known], sample.targets[known].mean(axis=0), 1.0), {}
+
+
+def _fit_known(logits: Array, shares: Array, sharpness: float) -> Array:
+    """Fit constants to shares (K,) of which some may be 0: what the split does not have is left to be
+    counted as often there as the network does, since a total of 0 would be fitted by never counting
+    it anywhere."""
+    absent = shares == 0
+    found = softmax(sharpness * logits).mean(axis=0)
+    totals = np.where(absent, found, shares * (1 - found[absent].sum()))
+    return fit_totals(logits, totals, sharpness)
 
 
 def _log_prior(sample: Sample, counting: Counting) -> tuple[Array, dict[str, Any]]:
@@ -172,6 +182,11 @@ def _log_prior(sample: Sample, counting: Counting) -> tuple[Array, dict[str, Any
     else:
         tau = min(TAUS, key=lambda t: effects[t]["count_error_25"])
     return tau * (shift - shift.mean()), {"tau": tau}
+
+
+def _absent(sample: Sample, labels: tuple[str, ...]) -> list[str]:
+    """Name the classes that no image of a sample is labelled by."""
+    return [label for k, label in enumerate(labels) if not (sample.labels == k).any()]
 
 
 def read_prior(path: Path, labels: tuple[str, ...]) -> dict[Counting, Array]:
@@ -226,6 +241,11 @@ def choose_prior(
     fitted["votes"] = sample.voted
     if not sample.voted:
         say("no image has more than one vote: 'expected' is fitted on labels")
+    if which == "fitted" and (absent := _absent(sample, labels)):
+        say(
+            f"{data} has no picture of {', '.join(absent)}: no constant is fitted to that, so it is "
+            f"counted there as often as without"
+        )
     given = None if which in METHODS else read_prior(Path(which), labels)
     constants: dict[Counting, Array] = {}
     fitted["effect"] = {}

@@ -67,6 +67,34 @@ def test_a_class_that_no_image_has_gets_no_wild_constant() -> None:
         assert np.abs(c).max() < 12
 
 
+@pytest.mark.parametrize("missing", [(2,), (1,), (0, 2)])
+def test_a_class_that_no_validation_image_has_is_counted_as_often_as_without_constants(
+    missing: tuple[int, ...],
+) -> None:
+    world, other = drawn(shift=(0.0, 0.0, 0.0)), drawn(seed=1, shift=(0.0, 0.0, 0.0))
+    kept = ~np.isin(world.labels, missing)
+    targets = np.eye(3)[world.labels[kept]]
+    valid = Sample(world.logits[kept], world.labels[kept], targets, voted=False)
+    lines: list[str] = []
+    prior = choose_prior("fitted", valid, other, LABELS, "toy valid", lines.append)
+    assert prior
+    names = ", ".join(LABELS[k] for k in missing)
+    assert any(line.startswith(f"toy valid has no picture of {names}:") for line in lines)
+    plain = np.bincount(other.logits.argmax(axis=1), minlength=3)
+    answers = (other.logits + prior.constants["dominant"]).argmax(axis=1)
+    for k in missing:
+        assert np.bincount(answers, minlength=3)[k] == pytest.approx(plain[k], rel=0.35)
+
+
+def test_a_validation_split_of_one_class_changes_no_count() -> None:
+    world = drawn()
+    kept = world.labels == 1
+    valid = Sample(world.logits[kept], world.labels[kept], np.eye(3)[world.labels[kept]], False)
+    prior = choose_prior("fitted", valid, world, LABELS, "toy valid", quiet)
+    assert prior
+    assert np.abs(prior.constants["dominant"]).max() < 1e-3
+
+
 def test_count_error_of_cases_worked_out_by_hand() -> None:
     one, other = np.tile([1.0, 0.0], (50, 1)), np.tile([0.0, 1.0], (50, 1))
     assert count_error(one, one) == 0
