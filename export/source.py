@@ -66,7 +66,7 @@ def _from_checkpoint(path: Path) -> Source:
         "recipe": checkpoint.recipe.model_dump(),
         "start": known["start"],
         "checkpoint_epoch": known["epoch"],
-        "validated": known["valid_accuracy"] is not None,
+        "validated": known["validated"],
         "parameters": sum(p.numel() for p in reparameterise(student).parameters()),
         "multiply_adds": multiply_adds(student),
         "checkpoint_sha256": sha256_of(path),

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from distill.models import store
 from distill.models.build import build_student
-from distill.models.checkpoint import read
+from distill.models.checkpoint import read, was_validated
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from edge.base import cli
 from edge.base.errors import DataError, UsageError
+from edge.inference.bundle import load_bundle
 
 # What the mean must have in common with each: the network, its classes, and what it reads.
 SAME = ("schema", "labels", "frozen")
@@ -38,8 +39,8 @@ SECTIONS = ("crop", "student", "teacher")
 def average(paths: Sequence[Path]) -> dict[str, Any]:
     """Return the mean as a checkpoint's content; all but the weights is the first file's.
 
-    Its `valid_accuracy` is None and its `epoch` the last of them: the mean was not scored. Raises
-    DataError where a file is none, or of another network."""
+    Its `valid_accuracy` is None and its `epoch` the last of them: the mean was not scored. It was
+    `validated` where all of them were. Raises DataError where a file is none, or of another network."""
     first, recipe, _ = read(paths[0])
     contents = [first]
     for path in paths[1:]:
@@ -61,7 +62,14 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         # Counters of batches are whole numbers: the largest stands for all.
         mean[name] = stacked.mean(dim=0) if stacked.is_floating_point() else stacked.amax(dim=0)
     epoch = max(content["epoch"] for content in contents)
-    return {**first, "network": mean, "epoch": epoch, "valid_accuracy": None}
+    validated = all(map(was_validated, contents))
+    return {
+        **first,
+        "network": mean,
+        "epoch": epoch,
+        "valid_accuracy": None,
+        "validated": validated,
+    }
 
 
 def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
@@ -98,7 +106,20 @@ def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
         0, 256, (RECALIBRATION_FACES, recipe.crop.channels, recipe.crop.size, recipe.crop.size)
     )
     warm_start(student, mean, labels, faces.astype(np.uint8))
-    return {**content, "network": student.state_dict(), "valid_accuracy": None}
+    validated = all(map(_validated, paths))
+    return {
+        **content,
+        "network": student.state_dict(),
+        "valid_accuracy": None,
+        "validated": validated,
+    }
+
+
+def _validated(path: Path) -> bool:
+    """Tell of a bundle or a checkpoint what `was_validated` does."""
+    if path.is_dir():
+        return bool(load_bundle(path).description.provenance.get("validated", True))
+    return was_validated(read(path)[0])
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor]) -> None:

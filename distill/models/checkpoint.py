@@ -34,7 +34,7 @@ class Checkpoint:
 
     metadata: epoch, valid_accuracy (None without a validation split), teacher (its name, or ""),
     start (`Start.metadata` of the weights it started from, or None), layout (of the data, or None
-    where it was not kept)."""
+    where it was not kept), validated (see `was_validated`)."""
 
     student: Student
     labels: tuple[str, ...]
@@ -72,6 +72,13 @@ def state(
     }
 
 
+def was_validated(content: dict[str, Any]) -> bool:
+    """Tell whether the validation split was kept apart from what a checkpoint's weights learned from.
+    content: as `read` returns it."""
+    known = content.get("validated")  # of a mean, which has no accuracy of its own
+    return content["valid_accuracy"] is not None if known is None else bool(known)
+
+
 def read(path: Path) -> tuple[dict[str, Any], Recipe, tuple[str, ...]]:
     """Return a file's content, its recipe and its labels. Raises DataError in one line."""
     content = store.load(path)
@@ -106,6 +113,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     student = build_student(recipe, len(labels))
     load_weights(student, content, path)
     metadata = {key: content.get(key) for key in (*METADATA, *OPTIONAL)}
+    metadata["validated"] = was_validated(content)
     return Checkpoint(student, labels, recipe, metadata)
 
 

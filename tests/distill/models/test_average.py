@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from distill.models.student import reparameterise
 from distill.models.warm_start import read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import DataError, UsageError
+from export.source import read_source
 from support.paths import ROOT
 from support.trained import RECIPE, in_use
 
@@ -86,6 +89,38 @@ def test_a_bundle_and_what_was_learned_from_it_meet_in_the_middle(tmp_path: Path
     for name, value in one.items():
         torch.testing.assert_close(found[name], (value + 2 * other[name]) / 3, rtol=1e-3, atol=1e-4)
     assert load_checkpoint(mean).metadata["valid_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("kept_apart", "known"), [((True, True), True), ((True, False), False), ((False, False), False)]
+)
+def test_a_mean_knows_its_validation_pictures_only_where_one_of_its_files_does(
+    tmp_path: Path, kept_apart: tuple[bool, bool], known: bool
+) -> None:
+    paths = [written(tmp_path, seed) for seed in (0, 1)]
+    for path, apart in zip(paths, kept_apart, strict=True):
+        if not apart:  # as --train-on-all leaves it
+            store.save(path, store.load(path) | {"valid_accuracy": None})
+    mean = tmp_path / "mean.pt"
+    store.save(mean, average.average(paths))
+    assert read_source(mean).provenance["validated"] is known
+    again = tmp_path / "again.pt"  # the mean of a mean
+    store.save(again, average.average([mean, paths[0]]))
+    assert read_source(again).provenance["validated"] is known
+
+
+@pytest.mark.slow
+def test_a_mean_with_a_bundle_was_validated_where_both_were(tmp_path: Path) -> None:
+    bundle, learned, mean = ROOT / "edge" / "models", tmp_path / "learned.pt", tmp_path / "mean.pt"
+    learned_from(bundle, learned, 0)
+    store.save(mean, average.of_deployed([bundle, learned]))
+    assert read_source(mean).provenance["validated"] is True
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    description = json.loads((copy / "bundle.json").read_text())
+    description["provenance"]["validated"] = False
+    (copy / "bundle.json").write_text(json.dumps(description))
+    store.save(mean, average.of_deployed([copy, learned]))
+    assert read_source(mean).provenance["validated"] is False
 
 
 def test_bundles_alone_and_another_network_are_refused(tmp_path: Path) -> None:
