@@ -67,10 +67,11 @@ def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 
 def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Label (N,) by protocol argmax-8: the first of the largest among the classes; -1 only where an
-    extra column (unknown, not a face) has strictly more votes than every class."""
+    extra column (unknown, not a face) has strictly more votes than every class, or nobody voted."""
     inside = votes[:, :classes]
     extra = votes[:, classes:].max(axis=1) if votes.shape[1] > classes else np.zeros(len(votes))
-    return np.where(extra > inside.max(axis=1), -1, inside.argmax(axis=1))
+    most = inside.max(axis=1)
+    return np.where((extra > most) | (most == 0), -1, inside.argmax(axis=1))
 
 
 def crops_folder(data: DataSet, spec: CropSpec) -> Path:

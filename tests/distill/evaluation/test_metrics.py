@@ -29,6 +29,17 @@ def test_argmax_drops_only_what_unknown_or_not_a_face_wins() -> None:
     assert argmax(VOTES, 8).tolist() == [0, 0, -1, 1, -1, 1]
 
 
+@pytest.mark.parametrize("protocol", ["majority-8", "argmax-8"])
+def test_an_image_that_nobody_voted_on_has_no_label_and_is_not_scored(protocol: str) -> None:
+    votes = np.concatenate([VOTES, np.zeros((3, 10), int)])
+    p = np.full((len(votes), 8), 0.125)
+    without = score(p[: len(VOTES)], VOTES, LABELS, protocol, rounds=20)
+    s = score(p, votes, LABELS, protocol, rounds=20)
+    assert (s.n, s.excluded) == (without.n, without.excluded + 3)
+    assert (s.accuracy, s.nll, s.ece_votes) == (without.accuracy, without.nll, without.ece_votes)
+    assert np.isfinite(s.nll)
+
+
 def test_scores_of_a_case_worked_out_by_hand() -> None:
     votes = np.zeros((4, 10), dtype=int)
     votes[[0, 1, 2, 3], [0, 0, 1, 1]] = 10
