@@ -18,6 +18,7 @@ from edge.inference.bundle import CropSpec
 
 Positive = Annotated[int, Field(ge=1)]
 Entry = TypeVar("Entry")
+MOST_SEED = 10**11  # an epoch's own seed is 1e8 times as large, and must fit into 64 bits
 # Kinds of pictures (`data/domains.py`): low and high side of brightness, contrast and sharpness.
 Domain = Literal["dark", "bright", "flat", "harsh", "blurred", "sharp"]
 # In a file, `x` is `[x]`; what is kept of one is `x` again, as in files from before there were lists.
@@ -237,7 +238,7 @@ class Training(Strict):
         "distill-eval) says how the network does on what it has not seen: to choose between recipes",
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
 
 
 class Recipe(Strict):

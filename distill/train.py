@@ -28,14 +28,14 @@ from distill.data.data_set import add_data_options
 from distill.models import store
 from distill.models.face_files import add_backbone_options
 from distill.progress import Progress
-from distill.recipe import Recipe, add_set_option, load_recipe
+from distill.recipe import MOST_SEED, Recipe, add_set_option, load_recipe
 from distill.training.distributed import Process, process_group
 from distill.training.paths import refuse_another_run, refuse_wrong_paths
 from distill.training.scalars import open_scalars, require_tensorboard, write_row
 from distill.training.setup import TrainingSetup, prepare, refuse_unfit_options
 from distill.training.trainer import Trainer
 from edge.base import cli
-from edge.base.errors import UsageError
+from edge.base.errors import DataError, UsageError
 from edge.base.files import write_atomically
 
 KEEP = 3  # epochs whose checkpoints are kept
@@ -72,6 +72,8 @@ def train(
     if process.is_main:
         print(trainer.headline(first), flush=True)
     epochs = range(first, recipe.training.epochs)
+    if epochs:
+        _rows_before(out / "log.csv", first)  # refused now, not when an epoch has been trained
     steps = trainer.steps * len(epochs)
     with (
         Progress("training", steps, "steps", shown=process.is_main and steps > 0) as bar,
@@ -136,15 +138,31 @@ def _save(
 
 def _append(path: Path, row: dict[str, Any], epoch: int) -> None:
     """Add the epoch's row, in place of any that a killed run wrote beyond its checkpoint."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as old:
-            rows = [r for r in csv.DictReader(old) if int(r["epoch"]) < epoch]
+    rows = [*_rows_before(path, epoch), row]
+    columns = dict.fromkeys(key for one in (row, *rows) for key in one)  # own ones of a reader stay
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(row), lineterminator=os.linesep)
+    writer = csv.DictWriter(buffer, list(columns), lineterminator=os.linesep)
     writer.writeheader()
-    writer.writerows([*rows, row])
+    writer.writerows(rows)
     write_atomically(path, buffer.getvalue().encode())
+
+
+def _rows_before(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """Read the rows of the epochs before one, none where there is no log. Raises DataError where a
+    spreadsheet, for one, has saved it in another form."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as old:
+            rows = [row for row in csv.DictReader(old) if int(row["epoch"]) < epoch]
+        if not any(None in row for row in rows):  # cells beyond the last column
+            return rows
+    except (ValueError, LookupError, TypeError, csv.Error):
+        pass
+    raise DataError(
+        f"{path} is not as distill-train wrote it; bring it back, or move it away: the log then begins "
+        f"at epoch {epoch}"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -213,8 +231,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     recipe = load_recipe(args.recipe, args.set)
     if args.seed is not None:
-        if args.seed < 0:
-            raise UsageError(f"--seed {args.seed}: give a whole number from 0")
+        if not 0 <= args.seed <= MOST_SEED:
+            raise UsageError(f"--seed {args.seed}: give a whole number from 0 to {MOST_SEED}")
         training = recipe.training.model_copy(update={"seed": args.seed})
         recipe = recipe.model_copy(update={"training": training})
     if args.tensorboard:

@@ -22,10 +22,10 @@ from distill.data.crops import require_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.evaluation import evaluate
 from distill.evaluation.report import mean_of_domains
-from distill.models import store
 from distill.models.build import require_backbones
 from distill.models.face_files import add_face_option
 from distill.recipe import (
+    MOST_SEED,
     Recipe,
     add_set_option,
     changed,
@@ -33,7 +33,7 @@ from distill.recipe import (
     overlay,
     parse_settings,
 )
-from distill.training.fingerprint import LEARNED_FROM, data_digest
+from distill.training.fingerprint import LEARNED_FROM, data_digest, read_run
 from edge.base import cli
 from edge.base.errors import DataError, EdgeError, SettingsError
 from edge.base.files import refuse_unwritable, write_atomically
@@ -49,7 +49,7 @@ class Run(Strict):
         default={}, description="laid over the recipe, section by section"
     )
     teacher: str | None = Field(default=None, description="an earlier run; its first seed teaches")
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=MOST_SEED)]] = Field(default=[0], min_length=1)
     report: bool = False
 
 
@@ -112,7 +112,7 @@ def refuse_other_data(folders: Iterable[Path], data: DataSet) -> list[Path]:
         path = folder / "last.pt"
         if not path.is_file():
             continue
-        known = store.load(path, lazily=True)["identity"].get("pictures")
+        known = read_run(path, lazily=True)["identity"].get("pictures")
         if known is None:
             unknown.append(folder)
         elif known != own:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.data.data_set import DataSet
+from distill.models import store
 from distill.recipe import Recipe
 from edge.base.errors import DataError
 
@@ -17,6 +18,7 @@ from edge.base.errors import DataError
 MACHINE = ("precision", "processes")
 # Kept only since 0.1.0: a run from before has none to compare.
 LATER = ("pictures",)
+STATE = ("identity", "epoch", "best", "task", "average", "optimiser")
 LEARNED_FROM = ("train", "valid")  # the splits that make a run what it is
 
 
@@ -31,6 +33,19 @@ def data_digest(data: DataSet, splits: Iterable[str]) -> str:
         for (name, path), row in zip(data.images[split], data.votes(split)[0], strict=True):
             digest.update(f"{split}/{name}\0{path.stat().st_size}\0{row.tolist()}\n".encode())
     return digest.hexdigest()
+
+
+def read_run(path: Path, lazily: bool = False) -> dict[str, Any]:
+    """Read what a run keeps to be resumed, `Trainer.state`. lazily: as in `store.load`.
+
+    Raises DataError where the file is none."""
+    state = store.load(path, lazily)
+    if not isinstance(state, dict) or not set(STATE) <= set(state):
+        raise DataError(
+            f"{path} is not what distill-train leaves to be resumed; put the run's own file back, or "
+            f"choose another --out"
+        )
+    return state
 
 
 def require_same(

@@ -20,7 +20,7 @@ from distill.models.predict import probabilities
 from distill.recipe import Recipe
 from distill.training.distributed import Process, unwrap
 from distill.training.divergence import broken_weights, diverged, explain
-from distill.training.fingerprint import require_same
+from distill.training.fingerprint import read_run, require_same
 from distill.training.optimizer import (
     adamw,
     learning_rate,
@@ -92,13 +92,19 @@ class Trainer:
         what of the machine changed. Call it before `wrap`.
 
         Raises DataError where the file is another run's, or of one that diverged."""
-        state = store.load(path)
+        state = read_run(path)
         changes = require_same(path, state["identity"], self.fingerprint, other_machine)
-        self.task.load_state_dict(store.current_names(state["task"]))
-        self.ema.load_state_dict(store.current_names(state["average"]))
+        try:
+            self.task.load_state_dict(store.current_names(state["task"]))
+            self.ema.load_state_dict(store.current_names(state["average"]))
+            self._optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError, LookupError) as error:
+            raise DataError(
+                f"{path} does not fit its own recipe: another version of the kit wrote it, or it is "
+                f"damaged; train again into another --out"
+            ) from error
         if what := broken_weights(self.task) or broken_weights(self.ema):
             raise DataError(f"{path} is of a run that had diverged ({what}); train it again")
-        self._optimiser.load_state_dict(state["optimiser"])
         return state["epoch"] + 1, state["best"], changes
 
     def state(self, epoch: int, best: float) -> dict[str, Any]:

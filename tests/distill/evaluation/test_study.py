@@ -17,6 +17,7 @@ from distill.evaluation.study import (
 )
 from distill.models import store
 from distill.recipe import overlay
+from distill.training.fingerprint import STATE
 from edge.base.errors import SettingsError
 from support.command import Done
 from support.paths import ROOT
@@ -84,7 +85,7 @@ def test_a_run_from_before_its_data_were_kept_is_left_to_resume(
 ) -> None:
     old, unbegun = tmp_path / "old", tmp_path / "unbegun"
     old.mkdir()
-    store.save(old / "last.pt", {"identity": {"data": "0123"}, "task": {}})
+    store.save(old / "last.pt", dict.fromkeys(STATE, 0) | {"identity": {"data": "0123"}})
     data = open_data(tiny_ferplus, "ferplus", tmp_path / "crops", lambda line: None)
     assert refuse_other_data([old, unbegun], data) == [old]
 
