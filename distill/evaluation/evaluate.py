@@ -33,7 +33,14 @@ from distill.evaluation.report import (
     write_predictions,
 )
 from distill.models.face_files import add_backbone_options
-from distill.models.predict import Predictor, ensemble, in_blocks, logits_behind, open_predictor
+from distill.models.predict import (
+    Predictor,
+    ensemble,
+    in_blocks,
+    logits_behind,
+    open_predictor,
+    validated,
+)
 from edge.base import cli
 from edge.base.errors import DataError
 from edge.base.files import refuse_unwritable, write_atomically
@@ -83,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PEOPLE",
         help="people in a room",
     )
-    p.add_argument("--seed", type=int, default=0, help="of the rooms")
+    p.add_argument("--seed", type=_from_zero, default=0, metavar="N", help="of the rooms")
     p.add_argument("--plots", type=Path, metavar="DIR", help="write them as PNG")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")
     add_backbone_options(p)
@@ -93,6 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def _from_zero(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
     return int(text)
 
 
@@ -120,7 +133,10 @@ def _calibrate(
     """Score ECE and NLL at the temperature that fits the validation split's votes (Guo et al. 2017)."""
     valid, known = split, probabilities
     if args.split != "valid":
-        valid = _labelled(data, model, crops, "valid")
+        try:
+            valid = _labelled(data, model, crops, "valid")
+        except DataError as error:  # what was scored by now does not need that split
+            return f"calibrated: not, since {error}", {"calibrated": None}
         known = in_blocks(model.predict, valid.crops.pixels, "predicting valid")
     voted = valid.targets.sum(axis=1) > 0
     if not voted.any():
@@ -139,18 +155,29 @@ def _calibrate(
 
 
 def _score_last_epochs(
-    args: argparse.Namespace, paths: list[Path], split: Split, best: float
+    args: argparse.Namespace, chosen: Predictor, paths: list[Path], split: Split, best: float
 ) -> tuple[str, dict[str, Any]]:
-    """Score the last epochs next to the chosen one: a choice that was only luck shows."""
-    found = []
+    """Score the last epochs next to the chosen one: a choice that was only luck shows. What is beside
+    the chosen one and cannot be read is told of."""
+    found: dict[str, float] = {}
     for path in paths:
-        model = shared.restrict(open_predictor(path, args.dinov2, args.face), split.labels)
+        try:
+            known = open_predictor(path, args.dinov2, args.face)
+            if known.crop != chosen.crop or not set(split.labels) <= set(known.labels):
+                raise DataError(f"{path} is another run's; take it out of that folder")
+        except DataError as error:
+            cli.say(f"not scored beside the chosen one: {error}")
+            continue
+        model = shared.restrict(known, split.labels)
         p = in_blocks(model.predict, split.crops.pixels, f"predicting by {path.stem}")
-        found.append(score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy)
-    entry = {"last_epochs": [path.stem for path in paths], "accuracies": found, "best": best}
-    cells = ", ".join(f"{100 * value:.2f}" for value in found)
-    mean = 100 * float(np.mean(found))
-    return f"last {len(paths)} epochs {cells} (mean {mean:.2f}), chosen {100 * best:.2f}", entry
+        found[path.stem] = score(p, split.votes, split.labels, PROTOCOLS[0], rounds=0).accuracy
+    accuracies = list(found.values())
+    entry = {"last_epochs": list(found), "accuracies": accuracies, "best": best}
+    if not found:
+        return f"no last epochs, chosen {100 * best:.2f}", entry
+    cells = ", ".join(f"{100 * value:.2f}" for value in accuracies)
+    mean = 100 * float(np.mean(accuracies))
+    return f"last {len(found)} epochs {cells} (mean {mean:.2f}), chosen {100 * best:.2f}", entry
 
 
 def _measure_robustness(model: Predictor, split: Split) -> list[dict[str, Any]]:
@@ -203,6 +230,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     lines, differs = shared.explain(split, labels, known, answers)
     text, entries = report(split, probabilities, args.layout, args.split, model.precision)
     asked = [args.bundle] if args.bundle else args.checkpoint
+    if "valid" in crops and (knowing := [str(path) for path in asked if not validated(path)]):
+        lines.append(
+            f"{' and '.join(knowing)} learned from all of train (--train-on-all): where valid is a "
+            f"part of that, it knows the pictures that are scored or fitted on there"
+        )
     print(f"{' and '.join(map(str, asked))} {model.precision} on {args.data} {args.split}")
     print("\n".join([*lines, text]))
     entries += [differs] if differs else []
@@ -220,7 +252,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         entries.append(entry)
     alone = args.checkpoint[0] if args.checkpoint and len(args.checkpoint) == 1 else None
     if alone and (epochs := sorted(alone.parent.glob("epoch-*.pt"))):
-        line, entry = _score_last_epochs(args, epochs, split, scores.accuracy)
+        line, entry = _score_last_epochs(args, model, epochs, split, scores.accuracy)
         print(line)
         entries.append(entry)
     rows = _measure_robustness(model, split) if args.robustness else []

@@ -26,10 +26,10 @@ from torch import Tensor
 from distill.models import store
 from distill.models.build import build_student
 from distill.models.checkpoint import read, was_validated
+from distill.models.predict import validated
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from edge.base import cli
 from edge.base.errors import DataError, UsageError
-from edge.inference.bundle import load_bundle
 
 # What the mean must have in common with each: the network, its classes, and what it reads.
 SAME = ("schema", "labels", "frozen")
@@ -62,13 +62,13 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         # Counters of batches are whole numbers: the largest stands for all.
         mean[name] = stacked.mean(dim=0) if stacked.is_floating_point() else stacked.amax(dim=0)
     epoch = max(content["epoch"] for content in contents)
-    validated = all(map(was_validated, contents))
+    kept_apart = all(map(was_validated, contents))
     return {
         **first,
         "network": mean,
         "epoch": epoch,
         "valid_accuracy": None,
-        "validated": validated,
+        "validated": kept_apart,
     }
 
 
@@ -106,20 +106,13 @@ def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
         0, 256, (RECALIBRATION_FACES, recipe.crop.channels, recipe.crop.size, recipe.crop.size)
     )
     warm_start(student, mean, labels, faces.astype(np.uint8))
-    validated = all(map(_validated, paths))
+    kept_apart = all(map(validated, paths))
     return {
         **content,
         "network": student.state_dict(),
         "valid_accuracy": None,
-        "validated": validated,
+        "validated": kept_apart,
     }
-
-
-def _validated(path: Path) -> bool:
-    """Tell of a bundle or a checkpoint what `was_validated` does."""
-    if path.is_dir():
-        return bool(load_bundle(path).description.provenance.get("validated", True))
-    return was_validated(read(path)[0])
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor]) -> None:

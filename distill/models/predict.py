@@ -110,6 +110,16 @@ def open_predictor(
     )
 
 
+def validated(path: Path) -> bool:
+    """Tell whether a bundle's folder, or a checkpoint, was kept from its validation split. Raises
+    DataError or BundleError in one line."""
+    if path.is_dir():
+        return bool(load_bundle(path).description.provenance.get("validated", True))
+    from distill.models.checkpoint import read, was_validated
+
+    return was_validated(read(path)[0])
+
+
 def in_blocks(
     predict: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     pixels: NDArray[np.uint8],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 from collections.abc import Mapping
@@ -40,11 +41,14 @@ def load(path: Path, lazily: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily or None)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        if error.errno != errno.EINVAL:  # of a short file: the reader seeks before its first byte
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        fault: Exception = error
     # What torch's reader raises over bytes that are no file of its own (tried: text, random bytes,
     # an empty file, a cut one) or over one that holds objects.
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise DataError(f"{path} holds no weights alone, or is damaged; save it again") from error
+        fault = error
+    raise DataError(f"{path} holds no weights alone, or is damaged; save it again") from fault
 
 
 def digest_of(path: Path) -> str:

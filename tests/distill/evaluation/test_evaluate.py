@@ -9,21 +9,29 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from yaml import safe_load
 
 from distill.data.crops import Crops
 from distill.data.splits import Split
 from distill.evaluation import plots, robustness
+from distill.evaluation.evaluate import build_parser
 from distill.evaluation.metrics import score
 from distill.evaluation.report import format_confusion
+from distill.models import store
+from distill.models.build import build_student
+from distill.models.checkpoint import state
+from distill.recipe import Recipe
 from edge.base.errors import DataError
 from edge.inference.bundle import SHIPPED, load_bundle
 from support.command import Done
 from support.paths import ROOT
+from support.trained import RECIPE
 
 
 def two_shades(count: int = 60) -> Split:
@@ -45,6 +53,93 @@ def halves(pixels: np.ndarray) -> np.ndarray:
     top, bottom = (pixels[:, :, rows].mean(axis=(1, 2, 3)) for rows in (slice(32), slice(32, 64)))
     p = 1 / (1 + np.exp(np.clip((bottom - top) / 10, -30, 30)))
     return np.stack([p, 1 - p], axis=1)
+
+
+def written(path: Path, **changes: object) -> Path:
+    """A checkpoint of a student of three classes, with random weights."""
+    recipe = Recipe.model_validate(safe_load(RECIPE))
+    network = build_student(recipe, 3)
+    content = state(network, recipe, ("calm", "cross", "glad"), 0, 0.5)
+    store.save(path, content | changes)
+    return path
+
+
+def class_folders(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "valid", "test"):
+        for label in ("calm", "cross", "glad"):
+            (root / split / label).mkdir(parents=True)
+            for i in range(3):
+                image = cv2.resize(rng.integers(0, 256, (6, 6)).astype(np.uint8), (48, 48))
+                cv2.imwrite(str(root / split / label / f"{i}.png"), image)
+    return root
+
+
+@pytest.fixture
+def scored(
+    detector_file: Path, tmp_path: Path, command: Callable[..., Done]
+) -> Callable[..., tuple[Done, list[dict[str, Any]]]]:
+    """Score a checkpoint on class folders; what was said, and what was kept."""
+
+    def run(checkpoint: Path, data: Path, *more: str) -> tuple[Done, list[dict[str, Any]]]:
+        kept = tmp_path / "s.json"
+        done = command(
+            "distill.evaluation.evaluate", "--checkpoint", checkpoint, "--data", data,
+            *("--layout", "folders", "--json", kept, *more),
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        return done, json.loads(kept.read_text())
+
+    return run
+
+
+@pytest.mark.slow
+def test_what_was_scored_is_kept_whatever_lies_beside_it(
+    scored: Callable[..., tuple[Done, list[dict[str, Any]]]], tmp_path: Path
+) -> None:
+    data, best = class_folders(tmp_path / "d"), written(tmp_path / "run" / "best.pt")
+    (data / "valid" / "calm").rename(data / "valid" / "bored")
+    whole = best.read_bytes()
+    (best.parent / "epoch-001.pt").write_bytes(whole[: len(whole) // 2])
+    done, entries = scored(best, data, "--split", "test")
+    assert "calibrated: not, since" in done.out
+    assert "class 'bored' is not among train's" in done.out
+    assert {"calibrated": None} in entries
+    assert "not scored beside the chosen one: " in done.err
+    assert "epoch-001.pt holds no weights alone, or is damaged" in done.err
+    (best.parent / "epoch-002.pt").write_bytes(whole)
+    other = Recipe.model_validate(safe_load(RECIPE.replace("size: 32", "size: 40")))
+    written(best.parent / "epoch-003.pt", recipe=other.model_dump())
+    done, entries = scored(best, data, "--split", "test")
+    assert "epoch-003.pt is another run's" in done.err
+    last = next(entry for entry in entries if "last_epochs" in entry)
+    assert last["last_epochs"] == ["epoch-002"]
+    assert last["accuracies"] == pytest.approx([entries[0]["accuracy"]], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_that_knows_the_validation_pictures_is_told_of(
+    scored: Callable[..., tuple[Done, list[dict[str, Any]]]], tmp_path: Path
+) -> None:
+    data = class_folders(tmp_path / "d")
+    said = "learned from all of train (--train-on-all): where valid is a part of that"
+    assert said not in scored(written(tmp_path / "a" / "best.pt"), data)[0].out
+    all_of_it = written(tmp_path / "b" / "best.pt", valid_accuracy=None)
+    for split in ("valid", "test"):  # the temperature is fitted on valid
+        assert f"{all_of_it} {said}" in scored(all_of_it, data, "--split", split)[0].out
+    shutil.rmtree(data / "valid")
+    assert said not in scored(all_of_it, data, "--split", "test")[0].out
+
+
+def test_a_seed_that_is_no_number_is_refused_before_anything_is_scored(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--bundle", "b", "--data", "d", "--layout", "folders", "--seed"]
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*words, "-1"])
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*words, "x"])
+    assert "x is not a whole number from 0" in capsys.readouterr().err
 
 
 def test_robustness_measures_every_change_at_every_strength() -> None:
