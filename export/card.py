@@ -105,9 +105,26 @@ def _marks(names: set[str]) -> str:
     return f"{what}. Treat any comparison of groups by its counts as unfounded.\n"
 
 
-def _failures(entry: dict[str, Any], robustness: list[dict[str, Any]], names: set[str]) -> str:
+def _strays(provenance: dict[str, Any]) -> list[str]:
+    """Name the files that were written by --force though they are out of tolerance."""
+    found = provenance.get("agreement", {})
+    cells = [
+        f"`{role}` {100 * found[role]['accuracy_change']:+.2f} points, "
+        f"{_percent(found[role]['changed'])} of decisions changed"
+        for role in provenance.get("out_of_tolerance", [])
+    ]
+    if not cells:
+        return []
+    return [
+        f"- Out of tolerance against float on the validation split, and written all the same "
+        f"(`--force`): {'; '.join(cells)}. A node that runs one of these counts by it.\n"
+    ]
+
+
+def _failures(entry: dict[str, Any], provenance: dict[str, Any], names: set[str]) -> str:
+    robustness = provenance.get("robustness", [])
     weak = [f"{label} ({value:.2f})" for label, value in entry["recall"].items() if value < WEAK]
-    lines = []
+    lines = _strays(provenance)
     if weak:
         lines.append(f"- It misses most faces of these classes (recall): {', '.join(weak)}.\n")
     unseen = entry["whole_picture_fallback"]
@@ -276,5 +293,5 @@ def write(description: dict[str, Any]) -> str:
         f"{_scores(scores)}\n"
         f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}{_agreement(entry)}\n"
         f"## What is counted\n\n{_counting(description.get('counting'))}\n"
-        f"## Where it fails\n\n{_failures(entry, provenance.get('robustness', []), names)}"
+        f"## Where it fails\n\n{_failures(entry, provenance, names)}"
     )

@@ -49,7 +49,7 @@ from export.calibrate import balanced, crops_of, pictures_in
 from export.describe import FILES, KNOWN_INPUTS, describe, known_inputs
 from export.folder import put_in_place, refuse_other_folders
 from export.metadata import stamp, write_description
-from export.precisions import agree_all, refuse_out_of_tolerance, row, write_all
+from export.precisions import agree_all, judge_agreement, row, write_all
 from export.source import Source, read_source
 from export.to_int8 import Quantiser, attentions
 from export.to_onnx import export_onnx, fold
@@ -156,8 +156,7 @@ def _fill(
     agreement = agree_all(folder, valid.crops.pixels, truth, source.labels)
     for role, found in agreement.items():
         print(row(role, "valid", found))
-    if not args.force:
-        refuse_out_of_tolerance(agreement, int((truth >= 0).sum()))
+    strays = judge_agreement(agreement, int((truth >= 0).sum()), args.force, say)
     inputs = known_inputs(crop_detector(args.weights), source.recipe.crop.spec())
     np.save(folder / KNOWN_INPUTS, inputs)
     facts = {
@@ -168,6 +167,7 @@ def _fill(
         },
         "attention": [list(a.nodes) for a in attentions(quantiser.model)],
         "agreement": {role: found.as_dict() for role, found in agreement.items()},
+        **({"out_of_tolerance": strays} if strays else {}),
         "detector_sha256": locked()["yunet"]["sha256"],
         "twins_left_out": {split: len(rows) for split, rows in duplicates.items()},
         "measured_with": {"processor": processor(), **versions()},

@@ -89,13 +89,22 @@ def row(role: str, split: str, agreement: Agreement) -> str:
     )
 
 
-def refuse_out_of_tolerance(agreements: dict[str, Agreement], labelled: int) -> None:
-    """Raise EdgeError naming the files that are out of tolerance. labelled: images with a label; of too
-    few, one alone is more than is allowed, and that is said."""
+def judge_agreement(
+    agreements: dict[str, Agreement], labelled: int, force: bool, say: Say
+) -> list[str]:
+    """Return the roles of the files that are out of tolerance, which is said. Raises EdgeError where
+    there are any, unless `force`.
+
+    labelled: images with a label; of too few, one alone is more than is allowed, and that is said."""
+    out = [role for role, agreement in agreements.items() if not agreement.within]
+    if not out:
+        return []
     few = 0 < labelled < 200
-    if out := [role for role, agreement in agreements.items() if not agreement.within]:
-        raise EdgeError(
-            f"{', '.join(out)} strays too far from float (0.5 points, 3 % of decisions allowed"
-            f"{f'; one of {labelled} images is {100 / labelled:.1f} points' if few else ''}); "
-            f"{'judge' if few else 'calibrate'} on more data, or --force"
-        )
+    strays = (
+        f"{', '.join(out)} strays too far from float (0.5 points, 3 % of decisions allowed"
+        f"{f'; one of {labelled} images is {100 / labelled:.1f} points' if few else ''})"
+    )
+    if not force:
+        raise EdgeError(f"{strays}; {'judge' if few else 'calibrate'} on more data, or --force")
+    say(f"warning: {strays}; written all the same, by --force, and the card says so")
+    return out

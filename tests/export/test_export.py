@@ -364,6 +364,17 @@ def test_a_card_says_what_scores_are_against_and_reads_entries_that_do_not() -> 
     assert "annotators chose" not in text
 
 
+def test_a_card_names_a_file_that_strays_from_float_and_was_written_by_force() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    assert "Out of tolerance" not in card.write(description)
+    provenance = description["provenance"]
+    provenance["agreement"]["int8-trt"] |= {"accuracy_change": -0.1234, "changed": 0.25}
+    provenance["out_of_tolerance"] = ["int8-trt"]
+    text = card.write(description)
+    fails = text[text.index("## Where it fails") :]
+    assert "`int8-trt` -12.34 points, 25.00 % of decisions changed" in fails
+
+
 def test_a_card_names_the_worst_change_and_the_mean_of_rows_old_and_new() -> None:
     description = json.loads((SHIPPED / "bundle.json").read_text())
     old = [

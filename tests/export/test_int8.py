@@ -18,7 +18,7 @@ from edge.inference.loader import open_backend
 from export.calibrate import balanced
 from export.describe import FILES
 from export.operator_forms import refuse_unknown_forms
-from export.precisions import refuse_out_of_tolerance, same_convolutions, write_all
+from export.precisions import judge_agreement, same_convolutions, write_all
 from export.sensitivity import NodeError, float_nodes, measure
 from export.to_fp16 import to_fp16
 from export.to_int8 import CPU, TENSORRT, Quantiser, attentions, computing_nodes
@@ -243,12 +243,20 @@ def test_a_file_out_of_tolerance_is_refused_by_name(fp32: Path, tmp_path: Path) 
     truth = np.zeros(100, np.int64)
     fine = compare(exact, exact, truth, ("a", "b"))
     stray = compare(exact, other, truth, ("a", "b"))
-    refuse_out_of_tolerance({"int8-cpu": fine}, 100)
+    lines: list[str] = []
+    assert judge_agreement({"int8-cpu": fine}, 100, False, lines.append) == []
+    assert judge_agreement({"int8-cpu": fine}, 100, True, lines.append) == []
+    assert lines == []
     both = {"int8-cpu": fine, "int8-trt": stray}
     with pytest.raises(EdgeError, match=r"int8-trt strays too far .*; calibrate on more data"):
-        refuse_out_of_tolerance(both, 3000)
+        judge_agreement(both, 3000, False, lines.append)
     with pytest.raises(EdgeError, match=r"one of 100 images is 1\.0 points\); judge on more data"):
-        refuse_out_of_tolerance(both, 100)
+        judge_agreement(both, 100, False, lines.append)
+    assert judge_agreement(both, 3000, True, lines.append) == ["int8-trt"]
+    assert lines == [
+        "warning: int8-trt strays too far from float (0.5 points, 3 % of decisions allowed); written "
+        "all the same, by --force, and the card says so"
+    ]
 
 
 def test_halving_leaves_the_file_it_read_alone(fp32: Path, tmp_path: Path) -> None:
