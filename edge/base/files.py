@@ -42,7 +42,7 @@ def write_atomically(
     """Replace a file so that a reader sees the old or the whole new one, also after a power cut.
 
     owner: user and group, where not this process's. At no moment can more users read it than `mode`
-    says. Makes missing folders; raises OSError, and leaves the old file then."""
+    says. Makes missing folders; raises OSError, which names a file, and leaves the old one then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -55,8 +55,10 @@ def write_atomically(
             os.fchmod(out.fileno(), mode)
             os.fsync(out.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         Path(temporary).unlink(missing_ok=True)
+        if error.filename is None:  # a full disk is told of without a name
+            error.filename = str(path)
         raise
 
 

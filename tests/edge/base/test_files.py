@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_atomically(path, b"new")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_for_which_there_is_no_room_is_named_and_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "last.pt"
+    write_atomically(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # as a full disk, which names no file
+    try:
+        with pytest.raises(OSError, match=r"run/last\.pt'$"):
+            write_atomically(path, bytes(2**20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (b"old", [path])
 
 
 def test_a_file_that_its_owner_cannot_be_given_stays_as_it_was(
