@@ -6,12 +6,14 @@ matter is what a model hub reads (https://huggingface.co/docs/hub/model-cards), 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import yaml
 
 from distill.data.labels import DATA_NAMES
 from distill.evaluation.robustness import describe, lost, mean_accuracy, worst
+from export.source import learned_from
 
 NAME = "MODEL_CARD.md"
 WEAK = 0.5  # recall below which a class is named as one that the model misses
@@ -224,28 +226,23 @@ def _front_matter(description: dict[str, Any], data: str) -> str:
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)}---\n"
 
 
-def _runs(provenance: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs that the weights come from, the last one first."""
-    runs = []
-    run: dict[str, Any] | None = provenance
-    while run:
-        runs.append(run)
-        run = run.get("start")
-    return runs
+def _runs(run: dict[str, Any]) -> str:
+    """The runs that weights come from, the first one first, each with what it learned from."""
+    if averaged := run.get("averaged"):
+        found = Counter(_runs(one) for one in averaged)
+        each = "; ".join(f"{count} {text}" for text, count in found.items())
+        return f"the mean of {len(averaged)} networks' weights ({each})"
+    recipe, teacher = run["recipe"], run["teacher"] or "none"
+    by = "no teacher" if teacher.startswith("none") else f"taught by {teacher}"
+    data = run.get("data") or "data not recorded"
+    own = f"by recipe `{recipe['name']}` ({data}, {recipe['training']['epochs']} epochs, {by})"
+    return f"{_runs(run['start'])}, then {own}" if run.get("start") else f"learned {own}"
 
 
 def _history(provenance: dict[str, Any]) -> str:
-    """The runs that the weights come from, the first one first, each with what it learned from."""
-    runs: list[str] = []
-    for run in _runs(provenance):
-        recipe, teacher = run["recipe"], run["teacher"] or "none"
-        by = "no teacher" if teacher.startswith("none") else f"taught by {teacher}"
-        data = run.get("data") or "data not recorded"
-        runs.append(
-            f"recipe `{recipe['name']}` ({data}, {recipe['training']['epochs']} epochs, {by})"
-        )
     again = ", and exported again from its bundle" if "exported_again_from" in provenance else ""
-    return "Learned by " + ", then by ".join(reversed(runs)) + again
+    told = _runs(provenance)
+    return f"{told[0].upper()}{told[1:]}{again}"
 
 
 def _apart(provenance: dict[str, Any]) -> str:
@@ -264,7 +261,7 @@ def write(description: dict[str, Any]) -> str:
     entry = next(e for e in scores if e["split"] == split and e["precision"] == "int8")
     inputs, measured = description["input"], provenance["measured_with"]
     scored = provenance.get("calibration_data") or provenance["data"]
-    names = {scored, *(str(run.get("data")) for run in _runs(provenance))}
+    names = {scored, *learned_from(provenance)}
     unchosen = (
         ""
         if provenance.get("validated", True)

@@ -19,7 +19,7 @@ from edge.crop import crop_faces
 from edge.detect import Detector
 from edge.inference.bundle import SCHEMA, CropSpec
 from edge.sources.synthetic import portrait
-from export.source import Source
+from export.source import Source, learned_from
 from export.to_onnx import INPUT
 
 FILES = {
@@ -73,19 +73,9 @@ def _entry(path: Path) -> dict[str, str]:
     return {"name": path.name, "sha256": sha256_of(path)}
 
 
-def weights_licence(names: set[str], start: dict[str, Any] | None) -> str:
-    """Return the licence of the strictest data that the weights ever learned from.
-
-    names: the data of the last run and of the calibration, as in DATA_NAMES; start: what the last run
-    started from, as its provenance says.
-    """
-    while start:
-        # Before a bundle said what its calibration read, that was what it learned from.
-        names = {
-            *names,
-            *(str(start[key]) for key in ("data", "calibration_data") if start.get(key)),
-        }
-        start = start.get("start")
+def weights_licence(names: set[str]) -> str:
+    """Return the licence of the strictest data that weights learned from or were calibrated on.
+    names: all of these, as in DATA_NAMES."""
     if DATA_NAMES["rafdb"] in names:
         return "for non-commercial research alone, as RAF-DB's terms say"
     if names <= {DATA_NAMES["ferplus"], DATA_NAMES["fer2013"]}:
@@ -114,7 +104,8 @@ def describe(
     spec = source.recipe.crop.spec()
     learned = source.data or DATA_NAMES[layout]
     again = source.provenance.get("exported_again_from", {}).get("calibration_data")
-    names = {DATA_NAMES[layout], learned, *([again] if again else [])}
+    names = {DATA_NAMES[layout], *learned_from({"data": learned, **source.provenance})}
+    names |= {again} if again else set()
     if facts.get("calibration_folder"):
         names.add(DATA_NAMES["folders"])  # pictures of an owner whom this code does not know
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
@@ -144,7 +135,7 @@ def describe(
                 next((key for key, name in DATA_NAMES.items() if name == learned), layout)
             ],
             "calibration_data": DATA_NAMES[layout],
-            "weights_licence": weights_licence(names, source.provenance["start"]),
+            "weights_licence": weights_licence(names),
             "commit": _commit(),
             "calibration_temperature": round(temperature, 5),
             **source.provenance,

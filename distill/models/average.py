@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.models import store
 from distill.models.build import build_student
-from distill.models.checkpoint import read, was_validated
+from distill.models.checkpoint import kept, read, was_validated
 from distill.models.predict import validated
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from edge.base import cli
@@ -40,9 +40,10 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
     """Return the mean as a checkpoint's content; all but the weights is the first file's.
 
     Its `valid_accuracy` is None and its `epoch` the last of them: the mean was not scored. It was
-    `validated` where all of them were. Raises DataError where a file is none, or of another network."""
+    `validated` where all of them were, and `averaged` says of each what it learned from. Raises
+    DataError where a file is none, or of another network."""
     first, recipe, _ = read(paths[0])
-    contents = [first]
+    contents, learned = [first], [kept(paths[0], recipe, first)]
     for path in paths[1:]:
         content, other, _ = read(path)
         different = [key for key in SAME if content[key] != first[key]]
@@ -52,6 +53,7 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
                 f"{path} has another '{different[0]}' than {paths[0]}; average like ones"
             )
         contents.append(content)
+        learned.append(kept(path, other, content))
     networks = [store.current_names(content["network"]) for content in contents]
     mean = {}
     for name, value in networks[0].items():
@@ -69,6 +71,7 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         "epoch": epoch,
         "valid_accuracy": None,
         "validated": kept_apart,
+        "averaged": learned,
     }
 
 
@@ -112,6 +115,7 @@ def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
         "network": student.state_dict(),
         "valid_accuracy": None,
         "validated": kept_apart,
+        "averaged": [start.metadata for start in starts],
     }
 
 

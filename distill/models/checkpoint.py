@@ -6,17 +6,19 @@ files again, and must have the digest that the checkpoint names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from distill.data.labels import DATA_NAMES
 from distill.models import store
 from distill.models.backbones import FrozenBackbones
 from distill.models.build import build_student, build_teacher
 from distill.models.feature_cache import weights_digest
+from distill.models.store import digest_of
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.recipe import Recipe
@@ -25,7 +27,7 @@ from edge.base.strict_yaml import validate
 
 SCHEMA = "distill.checkpoint/2"
 METADATA = ("epoch", "valid_accuracy", "teacher")
-OPTIONAL = ("start", "layout")  # absent in the first files of this schema
+OPTIONAL = ("start", "layout", "averaged")  # absent in the first files of this schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class Checkpoint:
 
     metadata: epoch, valid_accuracy (None without a validation split), teacher (its name, or ""),
     start (`Start.metadata` of the weights it started from, or None), layout (of the data, or None
-    where it was not kept), validated (see `was_validated`)."""
+    where it was not kept), averaged (of a mean, what `kept` says of each file in it, or None),
+    validated (see `was_validated`)."""
 
     student: Student
     labels: tuple[str, ...]
@@ -70,6 +73,16 @@ def state(
         "layout": layout,
         "network": network.state_dict(),
     }
+
+
+def kept(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a file whose weights go on in another, by `--start` or in a mean: sha256,
+    recipe, data, teacher, the file's own start, and what it is the mean of.
+
+    metadata: the content that `read` returns, or a checkpoint's own."""
+    data = DATA_NAMES.get(metadata.get("layout") or "", "not recorded")
+    found = {"sha256": digest_of(path), "recipe": recipe.model_dump(), "data": data}
+    return {**found, **{key: metadata.get(key) for key in ("teacher", "start", "averaged")}}
 
 
 def was_validated(content: dict[str, Any]) -> bool:

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from distill.data.labels import DATA_NAMES
 from distill.models.build import build_student
-from distill.models.checkpoint import load_checkpoint
-from distill.models.store import current_names, digest_of
+from distill.models.checkpoint import kept, load_checkpoint
+from distill.models.store import current_names
 from distill.models.student import RepBlock, Student, StudentConfig, reparameterise
 from distill.recipe import Recipe
 from edge.base.errors import DataError, EdgeError, UsageError
@@ -41,7 +40,7 @@ class Start:
     """A trained student to start from.
 
     weights: of the deployed form, by its parameters' names; metadata: what a checkpoint keeps of it
-    (sha256, recipe, teacher, data, and the start's own start)."""
+    (sha256, recipe, teacher, data, the start's own start, and what it is the mean of)."""
 
     config: StudentConfig
     labels: tuple[str, ...]
@@ -57,10 +56,7 @@ def read_start(path: Path) -> Start:
 
 def _from_checkpoint(path: Path) -> Start:
     checkpoint = load_checkpoint(path)
-    metadata: dict[str, Any] = {"sha256": digest_of(path), "recipe": checkpoint.recipe.model_dump()}
-    metadata |= {key: checkpoint.metadata[key] for key in ("teacher", "start")}
-    metadata["data"] = DATA_NAMES.get(checkpoint.metadata["layout"], "not recorded")
-    student = checkpoint.student
+    metadata, student = kept(path, checkpoint.recipe, checkpoint.metadata), checkpoint.student
     weights = reparameterise(student).state_dict()
     return Start(student.config, checkpoint.labels, checkpoint.recipe, weights, metadata)
 
@@ -80,8 +76,8 @@ def _from_bundle(folder: Path) -> Start:
             f"{folder} holds no student of its own recipe: '{wrong[0]}'; export it again"
         )
     metadata: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
-    kept = ("teacher", "start", "data", "calibration_data")
-    metadata |= {key: provenance.get(key) for key in kept}
+    known = ("teacher", "start", "averaged", "data", "calibration_data")
+    metadata |= {key: provenance.get(key) for key in known}
     # What the counting added to the logits is not learned from: it would be trained away or kept twice.
     weights["head.bias"] = weights["head.bias"] - torch.from_numpy(bundle.folded).float()
     config = student.config

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from yaml import safe_load
 
+from distill.data.labels import DATA_NAMES
 from distill.models import average, store
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint, state
@@ -17,6 +19,7 @@ from distill.models.student import reparameterise
 from distill.models.warm_start import read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import DataError, UsageError
+from export import card, source
 from export.source import read_source
 from support.paths import ROOT
 from support.trained import RECIPE, in_use
@@ -107,6 +110,27 @@ def test_a_mean_knows_its_validation_pictures_only_where_one_of_its_files_does(
     again = tmp_path / "again.pt"  # the mean of a mean
     store.save(again, average.average([mean, paths[0]]))
     assert read_source(again).provenance["validated"] is known
+
+
+@pytest.mark.slow
+def test_a_mean_says_what_each_in_it_learned_from(tmp_path: Path) -> None:
+    bundle, learned, mean = ROOT / "edge" / "models", tmp_path / "learned.pt", tmp_path / "mean.pt"
+    learned_from(bundle, learned, 0)
+    store.save(learned, store.load(learned) | {"layout": "ferplus"})
+    store.save(tmp_path / "other.pt", store.load(learned) | {"layout": "rafdb", "teacher": "them"})
+    store.save(mean, average.average([learned, tmp_path / "other.pt"]))
+    store.save(tmp_path / "last.pt", average.of_deployed([mean, bundle, bundle]))
+    provenance = read_source(tmp_path / "last.pt").provenance
+    assert source.learned_from(provenance) == {DATA_NAMES["ferplus"], DATA_NAMES["rafdb"]}
+    description = json.loads((bundle / "bundle.json").read_text())
+    description["provenance"] |= provenance
+    del description["provenance"]["exported_again_from"]
+    name = description["provenance"]["recipe"]["name"]
+    (text,) = re.findall(r"The mean of 3 networks' weights \((.*?)\)\.\n", card.write(description))
+    assert text.startswith("1 the mean of 2 networks' weights (1 learned by ")
+    assert f"1 learned by recipe `{name}` (FER+, " in text
+    assert f"; 1 learned by recipe `{name}` (RAF-DB, " in text
+    assert "taught by them)); 2 learned by recipe" in text, "the bundle, which counts twice"
 
 
 @pytest.mark.slow
