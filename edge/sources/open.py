@@ -175,7 +175,7 @@ def _open(settings: Camera, max_seconds: float | None, stop: threading.Event | N
         return live("address", lambda: _open_address(name, settings))
     if _INDEX.fullmatch(name) or name.startswith("/dev/"):
         return live("camera", lambda: _open_device(name, settings))
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     try:
         if path.is_dir() or is_picture(path):
             return Folder(path, settings.pictures_per_second, max_seconds)

@@ -208,6 +208,15 @@ def test_a_folder_of_the_demo_pictures_is_read(tmp_path: Path) -> None:
     assert len(frames_of(str(tmp_path / "p"))) == 4
 
 
+def test_a_file_and_a_folder_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `loop:~/clip.mp4` does: in node.yaml no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(PICTURES / "portrait-1.jpg", tmp_path)
+    assert len(frames_of("~/portrait-1.jpg")) == len(frames_of("~")) == 1
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in PICTURES.iterdir()))
 def test_one_picture_is_read_as_a_folder_of_one(name: str) -> None:
     source = open_source(Camera(source=str(PICTURES / name)))
