@@ -13,7 +13,7 @@ from typing import Union
 from pydantic import ValidationError
 
 from edge.base.clock import parse_rfc3339
-from edge.delivery.messages import PREFIX, Counts, Health, Info, Status, parse
+from edge.delivery.messages import PREFIX, Counts, Faces, Health, Info, Status, parse
 
 LARGEST_BYTES = 64 * 1024
 # The same complaint is logged this often, each time after ten times as many.
@@ -86,6 +86,11 @@ def read(topic: str, raw: bytes) -> Message | None:
             raise Refused("a window without length")
         if isinstance(payload.faces, str) and payload.faces != f"<{payload.min_group}":
             raise Refused("malformed counts")  # any text would be shown as a number of people
+        if isinstance(payload.faces, Faces):
+            if payload.faces.mean > payload.faces.max:
+                raise Refused("a mean above the most")
+        elif payload.counts is not None or payload.person_seconds is not None:
+            raise Refused("counts of a group that is hidden")  # databases and exports would hold them
     return Message(node, kind, payload)
 
 
