@@ -13,7 +13,7 @@ import yaml
 
 from distill.data.labels import DATA_NAMES
 from distill.evaluation.robustness import describe, lost, mean_accuracy, worst
-from export.source import learned_from
+from distill.models.provenance import learned_from
 
 NAME = "MODEL_CARD.md"
 WEAK = 0.5  # recall below which a class is named as one that the model misses

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from distill.data.labels import DATA_NAMES
 from distill.evaluation.prior import Prior
 from distill.models.predict import logits_of
+from distill.models.provenance import learned_from
 from edge.base.errors import EdgeError
 from edge.base.files import sha256_of
 from edge.crop import crop_faces
 from edge.detect import Detector
 from edge.inference.bundle import SCHEMA, CropSpec
 from edge.sources.synthetic import portrait
-from export.source import Source, learned_from
+from export.source import Source
 from export.to_onnx import INPUT
 
 FILES = {

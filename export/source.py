@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from distill.evaluation.metrics import fit_temperature
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint
 from distill.models.logits import predict_student
+from distill.models.provenance import KNOWN, WHERE_THERE, told
 from distill.models.student import Student, multiply_adds, reparameterise
 from distill.models.warm_start import read_start
 from distill.recipe import Recipe
@@ -53,20 +54,6 @@ class Source:
         return deployed(self.student, temperature), temperature
 
 
-def learned_from(run: Mapping[str, Any]) -> set[str]:
-    """Return the data that weights learned from, as in DATA_NAMES: a run's, its start's, and of a mean
-    what each in it learned from; "not recorded" where one did not keep it.
-
-    run: provenance as bundle.json has it, or `kept` of a checkpoint."""
-    if averaged := run.get("averaged"):
-        return set().union(*map(learned_from, averaged))
-    # Before a bundle said what its calibration read, that was what it learned from.
-    own = {str(run[key]) for key in ("data", "calibration_data") if run.get(key)} or {
-        "not recorded"
-    }
-    return own | (learned_from(run["start"]) if run.get("start") else set())
-
-
 def read_source(path: Path) -> Source:
     """Read a checkpoint or a bundle's folder. Raises DataError or BundleError in one line."""
     return _from_bundle(path) if path.is_dir() else _from_checkpoint(path)
@@ -76,10 +63,9 @@ def _from_checkpoint(path: Path) -> Source:
     checkpoint = load_checkpoint(path)
     known, student = checkpoint.metadata, checkpoint.student
     provenance = {
+        **told(known),
         "teacher": known["teacher"] or "none",
         "recipe": checkpoint.recipe.model_dump(),
-        "start": known["start"],
-        **({"averaged": known["averaged"]} if known["averaged"] else {}),
         "checkpoint_epoch": known["epoch"],
         "validated": known["validated"],
         "parameters": sum(p.numel() for p in reparameterise(student).parameters()),
@@ -96,15 +82,7 @@ def _from_bundle(folder: Path) -> Source:
     student = reparameterise(build_student(start.recipe, len(start.labels)))
     student.load_state_dict(start.weights)
     kept = (
-        *(
-            "teacher",
-            "recipe",
-            "start",
-            "averaged",
-            "checkpoint_epoch",
-            "parameters",
-            "multiply_adds",
-        ),
+        *(*KNOWN, *WHERE_THERE, "recipe", "checkpoint_epoch", "parameters", "multiply_adds"),
         *("checkpoint_sha256", "data_licence", "validated"),
     )
     temperature = old.get("calibration_temperature")

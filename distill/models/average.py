@@ -25,8 +25,9 @@ from torch import Tensor
 
 from distill.models import store
 from distill.models.build import build_student
-from distill.models.checkpoint import kept, read, was_validated
+from distill.models.checkpoint import read, was_validated
 from distill.models.predict import validated
+from distill.models.provenance import kept
 from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
 from edge.base import cli
 from edge.base.errors import DataError, UsageError

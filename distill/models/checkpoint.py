@@ -6,19 +6,17 @@ files again, and must have the digest that the checkpoint names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from distill.data.labels import DATA_NAMES
 from distill.models import store
 from distill.models.backbones import FrozenBackbones
 from distill.models.build import build_student, build_teacher
 from distill.models.feature_cache import weights_digest
-from distill.models.store import digest_of
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.recipe import Recipe
@@ -27,7 +25,12 @@ from edge.base.strict_yaml import validate
 
 SCHEMA = "distill.checkpoint/2"
 METADATA = ("epoch", "valid_accuracy", "teacher")
-OPTIONAL = ("start", "layout", "averaged")  # absent in the first files of this schema
+OPTIONAL = (
+    "start",
+    "layout",
+    "averaged",
+    "teacher_data",
+)  # absent in the first files of this schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,9 @@ class Checkpoint:
 
     metadata: epoch, valid_accuracy (None without a validation split), teacher (its name, or ""),
     start (`Start.metadata` of the weights it started from, or None), layout (of the data, or None
-    where it was not kept), averaged (of a mean, what `kept` says of each file in it, or None),
-    validated (see `was_validated`)."""
+    where it was not kept), averaged (of a mean, what `provenance.kept` says of each file in
+    it, or None), teacher_data (what the teachers learned from, or None), validated (see
+    `was_validated`)."""
 
     student: Student
     labels: tuple[str, ...]
@@ -55,12 +59,14 @@ def state(
     teacher: str = "",
     start: dict[str, Any] | None = None,
     layout: str | None = None,
+    teacher_data: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what `load_checkpoint` reads.
 
     valid_accuracy: None where all of train was learned from and nothing chosen by;
     frozen: digest of a teacher's frozen backbones; teacher: a student's, "" without one; start: of
-    the weights it started from, as `Start.metadata`; layout: of the training data."""
+    the weights it started from, as `Start.metadata`; layout: of the training data; teacher_data: what
+    the teachers learned from, as in DATA_NAMES."""
     return {
         "schema": SCHEMA,
         "labels": list(labels),
@@ -71,18 +77,9 @@ def state(
         "teacher": teacher,
         "start": start,
         "layout": layout,
+        "teacher_data": list(teacher_data),
         "network": network.state_dict(),
     }
-
-
-def kept(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a file whose weights go on in another, by `--start` or in a mean: sha256,
-    recipe, data, teacher, the file's own start, and what it is the mean of.
-
-    metadata: the content that `read` returns, or a checkpoint's own."""
-    data = DATA_NAMES.get(metadata.get("layout") or "", "not recorded")
-    found = {"sha256": digest_of(path), "recipe": recipe.model_dump(), "data": data}
-    return {**found, **{key: metadata.get(key) for key in ("teacher", "start", "averaged")}}
 
 
 def was_validated(content: dict[str, Any]) -> bool:

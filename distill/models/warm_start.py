@@ -24,7 +24,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from distill.models.build import build_student
-from distill.models.checkpoint import kept, load_checkpoint
+from distill.models.checkpoint import load_checkpoint
+from distill.models.provenance import kept, told
 from distill.models.store import current_names
 from distill.models.student import RepBlock, Student, StudentConfig, reparameterise
 from distill.recipe import Recipe
@@ -76,8 +77,8 @@ def _from_bundle(folder: Path) -> Start:
             f"{folder} holds no student of its own recipe: '{wrong[0]}'; export it again"
         )
     metadata: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
-    known = ("teacher", "start", "averaged", "data", "calibration_data")
-    metadata |= {key: provenance.get(key) for key in known}
+    metadata |= told(provenance)
+    metadata |= {key: provenance.get(key) for key in ("data", "calibration_data")}
     # What the counting added to the logits is not learned from: it would be trained away or kept twice.
     weights["head.bias"] = weights["head.bias"] - torch.from_numpy(bundle.folded).float()
     config = student.config

@@ -33,6 +33,7 @@ from distill.models.feature_cache import (
 )
 from distill.models.precision import use_bf16
 from distill.models.predict import Predictor, open_predictor
+from distill.models.provenance import data_of_network
 from distill.models.store import digest_of
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -76,7 +77,8 @@ class TrainingSetup:
 
     truth: (N,) labels of the validation split (N is 0 without one), -1 for none, and votes: (N, K),
     which the best epoch is chosen by; start: `Start.metadata` of the weights it starts from; layout: of
-    the data; pictures: `data_digest` of what is learned from and chosen on."""
+    the data; pictures: `data_digest` of what is learned from and chosen on; teacher_data: what the
+    teachers learned from, whose licence the weights have too."""
 
     labels: tuple[str, ...]
     examples: Examples
@@ -86,6 +88,7 @@ class TrainingSetup:
     start: dict[str, Any] | None = None
     layout: str | None = None
     pictures: str = ""
+    teacher_data: tuple[str, ...] = ()
 
 
 def refuse_unfit_options(recipe: Recipe, args: argparse.Namespace) -> None:
@@ -157,6 +160,7 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         known,
         args.layout,
         data_digest(data, LEARNED_FROM),
+        tuple(sorted(set().union(*map(data_of_network, args.teacher or ())))),
     )
 
 

@@ -131,6 +131,7 @@ class Trainer:
             setup.networks.teacher,
             setup.start,
             setup.layout,
+            setup.teacher_data,
         )
 
     def wrap(self) -> None:

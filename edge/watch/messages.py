@@ -90,7 +90,8 @@ def read(topic: str, raw: bytes) -> Message | None:
             if payload.faces.mean > payload.faces.max:
                 raise Refused("a mean above the most")
         elif payload.counts is not None or payload.person_seconds is not None:
-            raise Refused("counts of a group that is hidden")  # databases and exports would hold them
+            # Databases and exports would hold what the page does not show.
+            raise Refused("counts of a group that is hidden")
     return Message(node, kind, payload)
 
 

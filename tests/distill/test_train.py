@@ -300,6 +300,7 @@ def test_a_bundle_teaches_a_student_that_starts_from_it_by_logits(
     assert losses == {"loss_votes", "loss_logits"}
     kept = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     assert kept["teacher"] == f"models {digest_of(bundle / 'bundle.json')[:16]}"
+    assert kept["teacher_data"] == ["FER+"]
     done = command("distill.train", *start, "--resume", "--teacher", str(tmp_path / "run/best.pt"))
     assert "is another run (other teacher)" in done.last
 

@@ -12,14 +12,14 @@ import torch
 from yaml import safe_load
 
 from distill.data.labels import DATA_NAMES
-from distill.models import average, store
+from distill.models import average, provenance, store
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint, state
 from distill.models.student import reparameterise
 from distill.models.warm_start import read_start, warm_start
 from distill.recipe import Recipe
 from edge.base.errors import DataError, UsageError
-from export import card, source
+from export import card
 from export.source import read_source
 from support.paths import ROOT
 from support.trained import RECIPE, in_use
@@ -120,10 +120,10 @@ def test_a_mean_says_what_each_in_it_learned_from(tmp_path: Path) -> None:
     store.save(tmp_path / "other.pt", store.load(learned) | {"layout": "rafdb", "teacher": "them"})
     store.save(mean, average.average([learned, tmp_path / "other.pt"]))
     store.save(tmp_path / "last.pt", average.of_deployed([mean, bundle, bundle]))
-    provenance = read_source(tmp_path / "last.pt").provenance
-    assert source.learned_from(provenance) == {DATA_NAMES["ferplus"], DATA_NAMES["rafdb"]}
+    known = read_source(tmp_path / "last.pt").provenance
+    assert provenance.learned_from(known) == {DATA_NAMES["ferplus"], DATA_NAMES["rafdb"]}
     description = json.loads((bundle / "bundle.json").read_text())
-    description["provenance"] |= provenance
+    description["provenance"] |= known
     del description["provenance"]["exported_again_from"]
     name = description["provenance"]["recipe"]["name"]
     (text,) = re.findall(r"The mean of 3 networks' weights \((.*?)\)\.\n", card.write(description))

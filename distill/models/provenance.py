@@ -1,0 +1,58 @@
+"""What a network's weights come from: the runs, and the data that they learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.data.labels import DATA_NAMES
+from distill.models import store
+from distill.models.checkpoint import read
+from distill.recipe import Recipe
+from edge.inference.bundle import load_bundle
+
+# What a checkpoint and a bundle say of the run that made them, besides its recipe and its data;
+# the latter where there is something to say.
+KNOWN = ("teacher", "start")
+WHERE_THERE = ("averaged", "teacher_data")
+
+
+def kept(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a checkpoint whose weights go on in another, by `--start` or in a mean:
+    sha256, recipe, data, teacher and its data, the file's own start, and what it is the mean of.
+
+    metadata: the content that `checkpoint.read` returns, or a `Checkpoint`'s metadata."""
+    data = DATA_NAMES.get(metadata.get("layout") or "", "not recorded")
+    found = {"sha256": store.digest_of(path), "recipe": recipe.model_dump(), "data": data}
+    return {**found, **told(metadata)}
+
+
+def told(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint or a bundle's provenance says of the run, by KNOWN and WHERE_THERE."""
+    found = {key: metadata.get(key) for key in KNOWN}
+    return {**found, **{key: metadata[key] for key in WHERE_THERE if metadata.get(key)}}
+
+
+def learned_from(run: Mapping[str, Any]) -> set[str]:
+    """Return the data that weights learned from, as in DATA_NAMES: a run's, its teachers', its start's,
+    and of a mean what each in it learned from; "not recorded" where a run did not keep its own.
+
+    run: provenance as bundle.json has it, or as `kept` returns it."""
+    if averaged := run.get("averaged"):
+        return set().union(*map(learned_from, averaged))
+    # Before a bundle said what its calibration read, that was what it learned from.
+    own = {str(run[key]) for key in ("data", "calibration_data") if run.get(key)} or {
+        "not recorded"
+    }
+    own |= set(run.get("teacher_data") or ())
+    return own | (learned_from(run["start"]) if run.get("start") else set())
+
+
+def data_of_network(path: Path) -> set[str]:
+    """Return the data that a bundle's or a checkpoint's weights learned from, as `learned_from` does.
+    Raises BundleError or DataError in one line."""
+    if path.is_dir():
+        return learned_from(load_bundle(path).description.provenance)
+    content, recipe, _ = read(path)
+    return learned_from(kept(path, recipe, content))

@@ -1,0 +1,68 @@
+"""What a network's weights come from decides whose terms they are under."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from yaml import safe_load
+
+from distill.models import store
+from distill.models.build import build_student
+from distill.models.checkpoint import state
+from distill.models.provenance import data_of_network, learned_from
+from distill.recipe import Recipe
+from export.describe import weights_licence
+from export.source import read_source
+from support.paths import ROOT
+from support.trained import RECIPE
+
+STRICT = "for non-commercial research alone, as RAF-DB's terms say"
+
+
+def of(folder: Path, **known: object) -> Path:
+    """A checkpoint on FER+ with what it says of itself."""
+    recipe = Recipe.model_validate(safe_load(RECIPE))
+    content = state(build_student(recipe, 3), recipe, ("calm", "glad", "cross"), 0, 0.5)
+    store.save(folder / "c.pt", content | {"layout": "ferplus"} | known)
+    return folder / "c.pt"
+
+
+def test_a_run_on_free_data_alone_is_free(tmp_path: Path) -> None:
+    assert data_of_network(of(tmp_path)) == {"FER+"}
+    assert data_of_network(ROOT / "edge" / "models") == {"FER+"}
+    assert weights_licence({"FER+"}) == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"layout": "rafdb"},
+        {"teacher": "them", "teacher_data": ["RAF-DB"]},
+        {"start": {"data": "FER+", "teacher_data": ["RAF-DB"]}},
+        {"start": {"data": "FER+", "start": {"calibration_data": "RAF-DB"}}},
+        {"averaged": [{"data": "FER+"}, {"data": "RAF-DB"}]},
+        {"start": {"averaged": [{"data": "FER+"}, {"data": "FER+", "teacher_data": ["RAF-DB"]}]}},
+    ],
+)
+def test_the_strictest_terms_of_all_it_learned_from_hold(
+    tmp_path: Path, known: dict[str, object]
+) -> None:
+    path = of(tmp_path, **known)
+    assert "RAF-DB" in data_of_network(path), "as a teacher's or a start's"
+    source = read_source(path)
+    names = learned_from({"data": source.data, **source.provenance})
+    assert weights_licence(names) == STRICT, "as the bundle's"
+    bundle = Path(shutil.copytree(ROOT / "edge" / "models", tmp_path / "bundle"))
+    description = json.loads((bundle / "bundle.json").read_text())
+    description["provenance"] |= {"data": source.data, **source.provenance}
+    (bundle / "bundle.json").write_text(json.dumps(description))
+    assert "RAF-DB" in data_of_network(bundle)
+
+
+def test_what_nobody_kept_is_not_called_free(tmp_path: Path) -> None:
+    path = of(tmp_path, layout=None)
+    assert data_of_network(path) == {"not recorded"}
+    assert weights_licence(data_of_network(path)) == "as the owners of its training pictures allow"
