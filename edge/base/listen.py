@@ -117,11 +117,17 @@ class Listener(socket.socket):
     def _accept_and_close(self) -> None:
         """Turn one away although no descriptor is left: else asyncio would ask, and log, for ever."""
         self._refused += 1
-        os.close(self._spare)
+        self._close_spare()
         with suppress(OSError):
             super().accept()[0].close()
         with suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _close_spare(self) -> None:
+        """Close it once: its number may be another's by the next time."""
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
 
     def _purge(self) -> None:
         for key in [key for key, c in self.connections.items() if c.fileno() < 0]:
@@ -165,6 +171,5 @@ class Listener(socket.socket):
 
     def close(self) -> None:
         """Stop listening; open connections stay with the server."""
-        if self.fileno() >= 0:
-            os.close(self._spare)
+        self._close_spare()
         super().close()

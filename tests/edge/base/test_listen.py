@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -147,6 +148,32 @@ def test_without_a_descriptor_left_a_client_is_turned_away_and_nothing_spins(
         with pytest.raises(BlockingIOError):
             listener.accept()
         assert client.recv(1) == b""
+
+
+def test_a_spare_descriptor_that_somebody_else_took_is_not_closed(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        connect(listener, stack)
+        opened: list[int] = []
+
+        def taken(*_: object, **__: object) -> int:
+            """Another thread opens what was free for a moment."""
+            opened.append(os.dup(0))
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def full(_: object) -> tuple[socket.socket, object]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", taken)
+            patch.setattr(socket.socket, "accept", full)
+            for _ in range(2):
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+        listener.close()
+        for handle in opened:
+            os.close(handle)  # raises OSError where the listener closed it
 
 
 def test_the_bound_leaves_descriptors_for_the_broker() -> None:
