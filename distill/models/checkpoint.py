@@ -25,12 +25,8 @@ from edge.base.strict_yaml import validate
 
 SCHEMA = "distill.checkpoint/2"
 METADATA = ("epoch", "valid_accuracy", "teacher")
-OPTIONAL = (
-    "start",
-    "layout",
-    "averaged",
-    "teacher_data",
-)  # absent in the first files of this schema
+# Absent in the first files of this schema.
+OPTIONAL = ("start", "layout", "averaged", "teacher_data")
 
 
 @dataclass(frozen=True, slots=True)

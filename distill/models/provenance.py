@@ -23,9 +23,14 @@ def kept(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> dict[str, A
     sha256, recipe, data, teacher and its data, the file's own start, and what it is the mean of.
 
     metadata: the content that `checkpoint.read` returns, or a `Checkpoint`'s metadata."""
+    found = {"sha256": store.digest_of(path), "recipe": recipe.model_dump()}
+    return {**found, **_learned(metadata)}
+
+
+def _learned(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the data by a checkpoint's layout, beside what it says of the run."""
     data = DATA_NAMES.get(metadata.get("layout") or "", "not recorded")
-    found = {"sha256": store.digest_of(path), "recipe": recipe.model_dump(), "data": data}
-    return {**found, **told(metadata)}
+    return {"data": data, **told(metadata)}
 
 
 def told(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,10 +47,8 @@ def learned_from(run: Mapping[str, Any]) -> set[str]:
     if averaged := run.get("averaged"):
         return set().union(*map(learned_from, averaged))
     # Before a bundle said what its calibration read, that was what it learned from.
-    own = {str(run[key]) for key in ("data", "calibration_data") if run.get(key)} or {
-        "not recorded"
-    }
-    own |= set(run.get("teacher_data") or ())
+    own = {str(run[key]) for key in ("data", "calibration_data") if run.get(key)}
+    own = (own or {"not recorded"}) | set(run.get("teacher_data") or ())
     return own | (learned_from(run["start"]) if run.get("start") else set())
 
 
@@ -54,5 +57,4 @@ def data_of_network(path: Path) -> set[str]:
     Raises BundleError or DataError in one line."""
     if path.is_dir():
         return learned_from(load_bundle(path).description.provenance)
-    content, recipe, _ = read(path)
-    return learned_from(kept(path, recipe, content))
+    return learned_from(_learned(read(path)[0]))
