@@ -220,7 +220,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--start",
         type=Path,
         metavar="FILE|DIR",
-        help="a student starts from this checkpoint's or bundle's weights",
+        help="a student starts from this checkpoint's or bundle's weights, of\n"
+        "another fused block from its trunk and streams",
     )
     add_backbone_options(p)
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder with the detector's file")

@@ -6,7 +6,7 @@ A bundle holds the deployed form alone: each block is one 3x3 convolution with B
 is unfolded exactly: the kernel becomes the block's 3x3 branch, and BatchNorm gets the statistics of
 given faces and the gain and bias that cancel them. Blocks that only the recipe has begin as the
 identity (as in Net2Net, Chen et al., ICLR 2016), so the network's outputs equal the start's at any
-depth.
+depth. Where the fused block is of another form, trunk and streams are taken, and the rest is learned.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from edge.base.strict_yaml import validate
 from edge.inference.bundle import load_bundle
 
 RECALIBRATION_FACES = 512  # training faces that BatchNorm takes its statistics from
+# What every form of the fused block has before it.
+_BEFORE_FUSION = ("trunk.", "scene.", "face.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,34 +110,47 @@ def warm_start(
 ) -> None:
     """Give an untrained student the start's weights, in place.
 
-    Classes that the start does not know keep the head's random rows. faces: (N, C, S, S) uint8, some
-    of the training set. Raises UsageError where the start is of another shape."""
+    Classes that the start does not know keep the head's random rows; with a fused block of another
+    form (`same_fusion`) that block and the head stay random. faces: (N, C, S, S) uint8, some of the
+    training set. Raises UsageError where the start is of another shape."""
     sources = _blocks(start.config, student.config)
-    state, new = student.state_dict(), start.weights
-    kernels: dict[RepBlock, Tensor] = {}
-    biases: dict[RepBlock, Tensor] = {}
+    whole = same_fusion(start.config, student.config)
+    kept = {n: v for n, v in start.weights.items() if whole or n.startswith(_BEFORE_FUSION)}
+    state = student.state_dict()
+    folded: dict[RepBlock, tuple[Tensor, Tensor] | None] = {}
     for name, block in student.named_modules():
-        if not isinstance(block, RepBlock):
-            continue
-        if (source := sources.get(name, name)) is not None:
-            kernels[block], biases[block] = new[f"{source}.0.weight"], new[f"{source}.0.bias"]
-    for name, value in new.items():
+        if isinstance(block, RepBlock) and (whole or f"{name}.".startswith(_BEFORE_FUSION)):
+            source = sources.get(name, name)
+            folded[block] = None if source is None else _folded(kept, source)
+    for name, value in kept.items():
         if name in state and not name.startswith("head."):
             state[name].copy_(value)
-    for row, label in enumerate(labels):
+    for row, label in enumerate(labels if whole else ()):
         if label in start.labels:
             there = start.labels.index(label)
-            state["head.weight"][row] = new["head.weight"][there]
-            state["head.bias"][row] = new["head.bias"][there]
+            state["head.weight"][row] = kept["head.weight"][there]
+            state["head.bias"][row] = kept["head.bias"][there]
     student.load_state_dict(state)
-    _recalibrate_batchnorm(student, kernels, biases, faces)
+    _recalibrate_batchnorm(student, folded, faces)
+
+
+def _folded(weights: dict[str, Tensor], block: str) -> tuple[Tensor, Tensor]:
+    return weights[f"{block}.0.weight"], weights[f"{block}.0.bias"]
+
+
+def same_fusion(start: StudentConfig, recipe: StudentConfig) -> bool:
+    """Return whether the fused blocks, and so what the heads read, are of one form."""
+
+    def form(config: StudentConfig) -> tuple[object, ...]:
+        queries = config.queries if config.pool == "queries" else 0
+        return config.pool, queries, config.attend, config.heads if config.attend else 0
+
+    return form(start) == form(recipe)
 
 
 def _blocks(start: StudentConfig, recipe: StudentConfig) -> dict[str, str | None]:
     """Map the trunk's blocks in the recipe's student to the start's by name, a new one to None."""
-    parts = ["size", "channels", "widths", "width", "heads", "attend", "pool"]
-    parts += ["queries"] if recipe.pool == "queries" else []
-    for part in parts:
+    for part in ("size", "channels", "widths", "width"):
         if getattr(start, part) != getattr(recipe, part):
             raise UsageError(
                 f"--start has '{part}' {getattr(start, part)}, the recipe {getattr(recipe, part)}; "
@@ -158,22 +173,22 @@ def _blocks(start: StudentConfig, recipe: StudentConfig) -> dict[str, str | None
 @torch.no_grad()
 def _recalibrate_batchnorm(
     student: Student,
-    kernels: dict[RepBlock, Tensor],
-    biases: dict[RepBlock, Tensor],
+    folded: dict[RepBlock, tuple[Tensor, Tensor] | None],
     faces: NDArray[np.uint8],
 ) -> None:
-    """Set each block so that in evaluation mode it computes `kernels` and `biases`, or the identity.
+    """Set each of these blocks so that in evaluation mode it computes a kernel and a bias, or the
+    identity.
 
     In training mode it does nearly so, since its BatchNorm gets the statistics of these faces."""
 
     def hook_for(block: RepBlock) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        kernel, bias = kernels.get(block), biases.get(block)
         block.point.weight.zero_()
-        if kernel is None:
+        if (both := folded[block]) is None:
             assert block.same is not None
             block.wide.weight.zero_()
             scale, bias = torch.ones(block.norm.num_features), torch.zeros(block.norm.num_features)
         else:
+            kernel, bias = both
             # Each channel as large as an untrained kernel's: BatchNorm takes the scale out again, and
             # a step of the optimiser changes all channels by the same share.
             untrained = (3 * kernel[0].numel()) ** -0.5
@@ -186,7 +201,6 @@ def _recalibrate_batchnorm(
             assert isinstance(norm, nn.BatchNorm2d)
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            assert bias is not None
             mean = inputs[0].mean(dim=(0, 2, 3))
             variance = inputs[0].var(dim=(0, 2, 3), unbiased=False)
             norm.running_mean.copy_(mean)
@@ -197,11 +211,7 @@ def _recalibrate_batchnorm(
         return recalibrate
 
     student.eval()
-    hooks = [
-        block.norm.register_forward_pre_hook(hook_for(block))
-        for block in student.modules()
-        if isinstance(block, RepBlock)
-    ]
+    hooks = [block.norm.register_forward_pre_hook(hook_for(block)) for block in folded]
     student(torch.from_numpy(np.array(faces)).float())
     for hook in hooks:
         hook.remove()

@@ -37,7 +37,13 @@ from distill.models.provenance import data_of_network
 from distill.models.store import digest_of
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.models.warm_start import RECALIBRATION_FACES, Start, read_start, warm_start
+from distill.models.warm_start import (
+    RECALIBRATION_FACES,
+    Start,
+    read_start,
+    same_fusion,
+    warm_start,
+)
 from distill.recipe import Distillation, Recipe
 from distill.training.batches import Batches, StudentBatches, TeacherBatches, augmented
 from distill.training.deployable import say_needs
@@ -277,8 +283,14 @@ class RunBuilder:
         return Networks(self.on_device(StudentTask(student, self.prior())), batches)
 
     def warm_start(self, student: Student, start: Start) -> None:
-        """Give the student the start's weights, and say how many classes it knows."""
+        """Give the student the start's weights, and say what it knows."""
         warm_start(student, start, self.train.labels, self.some_faces())
+        if not same_fusion(start.config, student.config):
+            self.say(
+                f"started from {self.args.start}, of which trunk and streams are taken: its fused "
+                f"block is of another form, so that and the head begin anew"
+            )
+            return
         known = len(set(self.train.labels) & set(start.labels))
         self.say(
             f"started from {self.args.start}, which knows {known} of {len(self.train.labels)} classes"
