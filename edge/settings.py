@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, model_validator
 
 from edge.base import schedule
-from edge.base.broker_address import check_broker_address, one_or_more_addresses
+from edge.base.broker_address import MOST_CHARACTERS, check_broker_address, one_or_more_addresses
 from edge.base.setting_types import (
     AUTO,
     FilePath,
@@ -260,7 +260,7 @@ class Broker(Strict):
         description="mqtt://host[:port] | mqtts://host[:port] | -; or a list of the first two, such as "
         "a cluster's members: the next is tried where one refuses or does not answer",
     )
-    username: str | None = None
+    username: str | None = Field(default=None, max_length=MOST_CHARACTERS)
     password_file: FilePath | None = Field(default=None, description="holds the password alone")
     tls: Tls = Tls()
     protocol: Annotated[Literal["auto", "5", "3.1.1"], BeforeValidator(_protocol)] = Field(

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from edge.base.addresses import HOST
 
 MOST_ADDRESSES = 16
+# Of a user's name, and of a password: MQTT has room for 65,535 bytes, and a character takes up to four.
+MOST_CHARACTERS = 10_000
 
 
 def check_broker_address(url: str) -> str:
@@ -15,6 +17,8 @@ def check_broker_address(url: str) -> str:
     if "@" in url:
         raise ValueError("url must not hold a password; use username and password_file")
     wrong = "url must be mqtt://host[:port], mqtts://host[:port] or -"
+    if any(c <= " " for c in url):  # urlsplit passes over line ends: it would be another host
+        raise ValueError(wrong)
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -49,9 +49,22 @@ class _Bounded(yaml.SafeLoader):
             raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
         return super().construct_document(node)  # type: ignore[no-untyped-call]
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        # "\ud83d\ude00" of a JSON writer is two halves of a sign to YAML: no message could hold them,
+        # and no path a "\0".
+        if isinstance(value, str) and re.search(r"[\0\ud800-\udfff]", value):
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: \\0 or \\ud..., write the sign itself"
+            )
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                text = "<< is not read: write the settings out"
+                raise _KeyFault(None, None, text, key_node.start_mark)
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if not isinstance(key, str):
                 raise _KeyFault(
@@ -125,7 +138,11 @@ def _given(value: object, between: str = ", not ") -> str:
     knows to stand where a number or one of a few is wanted."""
     word = isinstance(value, str) and len(value) <= 20 and _is_name(value)
     plain = value is None or isinstance(value, bool | int | float) or word
-    return f"{between}{value!r:.60}" if plain else ""
+    # Python writes out no number of more than 4,300 digits, which a hexadecimal one may have.
+    huge = isinstance(value, int) and value.bit_length() > 1000
+    return (
+        f"{between}{'a number of hundreds of digits' if huge else repr(value):.60}" if plain else ""
+    )
 
 
 def _not_text(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from edge.base.broker_address import MOST_CHARACTERS
 from edge.base.errors import SettingsError
 from edge.base.tls import client_context
 from edge.settings import Broker
@@ -37,6 +38,11 @@ def read_password(path: Path | None, setting: str = "broker.password_file") -> s
         ) from error
     # splitlines() would also end it at signs such as U+2028 that a password may hold.
     password = text.replace("\r", "\n").split("\n")[0]
+    if len(password) > MOST_CHARACTERS:
+        raise SettingsError(
+            f"{setting} {path} holds more than {MOST_CHARACTERS} characters on its first line; put the "
+            f"password alone there"
+        )
     if not password or "\0" in password:
         raise SettingsError(f"{setting} {path} holds no password on its first line; put it there")
     return password

@@ -193,7 +193,7 @@ def test_signs_and_spaces_are_part_of_a_password(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xff\xfea", b"\x00",
-                                     b"g\0e\0h\0", b"\xe4", b"\n\ngeheim"])  # fmt: skip
+                                     b"g\0e\0h\0", b"\xe4", b"\n\ngeheim", b"a" * 70_000])  # fmt: skip
 def test_a_password_file_that_holds_none_is_one_line_that_names_the_setting(
     tmp_path: Path, content: bytes
 ) -> None:
