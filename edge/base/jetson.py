@@ -17,8 +17,13 @@ def parse_l4t(text: str) -> str:
 
 def l4t_release(file: Path = RELEASE) -> str:
     """Read the release of this board's L4T, such as "R36.4.3"; "" on other machines."""
+    return parse_l4t(_text(file))
+
+
+def _text(file: Path) -> str:
+    """Read a file of NVIDIA's, "" where there is none. What is no UTF-8 in it costs its sign alone."""
     try:
-        return parse_l4t(file.read_text(encoding="utf-8", errors="replace"))
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -33,13 +38,8 @@ def power_mode(
 ) -> str | None:
     """Read a Jetson's power mode by its name, such as "15W"; its number where it has no name; None on
     other machines. From the files that nvpmodel keeps, since the tool itself wants root."""
-    try:
-        number = re.search(r"pmode:(\d+)", status.read_text())
-        if number is None:
-            return None
-        mode = int(number[1])
-        text = names.read_text()
-    except OSError:
+    number = re.search(r"pmode:0*(\d{1,9})\b", _text(status))
+    if number is None:
         return None
-    name = re.search(rf"<\s*POWER_MODEL\s+ID={mode}\s+NAME=(\S+)", text)
-    return name[1] if name else str(mode)
+    name = re.search(rf"<\s*POWER_MODEL\s+ID={number[1]}\s+NAME=(\S+)", _text(names))
+    return name[1] if name else number[1]

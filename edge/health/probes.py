@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 TEMPERATURE_STEP, MEMORY_STEP = 5.0, 64
+HOTTEST = 200  # degrees Celsius, of a board that answers
 
 
 class Steps:
@@ -28,13 +29,15 @@ class Steps:
 
 
 def temperature_celsius(zones: Path = Path("/sys/class/thermal")) -> float | None:
-    """Read the hottest thermal zone, in degrees Celsius; None where there is none."""
+    """Read the hottest thermal zone, in degrees Celsius; None where there is none that can be true."""
     values = []
     for zone in zones.glob("thermal_zone*/temp"):
         try:
-            values.append(int(zone.read_text()) / 1000.0)
+            thousandths = int(zone.read_text())
         except (OSError, ValueError):
             continue  # a zone whose sensor is switched off answers an error
+        if abs(thousandths) <= HOTTEST * 1000:  # or -256 degrees, or the largest number there is
+            values.append(thousandths / 1000.0)
     return round(max(values), 1) if values else None
 
 

@@ -41,6 +41,13 @@ def test_the_power_mode_has_its_name_where_the_board_gives_one(tmp_path: Path) -
     assert power_mode(status, conf) == "3"
     status.write_text("damaged")
     assert power_mode(status, conf) is None
+    status.write_text("pmode:0012")
+    conf.write_bytes(b"# \xa9 of no UTF-8\n" + CONF.encode())
+    assert power_mode(status, conf) == "MODE_7W"
+    conf.unlink()
+    assert power_mode(status, conf) == "12"
+    status.write_bytes(b"pmode:" + b"1" * 5000)
+    assert power_mode(status, conf) is None
 
 
 def test_the_hottest_zone_counts_and_a_broken_one_does_not(tmp_path: Path) -> None:
@@ -49,6 +56,10 @@ def test_the_hottest_zone_counts_and_a_broken_one_does_not(tmp_path: Path) -> No
         (tmp_path / f"thermal_zone{i}").mkdir()
         (tmp_path / f"thermal_zone{i}" / "temp").write_text(text)
     assert temperature_celsius(tmp_path) == 67.2
+    for i, text in enumerate(("-256000", "2147483647", "9" * 400, "9" * 5000), 3):
+        (tmp_path / f"thermal_zone{i}").mkdir()
+        (tmp_path / f"thermal_zone{i}" / "temp").write_text(text)
+    assert temperature_celsius(tmp_path) == 67.2, "what no board can have is passed over"
     assert memory_mib(tmp_path / "absent") is None
     assert 10 < (memory_mib() or 0) < 10_000
 
