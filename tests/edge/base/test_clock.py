@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.base.clock import EARLIEST, LATEST, SNTP_TO_UNIX, offset, parse_rfc3339, plausible
+from edge.base.clock import (
+    EARLIEST,
+    HELD_SECONDS,
+    LATEST,
+    SNTP_TO_UNIX,
+    clock_synced,
+    offset,
+    parse_rfc3339,
+    plausible,
+)
 from edge.base.errors import SettingsError, SourceError
 from edge.base.strict_yaml import validate
 from edge.settings import Settings
@@ -142,3 +154,22 @@ def test_plausible_is_from_the_release_to_twenty_years_later() -> None:
     assert plausible(LATEST)
     assert not plausible(EARLIEST - 1)
     assert not plausible(LATEST + 1)
+
+
+@pytest.mark.parametrize(("state", "said"), [(0, True), (4, True), (5, False)])
+def test_the_kernel_says_whether_the_clock_is_set(state: int, said: bool, tmp_path: Path) -> None:
+    assert clock_synced(lambda: state, tmp_path / "synchronized") is said
+
+
+def test_where_the_kernel_may_not_be_asked_timesyncd_s_note_says_it(tmp_path: Path) -> None:
+    """edge-run.service has ProtectClock=, by which adjtimex(2) gives EPERM."""
+    noted = tmp_path / "timesync" / "synchronized"
+    assert clock_synced(lambda: -1, noted) is None, "timesyncd does not run"
+    noted.parent.mkdir()
+    assert clock_synced(lambda: -1, noted) is False, "it runs and has heard no server"
+    noted.touch()
+    assert clock_synced(lambda: -1, noted) is True
+    long_ago = time.time() - HELD_SECONDS - 60
+    os.utime(noted, (long_ago, long_ago))
+    assert clock_synced(lambda: -1, noted) is False, "no server for nine hours"
+    assert clock_synced(lambda: 0, noted) is True, "the kernel knows better"
