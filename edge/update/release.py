@@ -170,8 +170,8 @@ class Server:
                     take(part)
                     if self._clock() > deadline:
                         raise EdgeError(f"{name} takes longer than {seconds:.0f} s; tried again")
-        except (OSError, http.client.HTTPException, AttributeError) as error:
-            # AttributeError: 206 without a Content-Range.
+        except (OSError, http.client.HTTPException, AttributeError, ValueError) as error:
+            # AttributeError: 206 without a Content-Range; ValueError: sent on to what is no host.
             reason = getattr(error, "reason", None) or error
             raise EdgeError(
                 f"{name} cannot be fetched from {self._url} ({str(reason)[:120]}); check update.url, "

@@ -531,6 +531,16 @@ def test_no_redirect_to_http_and_no_other_authority(node: Node, school: School) 
         node.update()
 
 
+@pytest.mark.parametrize(
+    "where", ["https://[::1/x", "https://a..b/x", "https://" + "a" * 70 + ".de/"]
+)
+def test_a_redirect_to_what_is_no_host_is_one_line(node: Node, school: School, where: str) -> None:
+    school.serve(bundle=school.new)
+    school.server.redirect = where
+    with pytest.raises(EdgeError, match=r"cannot be fetched .* check update\.url"):
+        node.update()
+
+
 def test_a_bundle_that_answers_wrongly_is_refused(node: Node, school: School) -> None:
     school.serve(bundle=school.wrong)
     with pytest.raises(Refused, match=r"not fit to serve: onnxruntime answers .* wrongly"):
