@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from edge.base import cli
 from edge.base.errors import EdgeError, UsageError
@@ -18,6 +18,7 @@ from edge.watch.tables import COUNTS
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TIME = "timestamp[us, tz=UTC]"
 # The type of every column but those of labels, in their order.
@@ -30,6 +31,7 @@ TYPES = {
 }  # fmt: skip
 KINDS = ("counts", "person_seconds")  # an int64 column a label: counts.LABEL, person_seconds.LABEL
 MODE = 0o600
+ROWS = 20_000  # in memory at once: a district has millions a day
 
 
 def flat(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -54,26 +56,25 @@ def schema(labels: Iterable[str]) -> pa.Schema:
 
 def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
     """Write a file a day, each whole or not at all, and give all files of the folder one schema, with
-    the labels of them all; files of earlier exports too. rows: in the order of their start. Raises
-    EdgeError where the disk takes nothing."""
+    the labels of them all; files of earlier exports too. rows: in the order of their start; ROWS of
+    them are in memory. Raises EdgeError where the disk takes nothing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     paths = []
     try:
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for day, found in groupby(rows, lambda row: row["start"].date()):
-            readings = list(found)
-            labels = sorted({key for row in readings for kind in KINDS for key in row[kind] or ()})
-            cells = [flat(row, labels) for row in readings]
+        for day, readings in groupby(rows, lambda row: row["start"].date()):
             path = out / f"counts-{day.isoformat()}.parquet"
-            _replace(path, pa.Table.from_pylist(cells, schema(labels)))
+            with _replacing(path) as part:
+                _write_day(readings, part)
             paths.append(path)
         files = {path: pq.read_schema(path) for path in sorted(out.glob("counts-*.parquet"))}
         whole = schema(sorted({label for item in files.items() for label in _labels(*item)}))
         for path, there in files.items():
             if there != whole:
-                _replace(path, _conform(pq.read_table(path, partitioning=None), whole))
+                with _replacing(path) as part, _writer(part, whole) as writer:
+                    _copy(path, writer)
     except pa.ArrowException as error:
         raise EdgeError(
             f"{out} holds a file that no export wrote ({error}); give another --out"
@@ -84,6 +85,52 @@ def write(rows: Iterable[dict[str, Any]], out: Path) -> list[Path]:
     return paths
 
 
+def _write_day(rows: Iterator[dict[str, Any]], part: Path) -> None:
+    """Write readings in steps. Where one brings a new label, what was written gets its columns."""
+    import pyarrow as pa
+
+    labels: list[str] | None = None
+    with contextlib.ExitStack() as still_open:
+        while readings := list(islice(rows, ROWS)):
+            found = {key for row in readings for kind in KINDS for key in row[kind] or ()}
+            if labels is None or not found <= set(labels):
+                still_open.close()
+                labels = sorted(found.union(labels or ()))
+                writer = still_open.enter_context(_widened(part, schema(labels)))
+            cells = [flat(row, labels) for row in readings]
+            writer.write_table(pa.Table.from_pylist(cells, schema(labels)))
+
+
+@contextlib.contextmanager
+def _widened(part: Path, whole: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write on behind what `part` holds, with the columns of `whole`; it may be empty."""
+    with _replacing(part) as wider, _writer(wider, whole) as writer:
+        if part.stat().st_size:
+            _copy(part, writer)
+        yield writer
+
+
+def _writer(path: Path, whole: pa.Schema) -> pq.ParquetWriter:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(path, whole, compression="zstd")
+
+
+def _copy(path: Path, writer: pq.ParquetWriter) -> None:
+    """Copy a file's rows into another with more columns, in steps."""
+    for table in _steps(path):
+        writer.write_table(_conform(table, writer.schema))
+
+
+def _steps(path: Path) -> Iterator[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS):
+            yield pa.Table.from_batches([batch])
+
+
 def write_csv(folder: Path) -> list[Path]:
     """Write a CSV file beside each Parquet file of a folder, with the same columns. Raises EdgeError
     where the disk takes nothing."""
@@ -92,17 +139,18 @@ def write_csv(folder: Path) -> list[Path]:
 
     paths = []
     for file in sorted(folder.glob("counts-*.parquet")):
-        table = pq.read_table(file, partitioning=None)
-
-        def fill(out: BinaryIO, table: pa.Table = table) -> None:
-            pyarrow.csv.write_csv(table, out)
-
+        path = file.with_suffix(".csv")
         try:
-            _replace_file(file.with_suffix(".csv"), fill)
+            with (
+                _replacing(path) as part,
+                pyarrow.csv.CSVWriter(str(part), pq.read_schema(file)) as writer,
+            ):
+                for table in _steps(file):
+                    writer.write_table(table)
         except OSError as error:
             why = error.strerror or str(error)
             raise EdgeError(f"{folder} takes no file ({why}); give another --out") from error
-        paths.append(file.with_suffix(".csv"))
+        paths.append(path)
     return paths
 
 
@@ -129,22 +177,20 @@ def _conform(table: pa.Table, whole: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=whole)
 
 
-def _replace(path: Path, table: pa.Table) -> None:
-    import pyarrow.parquet as pq
-
-    _replace_file(path, lambda out: pq.write_table(table, out, compression="zstd"))
-
-
-def _replace_file(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Write whole or not at all; closed to others, but for whom an earlier file was opened."""
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a file that takes another's place when it is whole; closed to others, but for whom an
+    earlier one was opened."""
     part = path.with_suffix(f"{path.suffix}.part")
     mode = path.stat().st_mode & 0o777 if path.exists() else MODE
-    with contextlib.suppress(FileNotFoundError):
-        part.unlink()
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        fill(file)
-    part.chmod(mode)
-    part.replace(path)
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    try:
+        yield part
+        part.chmod(mode)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

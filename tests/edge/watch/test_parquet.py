@@ -78,6 +78,54 @@ def test_all_files_have_one_schema_whatever_a_day_holds(store: Store, tmp_path: 
     assert {name: str(table.schema.field(name).type) for name in TYPES} == TYPES
 
 
+def test_a_day_is_written_in_steps_and_new_labels_widen_what_was_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.watch.parquet.ROWS", 3)
+    messages = [counts(seq, start=NOON + timedelta(seconds=10 * seq)) for seq in range(1, 11)]
+    for seq, label in ((5, "bored"), (10, "amused")):
+        own = {label: seq, "unclassified": 0}
+        start = NOON + timedelta(seconds=10 * seq)
+        messages[seq - 1] = counts(seq, start=start, counts=own, person_seconds=own)
+    store.write([heard(message) for message in messages], NOON)
+    taken: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in store.readings():
+            part = next((tmp_path / "out").glob("*.part.part"), None)
+            taken.append(part.stat().st_size if part else 0)
+            yield row
+
+    (file,) = write(rows(), tmp_path / "out")
+    table = pq.read_table(file)
+    assert table["seq"].to_pylist() == list(range(1, 11))
+    assert table["counts.bored"].to_pylist() == [None] * 4 + [5] + [None] * 5
+    assert table["counts.amused"].to_pylist() == [None] * 9 + [10]
+    assert table["counts.calm"].to_pylist()[:4] == [4] * 4
+    assert pq.ParquetFile(file).metadata.row_group(0).num_rows == 3
+    assert taken[9] > taken[6] > taken[3] > 0, "written before the next is read"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [file.name]
+    (written,) = write_csv(tmp_path / "out")
+    assert len(written.read_text().splitlines()) == 11
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_earlier_one(
+    store: Store, tmp_path: Path
+) -> None:
+    days(store)
+    (file, *_) = write(store.readings(), tmp_path / "out")
+    before = file.read_bytes()
+
+    def cut() -> Iterator[dict[str, Any]]:
+        yield next(iter(store.readings()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(cut(), tmp_path / "out")
+    assert file.read_bytes() == before
+    assert not list((tmp_path / "out").glob("*.part*"))
+
+
 def test_a_day_of_small_groups_alone_has_all_its_types(store: Store, tmp_path: Path) -> None:
     store.write([heard(small(1))], NOON)
     (file,) = write(store.readings(), tmp_path / "out")
