@@ -92,7 +92,8 @@ class Control:
         self._busy = threading.BoundedSemaphore(MOST_AT_ONCE)
 
     def _digest(self, text: str) -> bytes:
-        return hmac.digest(self._key, text.encode(), hashlib.sha256)
+        # JSON may hold half of a sign ("\ud800"), which is a wrong password like any other.
+        return hmac.digest(self._key, text.encode(errors="surrogatepass"), hashlib.sha256)
 
     def routes(self) -> list[Route]:
         return [
@@ -133,12 +134,15 @@ class Control:
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what another site's page, or a form, sends."""
-        origin = urlsplit(request.headers.get("origin", ""))
+        try:
+            origin = urlsplit(request.headers.get("origin", "")).netloc
+        except ValueError:  # a bracket that is never closed
+            origin = ""
         host = request.headers.get("host", "")
         # A proxy may ask for the page by another name than the browser's.
-        ours = origin.netloc.lower() == host.lower() or host_name(origin.netloc) in self._names
+        ours = origin.lower() == host.lower() or host_name(origin) in self._names
         site = request.headers.get("sec-fetch-site", "same-origin")
-        if not origin.netloc or not ours or site != "same-origin":
+        if not origin or not ours or site != "same-origin":
             log.warning("control refused another origin address=%s", _address(request))
             raise Refusal(403, "only this page itself may command; a proxy's name: --web-host")
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":

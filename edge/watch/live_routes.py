@@ -61,6 +61,8 @@ def live_routes(watchers: Watchers, stop: threading.Event) -> list[Route]:
         headers = {"vary": "accept-encoding", "x-accel-buffering": "no"}
         if takes_gzip(request):
             headers["content-encoding"] = "gzip"
+        if request.method == "HEAD":  # a stream of nothing would take one's place, without end
+            return Response(None, 200, headers, "text/event-stream")
         return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     return [Route("/snapshot", snapshot), Route("/events", events)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from edge.base.clock import utc_now
 from edge.base.errors import EdgeError, UsageError
 from edge.base.tls import client_context
+from edge.watch.live_routes import MOST_STREAMS
 from edge.watch.rooms import Rooms
 from edge.watch.web import PageAddress, Server, parse_address
 from support.brokers import Mosquitto, certificates, free_port
@@ -81,6 +83,18 @@ def test_every_file_comes_from_here_and_forbids_other_hosts(url: str) -> None:
     ]
     assert state["rooms"][2]["hidden"] == "<5"
     assert state["rooms"][2]["people"] is None
+
+
+def test_who_asks_for_the_headers_of_a_stream_gets_them_and_no_stream(url: str) -> None:
+    where = url.removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(where, timeout=PATIENCE)
+    for _ in range(MOST_STREAMS + 1):
+        connection.request("HEAD", "/events")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert answer.getheader("content-type", "").startswith("text/event-stream")
+        answer.read()
+    connection.close()
 
 
 def test_dns_rebinding_is_refused(url: str) -> None:
