@@ -71,8 +71,15 @@ def open_image(path: Path) -> Iterator[DiskImage]:
         os.close(file)
 
 
+def _whole_header(sector: bytes) -> bool:
+    length, crc = struct.unpack_from("<II", sector, 12)
+    header = bytearray(sector[: min(length, SECTOR)])
+    header[16:20] = bytes(4)
+    return bool(length >= 92 and zlib.crc32(header) == crc)
+
+
 def _check_table(image: DiskImage) -> None:
-    """Check the GPT (UEFI 2.10, 5.3.2): the header in the second sector, and the place of its copy."""
+    """Check the GPT (UEFI 2.10, 5.3.2): the header in the second sector, and its copy at the end."""
     if not image.size:
         raise EdgeError(f"{image.path} is empty; make it again with edge-flash image")
     sector = os.pread(image.file, SECTOR, SECTOR)
@@ -80,16 +87,20 @@ def _check_table(image: DiskImage) -> None:
         raise EdgeError(
             f"{image.path} is not a disk image (no GPT); give what edge-flash image made, unpacked"
         )
-    length, crc = struct.unpack_from("<II", sector, 12)
-    header = bytearray(sector[: min(length, SECTOR)])
-    header[16:20] = bytes(4)
-    if length < 92 or zlib.crc32(header) != crc:
+    if not _whole_header(sector):
         raise EdgeError(f"{image.path} has a damaged partition table; make it again")
     needs = (struct.unpack_from("<Q", sector, 32)[0] + 1) * SECTOR
     if image.size < needs or image.size % SECTOR:
         raise EdgeError(
             f"{image.path} is cut off: it has {image.size} bytes, its table speaks of {needs}; "
             f"make or copy it again"
+        )
+    # What copies or downloads may give a file its full size first, and zeros where it was stopped.
+    last = os.pread(image.file, SECTOR, needs - SECTOR)
+    if not last.startswith(GPT_SIGNATURE) or not _whole_header(last):
+        raise EdgeError(
+            f"{image.path} is not whole: the copy of its table, at its end, is missing; make or copy "
+            f"it again"
         )
 
 

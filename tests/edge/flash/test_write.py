@@ -38,9 +38,11 @@ def image_bytes(mib: int) -> bytes:
     data = bytearray(random.Random(7).randbytes(mib * MIB))
     header = bytearray(92)
     header[:16] = struct.pack("<8sII", b"EFI PART", 0x10000, 92)
-    struct.pack_into("<QQ", header, 24, 1, mib * MIB // 512 - 1)
-    struct.pack_into("<I", header, 16, zlib.crc32(header))
-    data[512:1024] = bytes(header).ljust(512, b"\0")
+    last = mib * MIB // 512 - 1
+    for here, other in ((1, last), (last, 1)):
+        struct.pack_into("<IIQQ", header, 16, 0, 0, here, other)
+        struct.pack_into("<I", header, 16, zlib.crc32(header))
+        data[here * 512 : here * 512 + 512] = bytes(header).ljust(512, b"\0")
     return bytes(data)
 
 
@@ -59,6 +61,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (b"x", "not a disk image"),
         (image_bytes(2)[: MIB + 512], "is cut off"),
         (image_bytes(2)[:540] + b"?" + image_bytes(2)[541:], "damaged partition table"),
+        (image_bytes(2)[:MIB] + bytes(MIB), "is not whole: the copy of its table"),
+        (image_bytes(2)[:-500] + b"?" + image_bytes(2)[-499:], "is not whole"),
     ],
 )
 def test_what_is_no_whole_image_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
