@@ -66,6 +66,10 @@ class Overrides:
     min_group: int | None = None
 
 
+# What a file that is no longer as it was written may raise.
+DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
 class Commands:
     """Takes commands from any thread's hands, does them in the node's own loop."""
 
@@ -93,15 +97,17 @@ class Commands:
         self._forgotten = 0.0  # UTC seconds: the latest that an id expires which is known no more
         try:
             stored = json.loads(file.read_bytes())
-            self.overrides = TypeAdapter(Overrides).validate_python(stored["wishes"])
-            self._done = {d["id"]: Done.model_validate(d) for d in stored["done"]}
+            wishes = TypeAdapter(Overrides).validate_python(stored["wishes"])
+            done = {d["id"]: Done.model_validate(d) for d in stored["done"]}
             known = stored.get("expires", {})  # version 0.1.0 kept none
             latest = utc() + LONGEST_SECONDS
-            self._expires = {id: float(known.get(id, latest)) for id in self._done}
+            expires = {id: float(known.get(id, latest)) for id in done}
             self._forgotten = float(stored.get("forgotten", 0.0))
+            # All or nothing: what is said not to hold must not.
+            self.overrides, self._done, self._expires = wishes, done, expires
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except DAMAGED as error:
             log.error("%s cannot be read (%s): no command holds any more", file, error)
 
     def paused(self) -> bool:

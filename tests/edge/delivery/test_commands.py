@@ -282,6 +282,10 @@ def test_no_bytes_do_anything_but_an_answer_or_silence(
         b"[]",
         b'{"wishes": {"camera": 1}, "done": []}',
         b'{"wishes": {"pause": "x"}, "done": []}',
+        b'{"wishes": {"pause": 0}, "done": [{"id": 5}]}',
+        b'{"wishes": {"pause": 0}, "done": [], "forgotten": "x"}',
+        b'{"wishes": {"pause": 0}, "done": [], "forgotten": 1' + b"0" * 400 + b"}",
+        b"[" * 100_000,
     ],
 )
 def test_a_damaged_file_is_replaced(
