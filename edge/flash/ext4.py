@@ -24,7 +24,12 @@ from edge.flash.tree import Absent, Entry, File, Folder, Kind, Link, with_parent
 SECTOR = 512
 # Also the folders that only root's PATH has.
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-PACKAGES = {"sfdisk": "fdisk", "debugfs": "e2fsprogs", "e2fsck": "e2fsprogs"}
+PACKAGES = {
+    "sfdisk": "fdisk",
+    "debugfs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "dpkg-deb": "dpkg",
+}
 # What debugfs's own command line takes without quoting.
 SAFE_PATH = re.compile(r"/[A-Za-z0-9._@+:=~%/-]+")
 KINDS: dict[str, Kind] = {"regular": "file", "directory": "folder", "symlink": "link"}
@@ -40,6 +45,18 @@ def tool_path(name: str) -> str:
     return found
 
 
+def run_tool(name: str, *words: str, folder: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a tool and keep its answer, which may hold names in any encoding: of other people's packages,
+    partitions, files. Raises EdgeError as `tool_path` does. folder: in which it runs."""
+    return subprocess.run(
+        [tool_path(name), *words],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        cwd=folder,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """An entry of the partition table. start and size in bytes."""
@@ -52,9 +69,7 @@ class Partition:
 
 def partitions(image: Path) -> list[Partition]:
     """List a GPT image's partitions. Raises EdgeError without a GPT, or where the image is cut off."""
-    done = subprocess.run(
-        [tool_path("sfdisk"), "--json", str(image)], capture_output=True, text=True
-    )
+    done = run_tool("sfdisk", "--json", str(image))
     try:
         table = json.loads(done.stdout)["partitiontable"] if done.returncode == 0 else {}
     except (ValueError, KeyError):
@@ -165,12 +180,7 @@ class Ext4:
         with tempfile.TemporaryDirectory(prefix="edge-flash-") as folder:
             script = Path(folder, "script")
             script.write_text("\n".join(self._commands(whole, Path(folder))) + "\n")
-            done = subprocess.run(
-                [tool_path("debugfs"), "-w", "-f", str(script), self._where],
-                capture_output=True,
-                text=True,
-                cwd=folder,
-            )
+            done = run_tool("debugfs", "-w", "-f", str(script), self._where, folder=folder)
         # It reports on stderr, below its own name, and exits 0.
         said = [line for line in done.stderr.splitlines() if not line.startswith("debugfs ")]
         if said or done.returncode:
@@ -235,9 +245,7 @@ class Ext4:
                 raise EdgeError(
                     f"{self.name}: {path} reads otherwise than it was written; is the disk full?"
                 )
-        check = subprocess.run(
-            [tool_path("e2fsck"), "-f", "-n", self._where], capture_output=True, text=True
-        )
+        check = run_tool("e2fsck", "-f", "-n", self._where)
         if check.returncode:
             last = (check.stdout.strip().splitlines() or ["no reason given"])[-1]
             raise EdgeError(f"{self.name}: e2fsck finds the file system damaged: {last}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.base.errors import EdgeError
-from edge.flash.ext4 import tool_path
+from edge.flash.ext4 import run_tool, tool_path
 
 BOOTSTRAP = "/usr/lib/edge-node/bootstrap"
 PROVISION = "/usr/lib/systemd/system/edge-provision.service"
@@ -38,7 +38,7 @@ def open_package(path: Path) -> Package:
     if not path.is_file():
         raise EdgeError(f"{path} is not a file; build the package with `make deb`")
     reader = tool_path("dpkg-deb")
-    done = subprocess.run([reader, "--field", str(path)], capture_output=True, text=True)
+    done = run_tool("dpkg-deb", "--field", str(path))
     fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", done.stdout, re.MULTILINE))
     if fields.get("Package") != "edge-node" or fields.get("Architecture") != "arm64":
         raise EdgeError(f"{path} is not an edge-node package for arm64; build it with `make deb`")

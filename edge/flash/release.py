@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import os
-import subprocess
 import tarfile
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from edge.base import cli
 from edge.base.clock import rfc3339
 from edge.base.errors import EdgeError, UsageError
 from edge.base.files import sha256, write_atomically
+from edge.flash.ext4 import run_tool
 from edge.inference.bundle import load_bundle
 from edge.update.release import MANIFEST, SIGNATURE, File, Refused, Release, parse
 
@@ -93,16 +93,8 @@ def pack_bundle(folder: Path) -> tuple[bytes, str]:
 
 def package_version(path: Path) -> str:
     """Return the version of an edge-node package for arm64; raises EdgeError where it is none."""
-    command = [
-        "dpkg-deb",
-        "--show",
-        "--showformat=${Package} ${Architecture} ${Version}",
-        str(path),
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise EdgeError("needs dpkg-deb (Debian's package dpkg) to read a package") from error
+    form = "--showformat=${Package} ${Architecture} ${Version}"
+    done = run_tool("dpkg-deb", "--show", form, str(path))
     name, architecture, version = [*done.stdout.split(), "", "", ""][:3]
     if (name, architecture) != ("edge-node", "arm64") or not version:
         raise EdgeError(f"{path} is not an edge-node package for arm64; build one with `make deb`")

