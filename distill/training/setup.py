@@ -285,16 +285,14 @@ class RunBuilder:
     def warm_start(self, student: Student, start: Start) -> None:
         """Give the student the start's weights, and say what it knows."""
         warm_start(student, start, self.train.labels, self.some_faces())
-        if not same_fusion(start.config, student.config):
-            self.say(
-                f"started from {self.args.start}, of which trunk and streams are taken: its fused "
-                f"block is of another form, so that and the head begin anew"
-            )
-            return
         known = len(set(self.train.labels) & set(start.labels))
-        self.say(
-            f"started from {self.args.start}, which knows {known} of {len(self.train.labels)} classes"
-        )
+        told = f"which knows {known} of {len(self.train.labels)} classes"
+        if not same_fusion(start.config, student.config):
+            told = (
+                "of which trunk and streams are taken: its fused block is of another form, so that "
+            )
+            told += "and the head begin anew"
+        self.say(f"started from {self.args.start}, {told}")
 
     def distilled(self, student: Student, config: Distillation) -> Networks:
         """Build a student's run with the teachers on the command line, the first of which gives its
