@@ -288,10 +288,7 @@ class RunBuilder:
         known = len(set(self.train.labels) & set(start.labels))
         told = f"which knows {known} of {len(self.train.labels)} classes"
         if not same_fusion(start.config, student.config):
-            told = (
-                "of which trunk and streams are taken: its fused block is of another form, so that "
-            )
-            told += "and the head begin anew"
+            told = "trunk and streams alone: its fused block has another form, and begins anew"
         self.say(f"started from {self.args.start}, {told}")
 
     def distilled(self, student: Student, config: Distillation) -> Networks:
