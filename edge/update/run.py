@@ -28,6 +28,7 @@ from edge.inference.loader import open_student
 from edge.settings import Runtime, Settings
 from edge.update.release import MIB, File, Refused, Release, Server, unpack
 from edge.update.rollout import (
+    DPKG_SECONDS,
     Machine,
     Transition,
     attempt,
@@ -220,6 +221,9 @@ def present_package(machine: Machine) -> Path:
         raise EdgeError(
             f"no way back: put edge-node_{version or 'VERSION'}_arm64.deb, as installed, into {folder}"
         )
+    # Read to its end, as going back would: by then there is nobody to bring another.
+    if call("dpkg-deb", "--contents", str(path), seconds=DPKG_SECONDS).returncode:
+        raise EdgeError(f"no way back: {path} is damaged; put it there again, as installed")
     return path
 
 

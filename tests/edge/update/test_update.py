@@ -693,7 +693,11 @@ def test_without_a_way_back_or_room_nothing_is_begun(
         small.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1024**2))
         with pytest.raises(EdgeError, match="1 MiB free"):
             node.update()
-    (node.home / "packages" / f"edge-node_{OLD}_arm64.deb").unlink()
+    way_back = node.home / "packages" / f"edge-node_{OLD}_arm64.deb"
+    os.truncate(way_back, way_back.stat().st_size - 60)
+    with pytest.raises(EdgeError, match=r"no way back: .* is damaged; put it there again"):
+        node.update()
+    way_back.unlink()
     with pytest.raises(EdgeError, match=f"no way back: put edge-node_{OLD}_arm64.deb"):
         node.update()
     assert node.outcome() == (7, "failed")
