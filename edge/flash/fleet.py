@@ -41,6 +41,11 @@ class Row:
     network: Network
 
     @property
+    def address(self) -> str:
+        """Return its fixed address without the network's length, "" for DHCP."""
+        return (self.network.address or "").partition("/")[0]
+
+    @property
     def file(self) -> str:
         """Return the image's file name."""
         return "-".join(self.names.values()) + ".img"
@@ -85,7 +90,7 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
             if node.file == other.file:
                 same = "node" if node.names == other.names else f"file {node.file}"
                 raise UsageError(f"{table} line {node.line}: the same {same} as line {other.line}")
-            if node.network.address and node.network.address == other.network.address:
+            if node.address and node.address == other.address:
                 raise UsageError(f"{table} line {node.line}: the same address as line {other.line}")
     if not rows:
         raise UsageError(f"{table} names no node; a line each below the header")

@@ -41,16 +41,21 @@ class Network:
 def read_wifi(path: Path) -> tuple[str, str]:
     """Read SSID and passphrase, a line each: a secret is never an argument. Raises UsageError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Notepad's mark at a file's start would be part of the name.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path} cannot be read; two lines: the Wi-Fi's name, its passphrase"
         ) from error
-    if len(lines) != 2 or not 1 <= len(lines[0].encode()) <= 32 or not 8 <= len(lines[1]) <= 63:
+    name, passphrase = [*lines, "", ""][:2]
+    # In bytes: NetworkManager would pass over the whole file, and the card over the network.
+    fits = 1 <= len(name.encode()) <= 32 and 8 <= len(passphrase.encode()) <= 63
+    if len(lines) != 2 or not fits or any(c < " " or c == "\x7f" for c in name + passphrase):
         raise UsageError(
-            f"{path}: two lines: the Wi-Fi's name, its passphrase (8 to 63 characters)"
+            f"{path}: two lines: the Wi-Fi's name, its passphrase (8 to 63 characters, those beyond "
+            f"ASCII count twice or more; no tab)"
         )
-    return lines[0], lines[1]
+    return name, passphrase
 
 
 def parse_network(
@@ -64,12 +69,23 @@ def parse_network(
     if "/" not in address:
         raise UsageError(f"address {address!r} needs its network's length, such as 192.0.2.20/24")
     own = _parsed("address", address, ipaddress.ip_interface)
+    if not _is_host(own):
+        raise UsageError(f"address {own} is no host's; give one within its network")
     way = _parsed("gateway", gateway, ipaddress.ip_address) if gateway else None
+    if way == own.ip:
+        raise UsageError(f"gateway {way} is the node's own address; give the router's")
     if way is not None and way not in own.network:
         raise UsageError(f"gateway {way} does not lie in the network of {own}")
     servers = tuple(str(_parsed("dns", server, ipaddress.ip_address)) for server in dns)
     secret = read_wifi(wifi) if wifi else None
     return Network(str(own), str(way) if way is not None else None, servers, secret)
+
+
+def _is_host(own: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bool:
+    """Tell whether one machine can have it: not the network's own, not for all or many in it."""
+    ends = own.network[0], own.network[-1]
+    whole = own.version == 4 and own.network.prefixlen < 31 and own.ip in ends
+    return not (whole or own.ip.is_multicast or own.ip.is_unspecified or own.ip.is_loopback)
 
 
 def _parsed(what: str, value: str, kind: Callable[[str], Parsed]) -> Parsed:

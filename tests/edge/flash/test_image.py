@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from edge.base.errors import UsageError
 from edge.flash.authority import create
 from edge.flash.ext4 import Ext4, root_partition
+from edge.flash.network import read_wifi
 from edge.flash.run import main
 from edge.flash.tree import RootFolder
 from support import bases
@@ -203,7 +205,7 @@ def test_a_zone_that_cannot_be_is_refused(bench: Path, flash: Flash) -> None:
 
 
 def test_a_fixed_address_and_wifi_for_network_manager(bench: Path, flash: Flash) -> None:
-    (bench / "wifi").write_text("School; net\np4ss;\\phrase\n")
+    (bench / "wifi").write_text("School; net\np4ss;\\phrase\n", encoding="utf-8-sig")
     done = flash(
         *("image", "base.img", "--out", "node.img", "--wifi", "wifi", "--address", "192.0.2.20/24"),
         *("--gateway", "192.0.2.1", "--dns", "192.0.2.53"),
@@ -219,6 +221,19 @@ def test_a_fixed_address_and_wifi_for_network_manager(bench: Path, flash: Flash)
     assert "\npsk=p4ss;\\\\phrase\n" in text
     assert "address1=192.0.2.20/24,192.0.2.1" in text
     assert "p4ss" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["School\n", "School\nshort\n", f"School\n{'ü' * 40}\n", "School\nlong\tenough\n", "a\nb\nc\n"],
+)
+def test_a_wifi_that_no_card_could_join_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "wifi").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match="two lines: the Wi-Fi's name") as caught:
+        read_wifi(tmp_path / "wifi")
+    assert "enough" not in str(caught.value)
+    (tmp_path / "wifi").write_text("Schule für alle\nein Schlüssel\n", encoding="utf-8")
+    assert read_wifi(tmp_path / "wifi") == ("Schule für alle", "ein Schlüssel")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +274,10 @@ def test_another_arm64_board_gets_systemd_networkd(bench: Path, flash: Flash) ->
         ("", ["--partition", "ROOT"], 1, "it has: APP, esp"),
         ("", ["--address", "192.0.2.20"], 2, "192.0.2.20/24"),
         ("", ["--address", "192.0.2.20/24", "--gateway", "198.51.100.1"], 2, "does not lie in"),
+        ("", ["--address", "192.0.2.0/24"], 2, "is no host's"),
+        ("", ["--address", "192.0.2.255/24"], 2, "is no host's"),
+        ("", ["--address", "127.0.0.1/8"], 2, "is no host's"),
+        ("", ["--address", "192.0.2.1/24", "--gateway", "192.0.2.1"], 2, "is the node's own"),
         ("", ["--ssh-key", "key"], 2, "private key"),
         ("", ["--user", "root"], 2, "already"),
         ("", ["--package", "node.yaml"], 1, "make deb"),
@@ -520,6 +539,10 @@ def test_a_fleet_that_was_stopped_goes_on(
         ("site,room,name,broker\nn,a,b,http://x\n", "line 2"),
         ("site,room,name\na-b,c,d\na,b-c,d\n", "line 3: the same file a-b-c-d.img as line 2"),
         ("site,room,name\n/tmp/x,b,c\n", "line 2"),
+        (
+            "site,room,name,address\nn,a,b,192.0.2.9/24\nn,a,c,192.0.2.9/25\n",
+            "line 3: the same addr",
+        ),
         ("site,room,name\nn\0,b,c\n", "line 2"),
         ('site,room,name,gateway,address\nn,a,b,"fe80::1%\n[evil]",fe80::3/64\n', "line 3"),
     ],
