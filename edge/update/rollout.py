@@ -196,15 +196,15 @@ def point(machine: Machine, target: str) -> None:
     sync_folder(machine.home)
 
 
-def restart(verb: str = "restart") -> None:
+def restart(verb: str = "restart") -> bool:
     """Restart the engine's builder, then edge-run: building takes up to an hour, in which the old
     program runs on. What comes of it is seen in edge-run's state. verb: "try-restart" leaves alone what
-    does not run."""
+    does not run. Returns whether systemd did so with edge-run."""
     call(
         "systemctl", "reset-failed", ENGINE, RUN
     )  # or a limit of starts would hold the next one back
     call("systemctl", verb, ENGINE, seconds=ENGINE_SECONDS)
-    call("systemctl", verb, RUN, seconds=ENGINE_SECONDS)
+    return call("systemctl", verb, RUN, seconds=ENGINE_SECONDS).returncode == 0
 
 
 def begin(machine: Machine, transition: Transition) -> None:
@@ -266,9 +266,11 @@ def attempt(machine: Machine, transition: Transition) -> Failure | None:
             install_package(machine, transition.new_package)
         if transition.new_bundle:
             point(machine, transition.new_bundle)
-        restart()
-        log.info("watching edge-run for a minute")
-        failure = watch(machine)
+        if restart() or look().fault is not None:
+            log.info("watching edge-run for a minute")
+            failure = watch(machine)
+        else:  # as during a shutdown: healthy is what was there before
+            failure = Failure("systemd did not restart edge-run", own=False)
     except (EdgeError, OSError) as error:
         failure = Failure(str(error))
     if failure is None:

@@ -80,6 +80,7 @@ case "$1 $2" in
     echo "ActiveState=${line%%|*}"; echo "NRestarts=${line##*|}"
     line=${line#*|}; echo "StatusText=${line%|*}" ;;
 "restart edge-run.service")
+    [ ! -e "$FAKE/deaf" ] || exit 1
     [ ! -e "$FAKE/restarted" ] || rm -f "$FAKE/trial"
     touch "$FAKE/restarted" ;;
 esac
@@ -674,6 +675,19 @@ def test_a_short_fault_only_makes_the_minute_begin_anew(node: Node, school: Scho
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_program_that_was_not_restarted_is_not_kept(node: Node, school: School) -> None:
+    """Else the old one would be healthy for a minute in the new one's name."""
+    release = school.serve(bundle=school.new)
+    node.say(deaf="")
+    with pytest.raises(EdgeError, match="systemd did not restart edge-run; .* is tried again"):
+        node.update()
+    assert node.outcome() == (7, "rolled-back")
+    assert node.state[1] != release.files[0].version
+    (node.fake / "deaf").unlink()
+    node.update()
+    assert node.outcome() == (7, "committed")
+
+
 def test_a_package_that_does_not_install_goes_back(node: Node, school: School) -> None:
     school.serve(package=NEW)
     node.say(broken="")
