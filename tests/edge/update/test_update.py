@@ -679,7 +679,7 @@ def test_a_program_that_was_not_restarted_is_not_kept(node: Node, school: School
     """Else the old one would be healthy for a minute in the new one's name."""
     release = school.serve(bundle=school.new)
     node.say(deaf="")
-    with pytest.raises(EdgeError, match="systemd did not restart edge-run; .* is tried again"):
+    with pytest.raises(EdgeError, match=r"systemd did not restart edge-run; .* is tried again"):
         node.update()
     assert node.outcome() == (7, "rolled-back")
     assert node.state[1] != release.files[0].version
