@@ -195,10 +195,9 @@ def _open_capture(path: Path, *arguments: Any) -> Any:
     """Have OpenCV open a file, whatever its name. arguments: of cv2.VideoCapture, behind the name."""
     # Absolute: FFmpeg takes `10:15:00.mp4` for an address of a protocol called 10.
     name, handle = str(path.absolute()), None
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        # OpenCV crashes on a name that is not UTF-8; an open file has another name.
+    # OpenCV crashes on a name that is not UTF-8, and opens another file where this machine writes names
+    # in another encoding. An open file has a name without letters.
+    if name.encode(errors="surrogatepass") != os.fsencode(name):
         handle = os.open(path, os.O_RDONLY)
         name = f"/proc/self/fd/{handle}"
     try:

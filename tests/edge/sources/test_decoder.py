@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +32,7 @@ from edge.sources.decoder import (
 )
 from edge.sources.live import Limits, Live
 from edge.sources.open import open_source
+from support.paths import ROOT
 from support.patience import PATIENCE
 from support.videos import shades, write_video
 
@@ -283,3 +288,34 @@ def test_names_that_are_a_protocol_to_ffmpeg_or_not_utf8_are_files(
         loop = open_source(Camera(source=f"loop:{name}"), max_seconds=0.3)
         assert any(isinstance(item, Frame) for item in loop), name
         loop.close()
+
+
+LATIN = """
+import sys
+from pathlib import Path
+from edge.sources.decoder import open_file
+assert sys.getfilesystemencoding() == "iso8859-9", sys.getfilesystemencoding()
+found = open_file(Path(sys.argv[1]))
+print(found.get(7))
+"""
+
+
+@pytest.mark.process
+def test_a_name_is_a_files_where_the_machine_writes_no_utf_8(tmp_path: Path) -> None:
+    """OpenCV takes names for UTF-8: one in Latin letters would be that of another file."""
+    made = tmp_path / "tr_TR.ISO-8859-9"
+    words = ["localedef", "-i", "tr_TR", "-f", "ISO-8859-9", str(made)]
+    if shutil.which(words[0]) is None or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("needs localedef and the sources of locales (Debian: apt-get install locales)")
+    write_video(tmp_path / "a.avi", shades(range(0, 200, 20)))
+    write_video(tmp_path / "Kl\u00e4sse.avi", shades(range(0, 200, 50)))
+    (tmp_path / "a.avi").rename(tmp_path / "Kl\udce4sse.avi")
+    env = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": made.name, "PYTHONUTF8": "0"}
+    for name, pictures in ((b"Kl\xe4sse.avi", "10.0"), ("Kl\u00e4sse.avi".encode(), "4.0")):
+        done = subprocess.run(
+            [sys.executable, "-c", LATIN, os.fsencode(tmp_path) + b"/" + name],
+            capture_output=True,
+            cwd=ROOT,
+            env=env,
+        )
+        assert done.stdout.decode("latin-1").strip() == pictures, done.stderr
