@@ -111,7 +111,10 @@ class Timelines:
             return quarter_of(at)
         local = at.astimezone(self._zone)
         hour = local.hour - local.hour % (span.step_minutes // 60)
-        found = local.replace(hour=hour, minute=0, second=0, microsecond=0).astimezone(timezone.utc)
+        start = local.replace(hour=hour, minute=0, second=0, microsecond=0)
+        if span.step_minutes > 60:  # an hour comes twice, the step around it once
+            start = start.replace(fold=0)
+        found = start.astimezone(timezone.utc)
         if before is not None and found <= before:
             return self._start(at + timedelta(hours=1), span, before)
         return found

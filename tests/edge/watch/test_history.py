@@ -59,8 +59,13 @@ def summed(history: History, now: datetime = LATER) -> list[datetime]:
     return found
 
 
-def drawn(history: History | None, now: datetime = LATER, rooms: Rooms | None = None) -> Timelines:
-    return Timelines(rooms or Rooms(), lambda: now, BERLIN, history)
+def drawn(
+    history: History | None,
+    now: datetime = LATER,
+    rooms: Rooms | None = None,
+    zone: ZoneInfo = BERLIN,
+) -> Timelines:
+    return Timelines(rooms or Rooms(), lambda: now, zone, history)
 
 
 def test_a_quarter_is_summed_by_room_site_and_school(store: Store, history: History) -> None:
@@ -142,6 +147,22 @@ def test_bars_follow_each_other_where_clocks_are_changed(change: datetime, tmp_p
         assert all(at.hour % (SPANS[name].step_minutes // 60) == 0 for at in local)
     store.close()
     history.close()
+
+
+def test_an_hour_that_comes_twice_at_midnight_is_left_out_of_no_bar(
+    store: Store, history: History
+) -> None:
+    """On the Azores 01:00 is 00:00 once more, and six hours begin there."""
+    first = datetime(2026, 10, 25, tzinfo=timezone.utc)
+    again = first + timedelta(hours=1)
+    store.write([heard(counts(1, start=first)), heard(small(2, start=again))], first)
+    now = first + timedelta(days=1)
+    summed(history, now)
+    azores = drawn(history, now, zone=ZoneInfo("Atlantic/Azores"))
+    (bar,) = azores.draw("month", "")["minutes"]
+    assert (bar["time"], bar["hidden"]) == ("2026-10-25T00:00:00Z", 0.5)
+    hours = azores.draw("week", "")["minutes"]
+    assert [hour["hidden"] for hour in hours] == [0.0, 1.0]
 
 
 def test_a_time_leaves_as_csv_in_the_schools_zone(store: Store, history: History) -> None:
