@@ -64,9 +64,9 @@ class Terminal:
         if self._zero is None:
             seconds = self._tally.window_seconds
             first = (time.time() // seconds + 2) * seconds
-            self._line(
-                f"a line every {seconds:g} s, the first at {self._clock(first)}; Ctrl-C ends"
-            )
+            # Said once, or the lines would be too long: whose time they are in.
+            at = f"{self._clock(first)} ({datetime.fromtimestamp(first).astimezone().tzname()})"
+            self._line(f"a line every {seconds:g} s, the first at {at}; Ctrl-C ends")
 
     def reading(self, message: dict[str, Any]) -> None:
         """Write the line of one `counts` message."""

@@ -12,6 +12,8 @@ import struct
 import subprocess
 import sys
 import termios
+import time
+from datetime import datetime, timezone
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,26 @@ def test_a_window_is_a_line_and_the_progress_leaves_no_trace(screen: Screen) -> 
         "00:20-00:30  nothing seen: file",
         "why",
     ]
+
+
+def test_a_camera_says_which_zone_its_times_are_in(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "America/St_Johns")
+    time.tzset()
+    try:
+        shown = Terminal(screen, Tally(10.0, 5), None, None)
+        shown.begin()
+        noon = datetime(2026, 7, 1, 12, tzinfo=timezone.utc).timestamp()
+        shown.reading(counts(noon - 1000.0, 10, "<5", {}))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    first, window = screen.rows()
+    assert re.fullmatch(
+        r"a line every 10 s, the first at \d\d:\d\d:\d0 \(N[SD]T\); Ctrl-C ends", first
+    )
+    assert window == "09:30:00-09:30:10  fewer than 5 people: not counted"
 
 
 def test_a_terminal_that_cannot_go_back_gets_no_progress(
