@@ -58,7 +58,9 @@ def read_rows(table: Path, wifi: Path | None) -> list[Row]:
             reader = csv.DictReader(lines, restkey="", strict=True)
             header = reader.fieldnames or []
             raw = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise UsageError(f"{table} line {reader.reader.line_num} is not CSV: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{table} cannot be read as CSV in UTF-8: {error}") from error
     lacking, unknown = set(REQUIRED) - set(header), set(header) - set(COLUMNS)
     if lacking or unknown or len(set(header)) != len(header):

@@ -544,6 +544,7 @@ def test_a_fleet_that_was_stopped_goes_on(
             "line 3: the same addr",
         ),
         ("site,room,name\nn\0,b,c\n", "line 2"),
+        ('site,room,name\nn,"b,c\n', "line 2 is not CSV"),
         ('site,room,name,gateway,address\nn,a,b,"fe80::1%\n[evil]",fe80::3/64\n', "line 3"),
     ],
 )
