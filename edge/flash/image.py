@@ -136,6 +136,8 @@ def make_image(
     check_name_free(site, settings.node.path)
     inspect_base(Ext4(base, root_partition(base, partition)), site)
     part = out.with_name(f"{out.name}.part")
+    if part.exists() and part.samefile(base):
+        raise UsageError(f"{base} is in the place of what becomes {out}; give another --out")
     try:
         copy_sparse(base, part)
         settings = flash(Ext4(part, root_partition(part, partition)), node, names, network, site)

@@ -81,6 +81,8 @@ def confirm(disk: Disk, yes: bool) -> None:
     except KeyboardInterrupt:
         print("\nnothing was written", file=sys.stderr)
         raise
+    except UnicodeDecodeError:
+        answer = "?"  # no name, in an encoding of its own
     if not answer:
         raise UsageError("nobody answered; nothing was written (a script says --yes)")
     if answer.strip() not in (disk.name, disk.path):

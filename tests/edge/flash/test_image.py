@@ -378,6 +378,16 @@ def test_an_image_that_cannot_become_a_node_is_refused(
     assert not list(bench.glob("node.img*"))
 
 
+def test_a_base_by_the_name_of_an_unfinished_image_is_not_overwritten(
+    bench: Path, flash: Flash
+) -> None:
+    base = bench / "node.img.part"  # as a browser calls what it has not all of
+    base.write_bytes((bench / "base.img").read_bytes())
+    done = flash("image", base.name, "--out", "node.img")
+    assert (done.code, "give another --out" in done.last) == (2, True), done.err
+    assert base.read_bytes() == (bench / "base.img").read_bytes()
+
+
 def test_what_a_run_before_left_makes_no_image_that_others_read(bench: Path, flash: Flash) -> None:
     (bench / "elsewhere").write_text("mine")
     (bench / "node.img.part").symlink_to(bench / "elsewhere")

@@ -271,6 +271,14 @@ def test_any_other_answer_writes_nothing(
     assert card.file.read_bytes() == before
 
 
+def test_an_answer_in_another_encoding_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = disks.Disk("sdb", 2**30, 512, "", "usb", False, False, "", (), (), (), ())
+    typed = io.TextIOWrapper(io.BytesIO(b"sd\xff\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    with pytest.raises(EdgeError, match="that is not sdb; nothing was written"):
+        overwrite.confirm(disk, yes=False)
+
+
 def test_real_devices_that_do_not_fit_are_refused(loop: Callable[..., Loop], image: Path) -> None:
     for options, said in (
         ([17], "holds 17.0 MiB, the image needs 18.0 MiB"),
