@@ -15,12 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.patience import PATIENCE, wait_for
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from support.ports import free_port
 
 
 class Mosquitto:
