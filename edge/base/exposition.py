@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MOST_CONNECTIONS = 16
 REQUEST_SECONDS = 5.0  # for a whole request, and again for its answer
 LARGEST_REQUEST = 8192  # bytes
+CLOSE_SECONDS = 2.0  # that an end waits for an answer that is under way
 
 
 class Collector(Protocol):
@@ -62,8 +63,11 @@ class ExpositionServer:
         self._thread.start()
 
     def _serve(self) -> None:
-        self._loop.run_until_complete(self._until_closed())
-        self._loop.close()
+        try:
+            self._loop.run_until_complete(self._until_closed())
+        finally:
+            self._listener.close()
+            self._loop.close()
 
     async def _until_closed(self) -> None:
         server = await asyncio.start_server(
@@ -102,10 +106,10 @@ class ExpositionServer:
         writer.close()
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving. The thread closes what it listens at, also where an answer takes it longer: the
+        number of a descriptor that was closed beside it may be another's by then."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(timeout=2.0)
-        self._listener.close()
+        self._thread.join(timeout=CLOSE_SECONDS)
 
 
 def figure(value: float | None) -> float | None:

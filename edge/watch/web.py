@@ -312,6 +312,9 @@ class Server:
         except (SystemExit, OSError) as error:
             # uvicorn's answer to a file that is not a certificate; see `start`.
             log.debug("the page ended: %s", error)
+        finally:  # by the thread that serves them alone
+            for listener in self.listeners:
+                listener.close()
 
     def start(self) -> None:
         """Serve; returns once the page answers. Raises EdgeError where the address cannot be served."""
@@ -327,5 +330,3 @@ class Server:
         self._stop.set()
         self._server.should_exit = True
         self._thread.join(timeout=5.0)
-        for listener in self.listeners:
-            listener.close()
