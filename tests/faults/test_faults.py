@@ -11,11 +11,14 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge.base.files import write_atomically
 from edge.delivery.outbox import Outbox
 from edge.sources.synthetic import PORTRAIT
 from fakes.proxy import Proxy
@@ -71,7 +74,7 @@ def through(proxy: Proxy) -> str:
 
 
 def counted(node: NodeProcess, receiver: Receiver) -> int:
-    return sum(key[0] == node.name for key in receiver.readings)
+    return len(receiver.of(node.name))
 
 
 def more(node: NodeProcess, receiver: Receiver, count: int = 2) -> None:
@@ -89,7 +92,8 @@ def ends_well(node: NodeProcess, receiver: Receiver, least: int = 3) -> None:
     committed, lost, doubled = tally(node, receiver)
     assert (lost, doubled) == (0, 0)
     assert committed >= least
-    assert ("stopped", "") in receiver.said(node.name)
+    # Said after the last reading: the node ends at the broker's word for it, before others heard it.
+    wait_for(lambda: ("stopped", "") in receiver.said(node.name), "the last status")
 
 
 def has_said(node: NodeProcess, receiver: Receiver, state: str, reason: str) -> bool:
@@ -168,7 +172,7 @@ def test_slow_broker(proxy: Proxy, receiver: Receiver, start: Started) -> None:
     more(node, receiver, 5)
     proxy.mode = "pass"
     more(node, receiver, 3)
-    seen = [r["quality"]["seen"] for k, r in receiver.readings.items() if k[0] == node.name]
+    seen = [reading["quality"]["seen"] for reading in receiver.of(node.name).values()]
     assert min(seen) > 0.5, "no window was lost to waiting"
     ends_well(node, receiver)
 
@@ -224,9 +228,10 @@ def test_a_thousand_readings_wait(
     box.close()
     node = start(broker.url)
     wait_for(lambda: any(k[2] > 1000 for k in receiver.order), "a new reading")
-    before = [k[2] for k in receiver.order]
-    assert len(before) < 500, "it did not wait for the thousand"
-    wait_for(lambda: sum(k[2] <= 1000 for k in receiver.readings) == 1000, "all of them")
+    arrived = [k[2] for k in receiver.order]
+    before = next(place for place, seq in enumerate(arrived) if seq > 1000)
+    assert before < 500, "it did not wait for the thousand"
+    wait_for(lambda: sum(k[2] <= 1000 for k in receiver.of(name)) == 1000, "all of them")
     old = [k[2] for k in receiver.order if k[2] <= 1000]
     assert list(dict.fromkeys(old)) == list(range(1, 1001))
     ends_well(node, receiver, 1003)
@@ -250,8 +255,8 @@ def all_arrived(node: NodeProcess, receiver: Receiver) -> None:
     window twice, and no number with two contents."""
     rows = [reading for _, reading in node.committed()[1]]
     keys = {(node.name, reading["log"], reading["seq"]) for reading in rows}
-    wait_for(lambda: keys <= set(receiver.readings), "all committed readings")
-    starts = [r["start"] for k, r in list(receiver.readings.items()) if k[0] == node.name]
+    wait_for(lambda: keys <= receiver.of(node.name).keys(), "all committed readings")
+    starts = [reading["start"] for reading in receiver.of(node.name).values()]
     assert len(starts) == len(set(starts))
     assert receiver.conflicts == 0
 
@@ -267,7 +272,7 @@ def test_a_restored_card_loses_no_reading(
     node.kill()
     shutil.rmtree(node.state)
     shutil.copytree(tmp_path / "copy", node.state)
-    before = {key[1] for key in receiver.readings}
+    before = {key[1] for key in receiver.of(node.name)}
     node.start()
     more(node, receiver, 5)
     wait_for(lambda: receiver.health[node.name]["log_begun"] is not None, "it says why")
@@ -303,54 +308,85 @@ def test_a_cloned_card_on_another_board_loses_no_reading(
     all_arrived(clone, receiver)
 
 
+# While a file is there the disk is full: a test says when, however long the node takes to start.
 FULL = """
-import threading, signal, resource
+import os, resource, signal, threading, time
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-def full():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
-def free():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-threading.Timer(6, full).start()
-threading.Timer(12, free).start()
+def obey():
+    while True:
+        most = 1 if os.path.exists({switch!r}) else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        time.sleep(0.02)
+threading.Thread(target=obey, daemon=True).start()
 """
 
 
-def test_disk_full_for_a_while(broker: Mosquitto, receiver: Receiver, start: Started) -> None:
+def missing(node: NodeProcess, receiver: Receiver) -> int:
+    """How many windows of a second never came, of those between the first and the last that did."""
+    starts = [reading["start"] for reading in receiver.of(node.name).values()]
+    first, last = (datetime.fromisoformat(at(starts).removesuffix("Z")) for at in (min, max))
+    return round((last - first).total_seconds()) + 1 - len(starts)
+
+
+def test_disk_full_for_a_while(
+    broker: Mosquitto, receiver: Receiver, tmp_path: Path, start: Started
+) -> None:
     """Only what could not be written is lost, it is counted, and the node goes on."""
-    node = start(broker.url, more=FULL)
+    switch = tmp_path / "full"
+    node = start(broker.url, more=FULL.format(switch=str(switch)))
+    more(node, receiver)
+    switch.touch()
     wait_for(lambda: has_said(node, receiver, "degraded", "could not be written"), "degraded")
-    said = receiver.said(node.name)
-    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), f"online again: {said}")
-    wait_for(lambda: receiver.health[node.name]["outbox_dropped"] > 0, "what was lost is counted")
-    lost = receiver.health[node.name]["outbox_dropped"]
-    assert 2 <= lost <= 8, "six seconds of windows of one second"
+    wait_for(lambda: receiver.health[node.name]["outbox_dropped"] >= 4, "what is lost is counted")
+    switch.unlink()
+    wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), "online again")
     more(node, receiver, 3)
+    wait_for(
+        lambda: missing(node, receiver) == receiver.health[node.name]["outbox_dropped"],
+        lambda: (
+            f"{missing(node, receiver)} lost, {receiver.health[node.name]['outbox_dropped']} told"
+        ),
+    )
     ends_well(node, receiver, 5)
 
 
+# The clock is off by as many years as a file says: a test says when it jumps.
 CLOCK = """
-import threading, time
-real, offset = time.time, [0.0]
+import pathlib, threading, time
+real, years = time.time, pathlib.Path({years!r})
+offset = [0.0]
 time.time = lambda: real() + offset[0]
-def jump(years):
-    offset[0] = years * 365.25 * 86400.0
-threading.Timer(5, jump, (50,)).start()
-threading.Timer(9, jump, (-50,)).start()
-threading.Timer(13, jump, (0,)).start()
+def obey():
+    while True:
+        offset[0] = float(years.read_text()) * 365.25 * 86400.0
+        time.sleep(0.02)
+threading.Thread(target=obey, daemon=True).start()
 """
 
 
 def test_clock_jumps_fifty_years_and_back(
-    broker: Mosquitto, receiver: Receiver, start: Started
+    broker: Mosquitto, receiver: Receiver, tmp_path: Path, start: Started
 ) -> None:
-    node = start(broker.url, more=CLOCK)
-    wait_for(lambda: counted(node, receiver) >= 14, "fourteen readings")
-    years = {int(r["start"][:4]) for k, r in receiver.readings.items() if k[0] == node.name}
-    assert min(years) < 1980, "the jump back was seen"
-    assert max(years) > 2070, "and the one ahead"
+    file = tmp_path / "years"
+
+    def jump(years: int) -> None:
+        write_atomically(file, str(years).encode())
+
+    def seen() -> list[int]:
+        return [int(reading["start"][:4]) for reading in receiver.of(node.name).values()]
+
+    jump(0)
+    node = start(broker.url, more=CLOCK.format(years=str(file)))
+    more(node, receiver)
+    jump(50)
+    wait_for(lambda: sum(year > 2070 for year in seen()) >= 2, "the jump ahead is seen")
+    jump(-50)
+    wait_for(lambda: sum(year < 1980 for year in seen()) >= 2, "and the one back")
+    jump(0)
+    more(node, receiver, 4)
     seqs = [k[2] for k in receiver.order if k[0] == node.name]
     assert list(dict.fromkeys(seqs)) == sorted(set(seqs)), "nothing is reordered"
-    ends_well(node, receiver, 14)
+    ends_well(node, receiver, 10)
 
 
 @pytest.mark.parametrize(
@@ -364,8 +400,8 @@ def test_camera_fails_and_comes_back(
     wait_for(lambda: has_said(node, receiver, "degraded", f"camera: {said}"), said)
     wait_for(lambda: receiver.said(node.name)[-1] == ("online", ""), "online again")
     more(node, receiver)
-    states = [s for s in receiver.said(node.name) if s[0] == "degraded"]
-    assert len(states) <= 3, f"said once a change, not once a second: {states}"
+    told = receiver.said(node.name)
+    assert all(a != b for a, b in pairwise(told)), f"said once a change, not once a second: {told}"
     ends_well(node, receiver)
 
 
@@ -381,7 +417,9 @@ def test_camera_gone_for_good_ends_the_service(
     assert node.process is not None
     assert node.process.wait(PATIENCE) == 1
     # The camera's thread may have tried once more by the time that the loop looks.
-    assert re.search(r" and [5-9] attempts", node.log.read_text().splitlines()[-1])
+    tried = re.search(r" and (\d+) attempts", node.log.read_text().splitlines()[-1])
+    assert tried is not None
+    assert int(tried[1]) >= 5
     wait_for(lambda: any(s == "stopped" for s, _ in receiver.said(node.name)), "stopped")
     said = [reason for state, reason in receiver.said(node.name) if state == "stopped"]
     assert "the camera is away" in said[-1], "and why"

@@ -88,6 +88,18 @@ class Receiver:
             ack = {"schema": "edge.ack/1", "node": key[0], "log": key[1], "seq": self.whole(key)}
             client.publish(f"edge/v1/{key[0]}/ack", json.dumps(ack), qos=1, retain=True)
 
+    def of(self, node: str) -> dict[tuple[str, str, int], dict[str, Any]]:
+        """What came of a node by now; more comes meanwhile, in another thread."""
+        with self._lock:
+            return {key: reading for key, reading in self.readings.items() if key[0] == node}
+
+    def add(self, other: Receiver) -> None:
+        """Take on what another one has, which heard the same nodes at another broker."""
+        with other._lock:
+            found = dict(other.readings)
+        with self._lock:
+            self.readings.update(found)
+
     def whole(self, key: tuple[str, str, int]) -> int:
         """Highest seq of that log without a gap."""
         seq = 0
@@ -170,6 +182,7 @@ def tally(node: NodeProcess, receiver: Receiver) -> tuple[int, int, int]:
     log, rows = node.committed()
     assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
     keys = {(node.name, log, seq) for seq, _ in rows}
-    lost = len(keys - set(receiver.readings))
-    starts = [r["start"] for k, r in receiver.readings.items() if k[0] == node.name]
+    arrived = receiver.of(node.name)
+    lost = len(keys - arrived.keys())
+    starts = [reading["start"] for reading in arrived.values()]
     return len(rows), lost, len(starts) - len(set(starts)) + receiver.conflicts
