@@ -30,6 +30,7 @@ from edge.update.rollout import Machine
 from support.brokers import certificates
 from support.command import Done
 from support.paths import ROOT
+from support.patience import PATIENCE
 
 pytest.importorskip("cryptography", reason="needs the extra flash: cryptography signs releases")
 from edge.flash import release as flash
@@ -738,6 +739,10 @@ STEPS = ("os.rename", "os.symlink", "os.mkdir", "os.remove", "shutil.rmtree", "s
 
 def killed(node: Node, at: int) -> bool:
     """An update whose process is killed before its `at`-th step that others can see; whether it was."""
+    # A thread that is within OpenSSL or the allocator would leave their locks taken in the child.
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(PATIENCE)
     child = os.fork()
     if child == 0:
         seen, shown = 0, False
