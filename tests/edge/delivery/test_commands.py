@@ -446,8 +446,12 @@ def test_over_a_broker_a_node_pauses_answers_and_resumes(
     assert "has sha256" in refused["text"]
     assert refused["text"].endswith("the running bundle stays")
     before = len(subscriber.of("counts"))
-    subscriber.wait_for(lambda: len(subscriber.of("counts")) >= before + 2)
-    assert "neutral" in subscriber.of("counts")[-1]["counts"], "it counts on"
+    # A window in which a busy machine saw nothing holds no counts.
+    subscriber.wait_for(
+        lambda: len([m for m in subscriber.of("counts")[before:] if m["counts"]]) >= 2
+    )
+    found = [m["counts"] for m in subscriber.of("counts")[before:] if m["counts"]]
+    assert all("neutral" in counts for counts in found), "it counts on"
     shutil.copy(SHIPPED / "int8-cpu.onnx", bundle)
     assert "serves, on onnxruntime int8" in send("reload-bundle", "b3")["text"]
     assert subscriber.of("info")[-1]["model"]["labels"][0] == "calm"

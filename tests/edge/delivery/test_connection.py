@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -27,6 +28,11 @@ from support.patience import PATIENCE
 REMEDY = "give each node a name of its own"
 TWICE = f"another client with the same id took this one's place; {REMEDY}"
 ID = "edge/school/room/node"
+
+
+def connector_to(url: str, version: Literal["5", "3.1.1"] = "5") -> Connector:
+    """One that waits for its broker's answer as long as a busy machine needs."""
+    return Connector(Broker(url=url, protocol=version), connack_timeout=PATIENCE)
 
 
 def ended(connector: Connector, client: object) -> str:
@@ -60,7 +66,7 @@ def answering(packets: bytes, work: Callable[[str], object]) -> None:
 )
 def test_why_a_broker_of_mqtt_5_ends_a_connection_is_told(code: int, told: str) -> None:
     def work(url: str) -> None:
-        connector = Connector(Broker(url=url, protocol="5"))
+        connector = connector_to(url)
         assert ended(connector, connector.connect(ID)) == told
 
     answering(bytes([0xE0, 2, code, 0]), work)
@@ -70,9 +76,9 @@ def test_why_a_broker_of_mqtt_5_ends_a_connection_is_told(code: int, told: str) 
 @pytest.mark.broker
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_without_a_word_several_short_connections_mean_that_an_id_is_used_twice(
-    mosquitto: Mosquitto, version: str
+    mosquitto: Mosquitto, version: Literal["5", "3.1.1"]
 ) -> None:
-    first, second = (Connector(Broker(url=mosquitto.url, protocol=version)) for _ in range(2))
+    first, second = (connector_to(mosquitto.url, version) for _ in range(2))
     told = []
     for _ in range(BRIEF_LOSSES):
         client, other = first.connect(ID), second.connect(ID)
@@ -119,9 +125,9 @@ def huge(mosquitto: Mosquitto) -> str:
     return mosquitto.url
 
 
-def hear(url: str, version: str) -> tuple[list[int], str]:
+def hear(url: str, version: Literal["5", "3.1.1"]) -> tuple[list[int], str]:
     """Sizes of what came until a message of our own did, or the connection ended, and how it stands."""
-    connector = Connector(Broker(url=url, protocol=version))
+    connector = connector_to(url, version)
     client, sizes = connector.connect(ID), []
     assert client is not None
     client.on_message = lambda c, u, message: sizes.append(len(message.payload))
@@ -157,7 +163,7 @@ def test_a_packet_that_is_only_announced_costs_nothing() -> None:
     told: list[str] = []
 
     def work(url: str) -> None:
-        connector = Connector(Broker(url=url, protocol="5"))
+        connector = connector_to(url)
         assert peak(lambda: told.append(ended(connector, connector.connect(ID)))) < 4_000_000
 
     answering(b"\x30\xff\xff\xff\x7f" + bytes(100), work)
@@ -218,7 +224,7 @@ def test_a_defect_of_our_own_handler_is_not_blamed_on_the_broker(
         raise kind("ours")
 
     def work(url: str) -> None:
-        client = Connector(Broker(url=url, protocol="5")).connect(ID)
+        client = connector_to(url).connect(ID)
         assert client is not None
         client.on_message = fail
         with pytest.raises(kind, match="ours"):
@@ -237,7 +243,7 @@ def test_bytes_that_are_no_mqtt_end_the_connection_after_messages_that_were(
     heard: list[tuple[str, bytes]] = []
 
     def work(url: str) -> None:
-        client = Connector(Broker(url=url, protocol="5")).connect(ID)
+        client = connector_to(url).connect(ID)
         assert client is not None
         client.on_message = lambda c, u, message: heard.append((message.topic, message.payload))
         while loop_once(client, 0.05):

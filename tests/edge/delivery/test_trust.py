@@ -85,7 +85,7 @@ NO_TLS = Tls()
 def told(url: str, tls: Tls = NO_TLS, version: str = "auto") -> str:
     """Why there is no connection, at the first attempt."""
     settings = Broker(url=url, tls=tls, protocol=version)  # type: ignore[arg-type]
-    connector = Connector(settings, quiet=True)
+    connector = Connector(settings, connack_timeout=PATIENCE, quiet=True)
     assert connector.connect("somebody") is None
     return str(connector.status)
 
@@ -133,7 +133,8 @@ def test_right_trust_is_not_refused(brokers: Brokers) -> None:
         (brokers.secure.url, brokers.tls(brokers.ours)),
         (brokers.mutual.url, brokers.tls(brokers.ours, "node")),
     ):
-        client = Connector(Broker(url=url, tls=tls), quiet=True).connect("somebody")
+        connector = Connector(Broker(url=url, tls=tls), connack_timeout=PATIENCE, quiet=True)
+        client = connector.connect("somebody")
         assert client is not None
         client.disconnect()
 

@@ -69,10 +69,13 @@ def test_what_a_killed_recorder_missed_is_kept_until_it_has_it(
     first.wait()
     missed = stored(district)[-1]
     wait_for(lambda: stored(school)[-1] >= missed + 8, node.log.read_text)
-    wait_for(
-        lambda: heard.of("health")[-1]["recorders_behind"]["district"] >= 3, node.log.read_text
-    )
-    assert heard.of("health")[-1]["recorders_behind"].keys() == {"district"}
+
+    def behind() -> dict[str, int]:
+        """Alone the one that is away; on a busy machine the other one is late for a moment, too."""
+        found: dict[str, int] = heard.of("health")[-1]["recorders_behind"]
+        return found if found.keys() == {"district"} else {}
+
+    wait_for(lambda: behind()["district"] >= 3, node.log.read_text)
     second = start(ended, mosquitto, district, "district", "three")
     came_back = stored(school)[-1]
     wait_for(lambda: len(stored(district)) >= came_back + 3, node.log.read_text)
@@ -87,6 +90,9 @@ def test_what_a_killed_recorder_missed_is_kept_until_it_has_it(
     node.start()
     wait_for(lambda: answers(heard) >= {"school", "district"}, node.log.read_text)
     assert node.stop() == 0, node.log.read_text()
+    last = node.committed()[1][-1][0]  # the broker has it, and may not have handed it on
+    for database in (school, district):
+        wait_for(lambda file=database: stored(file)[-1] >= last, database)
     for recorder in (keeps, second):
         recorder.end()
     assert stored(school) == stored(district) == list(range(1, len(stored(school)) + 1))

@@ -29,12 +29,13 @@ class Listener:
         self.heard: list[str] = []
 
     def listen(self, seconds: float, until: str = "") -> list[str]:
+        """Hear for so long, and what waits then, however late this thread comes to it."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            self.socket.settimeout(left)
+        while True:
+            self.socket.settimeout(max(0.0, deadline - time.monotonic()))
             try:
                 text = self.socket.recv(4096).decode()
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 break
             self.heard.append(text)
             if until and text.startswith(until):
@@ -66,10 +67,12 @@ def test_a_service_is_ready_after_its_first_frame_alive_after_and_says_that_it_s
     assert heard.index("READY=1") < heard.index("WATCHDOG=1")
     if "STATUS=online" not in heard:
         assert "STATUS=online" in listener.listen(PATIENCE, until="STATUS=online")
-    before = len(listener.heard)
+    began = time.monotonic()
+    before = len(listener.listen(0))
     listener.listen(2)
     fed = listener.heard[before:].count("WATCHDOG=1")
-    assert fed <= 12, "every quarter of what systemd allows"
+    quarters = (time.monotonic() - began) / 0.2
+    assert fed <= quarters + 2, "every quarter of what systemd allows"
     for _ in range(4 - fed):  # on a machine that does other things
         assert listener.listen(PATIENCE, until="WATCHDOG=1")[-1] == "WATCHDOG=1"
     node.send_signal(signal.SIGTERM)
@@ -120,7 +123,7 @@ def test_without_systemd_nothing_is_said_and_nothing_fails(tmp_path: Path) -> No
 
 
 def test_the_watchdog_of_another_process_is_not_ours() -> None:
-    address = "@edge-test-notify"
+    address = f"@edge-test-notify-{os.getpid()}"  # of the machine, which other tests have too
     listener = Listener(f"\0{address[1:]}")
     now = [0.0]
     ours = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid())}

@@ -196,11 +196,15 @@ def test_a_camera_that_was_never_there_fails_at_once() -> None:
 
 
 def test_the_test_pattern_is_live_and_stops_in_time() -> None:
-    source = open_source(Camera(source="test", fps=60.0, analyse_per_second=60), max_seconds=0.5)
-    frames = [item for item in source if isinstance(item, Frame)]
+    camera = Camera(source="test", fps=60.0, analyse_per_second=60)
+    source = open_source(camera, max_seconds=PATIENCE)
+    pictures = (item for item in source if isinstance(item, Frame))
+    assert len(list(itertools.islice(pictures, 5))) == 5
     source.close()
     assert source.live
-    assert 5 <= len(frames) <= 40
+    source = open_source(camera, max_seconds=0.5)
+    assert sum(isinstance(item, Frame) for item in source) <= 40
+    source.close()
 
 
 def test_a_folder_of_the_demo_pictures_is_read(tmp_path: Path) -> None:
@@ -335,11 +339,13 @@ def test_a_camera_that_stays_away_ends_the_run_after_the_stated_attempts(hasty: 
 
     source = Live("fake", opener, Limits(timeout=0.1, give_up=5))
     with pytest.raises(
-        SourceError, match=r"the camera is away: no picture in \d+ s and [5-9] attempts"
-    ):
+        SourceError, match=r"the camera is away: no picture in \d+ s and (\d+) attempts"
+    ) as ended:
         for _ in source:
             pass
     source.close()
+    # Its thread may have tried again by the time that the loop looks.
+    assert int(str(ended.value).split(" attempts")[0].split()[-1]) >= 5
 
 
 def test_a_still_room_is_no_frozen_camera() -> None:
@@ -351,8 +357,11 @@ def test_a_still_room_is_no_frozen_camera() -> None:
         Limits(timeout=0.1, freeze=0.2),
         max_seconds=0.8,
     )
-    assert all(isinstance(item, Frame) for item in itertools.islice(source, 1, None))
+    items = list(source)
     source.close()
+    assert any(isinstance(item, Frame) for item in items)
+    # Where the reader starves, no picture comes in time: that is told as it is.
+    assert "frozen" not in {item.camera for item in items if isinstance(item, Tick)}
 
 
 def test_a_first_opening_that_hangs_is_one_line_and_gives_the_device_back_later() -> None:
