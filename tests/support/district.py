@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import ssl
 import sys
@@ -129,15 +130,19 @@ class Schools:
         return [str(word) for word in whole]
 
     def bridged(self, site: str) -> None:
-        """Wait until a school's bridge stands: what is said there is heard at the district."""
-        ear = self.ear("district", self.everyone[-1], f"edge/v1/{site}/bridge/up/counts")
-        speaker = self.ear(site, self.everyone[-1])
+        """Wait until a school's bridge stands: what is said there is heard at the district, and nothing
+        of it is on its way any more."""
+        topic = f"edge/v1/{site}/bridge/up/counts"
+        ear = self.ear("district", self.everyone[-1], topic)
+        speaker, said = self.ear(site, self.everyone[-1]), itertools.count()
 
         def through() -> bool:
-            speaker.says(f"edge/v1/{site}/bridge/up/counts")
+            speaker.says(topic, b"%d" % next(said))
             return bool(ear.heard)
 
         wait_for(through, lambda: self.schools[site].log.read_text(), every=0.2)
+        last = b"%d" % (next(said) - 1)
+        wait_for(lambda: last in ear.payloads(), lambda: self.schools[site].log.read_text())
         for client in (ear, speaker):
             client.close()
 

@@ -56,7 +56,6 @@ def test_nothing_goes_round_or_to_another_school(schools: Schools) -> None:
     ears = {
         where: schools.ear(where, "tester", "edge/v1/#") for where in ("district", "north", "south")
     }
-    wait_for(lambda: True, "")
     for ear in ears.values():
         ear.heard.clear()
     for at in ("north", "district"):
@@ -87,8 +86,8 @@ def test_no_broker_hears_of_the_others_own_affairs(schools: Schools) -> None:
     ears = [
         schools.ear(where, "tester", "$SYS/broker/connection/#") for where in ("district", "north")
     ]
-    wait_for(lambda: len(ears[1].heard) >= 1, "the school tells how its own bridge stands")
-    assert ears[1].heard[0][1] == b"1"
+    # It may be on its way back: then it is told twice.
+    wait_for(lambda: ears[1].payloads()[-1] == b"1", "the school tells how its own bridge stands")
     assert ears[0].heard == []
     for ear in ears:
         ear.close()
@@ -159,9 +158,10 @@ def test_what_is_said_while_the_district_is_down_waits_on_disk(
         assert node.says(f"{NORTH}/counts", payload)
     node.close()
     schools.schools["north"].stop()  # as a machine is restarted
-    schools.schools["north"].start()
     schools.district.start()
+    # Before the bridge is there: nothing is kept for who was not.
     above = schools.ear("district", "server", "edge/v1/+/+/+/counts")
+    schools.schools["north"].start()
 
     def got() -> list[bytes]:
         return [payload for _, payload, _ in above.heard if payload.startswith(how.name.encode())]

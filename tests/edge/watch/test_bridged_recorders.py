@@ -111,10 +111,14 @@ def test_both_end_whole_though_the_districts_recorder_and_the_schools_broker_are
     broker.start()
     back = stored(district.north)[-1]
     wait_for(lambda: stored(district.north)[-1] >= back + 5, node.log.read_text)
-    wait_for(lambda: district.health()["recorders_behind"]["district"] >= 5, node.log.read_text)
-    said = district.health()
-    assert said["recorders_behind"].keys() == {"district"}
-    assert said["outbox_first"] <= missed, "kept for the recorder that is away"
+
+    def alone_behind() -> dict[str, Any]:
+        """What the node says where the school's recorder is not late, too, as on a busy machine."""
+        said = district.health()
+        return said if said["recorders_behind"].keys() == {"district"} else {}
+
+    wait_for(lambda: alone_behind()["recorders_behind"]["district"] >= 5, node.log.read_text)
+    assert district.health()["outbox_first"] <= missed, "kept for the recorder that is away"
     second = district.record("district", "district", "three")
     came_back = stored(district.north)[-1]
     wait_for(lambda: len(stored(district.district)) >= came_back + 3, node.log.read_text)

@@ -149,13 +149,14 @@ def test_times_of_no_month_are_stored_and_told(
 ) -> None:
     ancient = datetime(1970, 1, 1, tzinfo=timezone.utc)
     recorder = Recorder(store, lambda _: None, lambda *_: None, clock=lambda: BATCH_SECONDS)
-    for message in (at(1, NOON + 5000 * DAY), at(2, ancient), at(3, utc_now())):
+    now = utc_now()
+    for message in (at(1, NOON + 5000 * DAY), at(2, ancient), at(3, now)):
         recorder.take(message, Token(None, 1, 1))
     recorder.flush()
     assert recorder.strays == 2
     assert f"{NODE} dates a reading to 2040-08-03: it stands in {STRAYS}" in caplog.text
     assert standing(store, STRAYS) == 2
-    assert f"{utc_now():%Y-%m}" in months(store)
+    assert f"{now:%Y-%m}" in months(store)
 
 
 def test_what_was_ahead_of_its_month_moves_there_when_it_comes(store: Store) -> None:
@@ -292,10 +293,11 @@ def test_a_table_of_several_years_is_divided_also_after_a_kill(
         assert names.first() is None
         db.exec_driver_sql("SET LOCAL ROLE reads_counts")
         assert db.exec_driver_sql("SELECT count(*) FROM counts").scalar_one() == len(before)
-    found = old.write([at(n, moment) for n, moment in enumerate(moments[:50], 1)], utc_now())
+    now = utc_now()
+    found = old.write([at(n, moment) for n, moment in enumerate(moments[:50], 1)], now)
     assert (found.new, found.known) == (1, 49), "the eighth was hidden, and is another reading now"
     with old.transaction() as db:
-        assert after(month_of(utc_now())) in existing(db)
+        assert after(month_of(now)) in existing(db)
         db.exec_driver_sql("DROP OWNED BY reads_counts")
         db.exec_driver_sql("DROP ROLE reads_counts")
     old.close()

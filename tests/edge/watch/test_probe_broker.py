@@ -68,8 +68,13 @@ def test_a_cluster_that_does_all_lacks_nothing() -> None:
 def test_what_a_broker_lacks_is_found_and_nothing_else(
     habits: Habits, lacking: set[Trait], detail: str
 ) -> None:
-    found = tried(habits)
-    assert {trait for trait, finding in found.items() if finding.works is False} == lacking
+    # A busy machine may take longer for what does come: then it is waited for longer.
+    for patience in (SHORT_SECONDS, 5 * SHORT_SECONDS, 20 * SHORT_SECONDS):
+        found = tried(habits, patience=patience)
+        missed = {trait for trait, finding in found.items() if finding.works is False}
+        if missed == lacking:
+            break
+    assert missed == lacking
     assert {found[trait].detail for trait in lacking} == {detail}
     told = consequences(list(found.values()))
     assert told
