@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
-from support.patience import PATIENCE
+from support.patience import PATIENCE, wait_for
 
 # From the interpreter's start over the imports and the node's model to the clip; seconds.
 MOMENTS = (0.0, 0.02, 0.05, 0.2, 1.0, 3.0, 6.0)
@@ -42,7 +42,10 @@ def test_ctrl_c_ends_the_demo_quietly_at_any_moment(
             env={**os.environ, "DEMO_SECONDS": "600", "TMPDIR": str(tmp_path)},
             start_new_session=True,
         )
-        time.sleep(moment + 0.02)  # until the shell has read its line
+        # The shell has read its line, and minds the signal, once it has started what it waits for.
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+        wait_for(children.read_text, "the demo itself", every=0.001)
+        time.sleep(moment)
         os.killpg(demo.pid, signal.SIGINT)
         assert demo.wait(timeout=PATIENCE) == 0
         said.seek(0)
