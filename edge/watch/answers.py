@@ -121,7 +121,8 @@ class Bar(TypedDict):
 
     time: Annotated[Moment, Field(description="when the step began, UTC")]
     counts: Annotated[
-        dict[str, float] | None, Field(description="people by label on average; null for a gap")
+        dict[str, float] | None,
+        Field(description="people by label on average; null where none were counted or all hidden"),
     ]
     hidden: Annotated[Share, Field(description="of the time, with suppressed small groups")]
     unseen: Annotated[Share, Field(description="of the time, with nothing seen")]

@@ -164,7 +164,7 @@ def _bar(at: datetime, found: Slice | None, labels: list[str]) -> Bar:
         sums[name] = sums.get(name, 0.0) + amount
     return {
         "time": time,
-        "counts": {label: round(sums[label], 2) for label in labels},
+        "counts": {label: round(sums[label], 2) for label in labels} if found.people else None,
         "hidden": round(found.suppressed / found.seconds, 3),
         "unseen": round(found.unseen / found.seconds, 3),
     }

@@ -76,8 +76,8 @@ def timeline(
     after: int | None = None,
 ) -> Bars:
     """Average people by label for every minute from the first to the last that is known, of one node,
-    of a site or of all. A minute without a reading is null; hidden, unseen: the shares of the time in
-    which small counts were suppressed, and nothing was seen.
+    of a site or of all. A minute of which nobody's counts are known is null; hidden, unseen: the shares
+    of the time in which small counts were suppressed, and nothing was seen.
 
     Args:
         minutes: how many of the last; None for all.
@@ -108,9 +108,11 @@ def _minute(at: datetime, found: Sum | None, labels: list[str]) -> Bar:
     time = at.strftime("%Y-%m-%dT%H:%M:%SZ")
     if found is None:
         return {"time": time, "counts": None, "hidden": 0.0, "unseen": 0.0}
+    # Where small groups are hidden or nothing was seen there may have been anybody: that is no zero.
+    counts = {label: round(found.people.get(label, 0.0), 2) for label in labels}
     return {
         "time": time,
-        "counts": {label: round(found.people.get(label, 0.0), 2) for label in labels},
+        "counts": counts if found.people else None,
         "hidden": round(found.hidden, 3),
         "unseen": round(found.unseen, 3),
     }

@@ -141,7 +141,7 @@ export async function draw() {
   }));
   traces.push({
     type: "bar", name: plain(t("hidden")), x: places, width: widths, offset: 0, yaxis: "y2", showlegend: false,
-    y: bars.map(([, bar]) => (bar.counts === null ? null : 100 * bar.hidden)),
+    y: bars.map(([, bar]) => (bar.counts === null && !bar.hidden ? null : 100 * bar.hidden)),
     customdata: written, hovertemplate: `%{y:.0f} % ${plain(t("hidden"))}<br>%{customdata}<extra></extra>`,
     marker: { color: style.getPropertyValue("--hidden") },
   });

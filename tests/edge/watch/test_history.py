@@ -163,6 +163,9 @@ def test_an_hour_that_comes_twice_at_midnight_is_left_out_of_no_bar(
     assert (bar["time"], bar["hidden"]) == ("2026-10-25T00:00:00Z", 0.5)
     hours = azores.draw("week", "")["minutes"]
     assert [hour["hidden"] for hour in hours] == [0.0, 1.0]
+    assert [hour["counts"] is None for hour in hours] == [False, True], "hidden is not nobody"
+    _, last = csv.DictReader(io.StringIO(azores.csv("week", "")))
+    assert (last["calm"], last["hidden_percent"]) == ("", "100.0")
 
 
 def test_a_time_leaves_as_csv_in_the_schools_zone(store: Store, history: History) -> None:
