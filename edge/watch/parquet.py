@@ -209,7 +209,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         help="where the files go; made where it is not",
     )
     p.add_argument("--csv", action="store_true", help="also a CSV file beside each of the folder's")
-    p.add_argument("--since", metavar="YYYY-MM-DD", help="from that day on")
+    p.add_argument("--since", metavar="YYYY-MM-DD", help="from that day (UTC) on")
     args = p.parse_args(argv)
     since = None
     if args.since:
