@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from support.patience import PATIENCE
+
 
 class Watched:
     """A page, and what went wrong on it or left the machine."""
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.page = browser.new_page(**options)
+        self.page.set_default_timeout(
+            1000 * PATIENCE
+        )  # its own half minute is the machine's to miss
         self.wrong: list[str] = []
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))

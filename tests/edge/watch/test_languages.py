@@ -19,7 +19,7 @@ from edge.watch.web import PAGE, SCRIPTS, PageAddress, Server
 from edge.watch.zones import parse_zone, system_zone
 from support.brokers import free_port
 from support.heard import NODE, counts, heard, raw
-from support.patience import wait_for
+from support.patience import PATIENCE, wait_for
 
 FACTS = {"language", "facts"}
 # Put together from data by the script, so that no call names them.
@@ -92,6 +92,7 @@ def test_the_page_is_whole_and_its_facts_end_no_element(language: str) -> None:
 
 def test_a_german_browser_reads_german(browser: Any, german: str) -> None:
     page = browser.new_page(locale="de-DE")
+    page.set_default_timeout(1000 * PATIENCE)
     page.goto(german)
     page.wait_for_selector("article")
     assert page.inner_text("#summary") == "1 von 1 Raum online · 6 Personen im Bild"
@@ -134,6 +135,7 @@ def test_a_card_tells_which_recorder_lacks_how_much_until_none_does(
     server = Server(rooms, lambda: "connected", where)
     server.start()
     page = browser.new_page(locale=language)
+    page.set_default_timeout(1000 * PATIENCE)
     page.goto(where.url)
     page.wait_for_selector("article")
     card = page.inner_text("article")
