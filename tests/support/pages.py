@@ -12,9 +12,8 @@ class Watched:
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.page = browser.new_page(**options)
-        self.page.set_default_timeout(
-            1000 * PATIENCE
-        )  # its own half minute is the machine's to miss
+        # Its own half minute is soon over where the machine does other things.
+        self.page.set_default_timeout(1000 * PATIENCE)
         self.wrong: list[str] = []
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
