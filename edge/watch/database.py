@@ -91,6 +91,8 @@ class Database:
         options: dict[str, Any] = {"timeout": BUSY_SECONDS}
         if self.postgresql:
             options = {"connect_timeout": CONNECT_SECONDS, "options": "-c timezone=UTC"}
+            # A database that was made under LC_ALL=C has no encoding, and would give bytes for text.
+            options["client_encoding"] = "utf8"
         self.engine = sa.create_engine(self._address, connect_args=options, pool_pre_ping=True)
         self._driver: Any = self.engine.dialect.loaded_dbapi
         self._limit = AnswerLimit(self.engine) if self.postgresql else None

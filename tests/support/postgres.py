@@ -40,7 +40,9 @@ class Postgres:
         self.user = "postgres" if self._as else getpass.getuser()
         if self._as:
             shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", self.data, "-U", self.user, "--auth=trust", "-N")
+        # Of the same encoding whatever the tests' own locale is.
+        same = ("--locale=C", "--encoding=UTF8")
+        self._run("initdb", "-D", self.data, "-U", self.user, "--auth=trust", "-N", *same)
         self.start()
 
     def _run(self, program: str, *words: object) -> None:

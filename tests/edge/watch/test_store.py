@@ -407,6 +407,22 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_a_database_without_an_encoding_keeps_and_gives_text(postgres: Postgres) -> None:
+    """A cluster that was made under LC_ALL=C has such ones."""
+    address = sa.make_url(postgres.url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT")
+    made = "CREATE DATABASE plain ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+    with engine.connect() as db:
+        db.execute(sa.text(made))
+    engine.dispose()
+    store = Store(f"{postgres.url.rsplit('/', 1)[0]}/plain")
+    store.migrate()
+    store.write([heard(counts(1))], NOON)
+    with store.transaction(reading=True) as db:
+        assert db.execute(sa.select(COUNTS.c.node)).scalars().all() == [NODE]
+    store.close()
+
+
 def test_a_database_that_is_there_and_silent_is_not_waited_for(postgres: Postgres) -> None:
     """As where its disk stalls or its machine is paused. libpq would wait for ever, and with it all who
     want to hear or see something."""
