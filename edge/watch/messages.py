@@ -89,10 +89,19 @@ def read(topic: str, raw: bytes) -> Message | None:
         if isinstance(payload.faces, Faces):
             if payload.faces.mean > payload.faces.max:
                 raise Refused("a mean above the most")
+            if _too_many(payload, payload.faces.max):
+                raise Refused("more people counted than were in view")
         elif payload.counts is not None or payload.person_seconds is not None:
             # Databases and exports would hold what the page does not show.
             raise Refused("counts of a group that is hidden")
     return Message(node, kind, payload)
+
+
+def _too_many(counts: Counts, most: int) -> bool:
+    """Tell whether a reading counts more people, or more of their time, than were in view at once."""
+    people, time = (sum((cells or {}).values()) for cells in (counts.counts, counts.person_seconds))
+    # A window lasts up to a second longer where the clock was set within, and its time is rounded.
+    return people > most or time > most * (counts.window_seconds + 1) + 1
 
 
 def _reason(kind: str, place: tuple[int | str, ...], raw: bytes, model: type[Payload]) -> str:

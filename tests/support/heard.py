@@ -47,13 +47,14 @@ def raw(kind: str, node: str = NODE, **content: Any) -> tuple[str, bytes]:
 def counts(
     seq: int, node: str = NODE, start: datetime | None = None, **content: Any
 ) -> tuple[str, bytes]:
-    """A reading of six people over ten seconds, the seq-th after noon."""
+    """A reading of six people over ten seconds, the seq-th after noon, or of as many as it counts."""
     began = start or NOON + timedelta(seconds=10 * (seq - 1))
+    counted = [sum((content.get(name) or {}).values()) for name in ("counts", "person_seconds")]
     body = {
         "log": LOG, "seq": seq, "start": rfc3339(began.timestamp()),
         "end": rfc3339(began.timestamp() + 10), "window_seconds": 10.0, "time_base": "utc",
         "clock_synced": True, "historical": False, "min_group": 5, "min_cell": 2,
-        "counting": "expected", "faces": {"mean": 6.0, "max": 7}, "counts": COUNTS,
+        "counting": "expected", "faces": {"mean": 6.0, "max": max(7, *counted)}, "counts": COUNTS,
         "person_seconds": {k: 10 * n for k, n in COUNTS.items()},
         "quality": {"seen": 1.0, "frames": 300, "dropped": 0, "low_confidence": 0.1, "camera": "live"},
     }  # fmt: skip

@@ -16,6 +16,7 @@ from edge.watch.messages import Refused, read
 from edge.watch.run import MessageRouter
 from support.heard import NODE, NOON, counts, heard, raw, small
 
+SEVEN = {"mean": 6.0, "max": 7}
 TEXT_SEQ = counts(1)[1].replace(b'"seq": 1', b'"seq": "1"')
 
 
@@ -106,6 +107,12 @@ def test_health_of_version_0_1_0_is_read_with_what_it_did_not_say_at_its_default
          "malformed counts"),
         (f"edge/v1/{NODE}/counts", counts(1, faces={"mean": 8.1, "max": 8})[1],
          "a mean above the most"),
+        (f"edge/v1/{NODE}/counts", counts(1, faces=SEVEN, counts={"calm": 5, "glad": 3})[1],
+         "more people counted than were in view"),
+        (f"edge/v1/{NODE}/counts", counts(1, faces=SEVEN, counts={"calm": 2**53 - 1})[1],
+         "more people counted than were in view"),
+        (f"edge/v1/{NODE}/counts", counts(1, faces=SEVEN, person_seconds={"calm": 40, "glad": 39})[1],
+         "more people counted than were in view"),
         (f"edge/v1/{NODE}/counts", small(1, counts={"calm": 1})[1], "counts of a group that is hidden"),
         (f"edge/v1/{NODE}/counts", small(1, person_seconds={"calm": 1})[1],
          "counts of a group that is hidden"),
@@ -124,6 +131,12 @@ def test_what_is_no_message_is_refused_by_a_reason_to_count(
     with pytest.raises(Refused) as caught:
         read(topic, content)
     assert str(caught.value) == reason
+
+
+def test_what_a_clock_set_within_a_window_leaves_room_for_is_read() -> None:
+    """Seven people for eleven seconds, rounded up: as much as a window of ten may hold."""
+    message = counts(1, faces=SEVEN, counts={"calm": 7}, person_seconds={"calm": 78})
+    assert read(*message) is not None
 
 
 def test_what_is_not_for_a_watcher_is_passed_over() -> None:
