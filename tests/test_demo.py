@@ -41,6 +41,8 @@ def test_ctrl_c_ends_the_demo_quietly_at_any_moment(
             cwd=ROOT,
             env={**os.environ, "DEMO_SECONDS": "600", "TMPDIR": str(tmp_path)},
             start_new_session=True,
+            # Who runs in the background of a script has Ctrl-C ignored, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         # The shell has read its line, and minds the signal, once it has started what it waits for.
         children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
