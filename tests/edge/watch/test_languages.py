@@ -208,4 +208,5 @@ def test_the_zone_is_the_machines_own_where_none_is_given(
 
 def test_whole_people_on_a_line() -> None:
     assert "7 people" in line(heard(counts(1, faces={"mean": 6.6, "max": 8})))
-    assert "1 person " in line(heard(counts(1, faces={"mean": 1.2, "max": 2})))
+    one = counts(1, faces={"mean": 1.2, "max": 2}, counts={"calm": 1}, person_seconds={"calm": 12})
+    assert "1 person " in line(heard(one))
