@@ -98,7 +98,7 @@ def _write_day(rows: Iterator[dict[str, Any]], part: Path) -> None:
                 labels = sorted(found.union(labels or ()))
                 writer = still_open.enter_context(_widened(part, schema(labels)))
             cells = [flat(row, labels) for row in readings]
-            writer.write_table(pa.Table.from_pylist(cells, schema(labels)))
+            writer.write_table(pa.Table.from_pylist(cells, writer.schema))
 
 
 @contextlib.contextmanager
