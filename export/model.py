@@ -18,6 +18,7 @@ from distill.data.crops import crop_detector, require_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
 from distill.data.duplicates import (
     NearDuplicate,
+    chosen_on,
     find_near_duplicates,
     names_of,
     without_near_duplicates,
@@ -122,11 +123,11 @@ def _fill(
     classes = len(source.labels)
     # Nothing is fitted or judged on pictures that the test split has too.
     unchosen = names_of(duplicates["valid"])
-    kept = np.array([name not in unchosen for name in valid.crops.names])
-    voted = kept & (valid.targets.sum(axis=1) > 0)
-    if not voted.any():
+    apart, truth = chosen_on(valid, unchosen), validation_labels(valid, unchosen)
+    if not (truth >= 0).any():
         raise DataError(f"no image of {args.data}'s valid has a label; give data with labels")
-    student, temperature = source.deploy(valid.crops.pixels[voted], valid.targets[voted], cli.say)
+    voted = apart.targets.sum(axis=1) > 0
+    student, temperature = source.deploy(apart.crops.pixels[voted], apart.targets[voted], cli.say)
     judge_temperature(temperature, int(voted.sum()), args.force, say)
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
@@ -136,7 +137,6 @@ def _fill(
     faces = _calibration_faces(source, train, labels, args, say)
     quantiser = Quantiser(folder / FILES["fp32"], faces, folder.parent)
     sensitivity = write_all(quantiser, folder, faces[::2], say)
-    truth = validation_labels(valid, unchosen)
     which = args.prior or ("fitted" if _enough_for_constants(truth, labels, say) else "none")
     prior = None
     if which != "none":
@@ -146,7 +146,7 @@ def _fill(
         # Of the file that most nodes run: INT8 moves the rare classes, and they are what is fitted.
         unseen, learned = (
             sample(split, places, logits_of(folder / FILES["int8-cpu"], split.crops.pixels[places]))
-            for split, places in ((valid, np.flatnonzero(kept)), (train, rows[some]))
+            for split, places in ((apart, np.arange(len(apart.votes))), (train, rows[some]))
         )
         name = f"{DATA_NAMES[args.layout]} valid"
         prior = choose_prior(which, unseen, learned, source.labels, name, say)

@@ -79,7 +79,7 @@ class DataSet:
         return self.images[split]
 
     def _is_rafdb(self) -> bool:
-        return {path.parent.name for _, path in self.images["train"]} == set("1234567")
+        return {path.parent.name for _, path in self.images.get("train", [])} == set("1234567")
 
     def votes(self, split: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Return the votes (N, K + extra) for a split's images, in their order, and the K labels.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from distill.data.data_set import DataSet, fingerprint
 from distill.data.splits import Split, crops_folder
 from distill.progress import Progress
+from edge.base.errors import DataError
 from edge.base.files import write_atomically
 from edge.inference.bundle import CropSpec
 from edge.sources.images import read_picture
@@ -104,12 +105,24 @@ def without_near_duplicates(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Split:
     """Leave the validation split's near-duplicates of test images out; other splits stay whole. name:
-    of the split; spec: of its crops, with which the list is kept."""
+    of the split; spec: of its crops, with which the list is kept. Raises DataError as `chosen_on`."""
     if name != "valid":
         return split
     found = find_near_duplicates(data, crops_folder(data, spec), progress)["valid"]
     progress(f"left out: {len(found)} images of valid with a near-duplicate in the test split")
-    return split.without(names_of(found))
+    return chosen_on(split, names_of(found))
+
+
+def chosen_on(valid: Split, near_duplicates: set[str]) -> Split:
+    """Leave near-duplicates of test images out of the validation split. Raises DataError where nothing
+    is left."""
+    kept = valid.without(near_duplicates)
+    if valid.crops.names and not kept.crops.names:
+        raise DataError(
+            f"all {len(valid.crops.names)} images of valid have a near-duplicate in the test split; "
+            f"split by person or by recording, not by picture"
+        )
+    return kept
 
 
 def _read(path: Path) -> list[NearDuplicate]:

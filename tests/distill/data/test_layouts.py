@@ -214,6 +214,14 @@ def test_labels_are_checked_before_a_picture_is_opened(tmp_path: Path) -> None:
             opened(root, "train", "valid")
 
 
+def test_a_split_that_is_not_there_is_told_of_beside_any_others(tmp_path: Path) -> None:
+    picture(tmp_path / "d" / "test" / "calm" / "0.png")
+    data, _ = opened(tmp_path / "d")
+    for split in ("train", "valid"):
+        with pytest.raises(DataError, match=f"no images of split '{split}', only of test"):
+            data.demand(split)
+
+
 def test_without_train_the_classes_are_those_of_all_splits(tmp_path: Path) -> None:
     root = plain(tmp_path / "d")
     for split in ("train", "valid"):

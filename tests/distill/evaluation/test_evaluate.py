@@ -131,6 +131,29 @@ def test_a_network_that_knows_the_validation_pictures_is_told_of(
     assert said not in scored(all_of_it, data, "--split", "test")[0].out
 
 
+@pytest.mark.slow
+def test_a_validation_split_that_is_all_near_duplicates_of_test_is_told_of(
+    scored: Callable[..., tuple[Done, list[dict[str, Any]]]],
+    tmp_path: Path,
+    command: Callable[..., Done],
+) -> None:
+    data, best = class_folders(tmp_path / "d"), written(tmp_path / "run" / "best.pt")
+    shutil.rmtree(data / "valid")
+    shutil.copytree(data / "test", data / "valid")
+    told = "all 9 images of valid have a near-duplicate in the test split"
+    done, entries = scored(best, data, "--split", "test")
+    assert f"calibrated: not, since {told}" in done.out
+    assert {"calibrated": None} in entries
+    options = ["--data", data, "--layout", "folders"]
+    for module, *more in (
+        ("distill.evaluation.evaluate", "--checkpoint", best, "--split", "valid"),
+        ("export.model", best, "--out", tmp_path / "bundle"),
+    ):
+        done = command(module, *more, *options)
+        assert done.code == 1
+        assert told in done.last
+
+
 def test_a_seed_that_is_no_number_is_refused_before_anything_is_scored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
