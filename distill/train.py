@@ -30,7 +30,8 @@ from distill.models.face_files import add_backbone_options
 from distill.progress import Progress
 from distill.recipe import MOST_SEED, Recipe, add_set_option, load_recipe
 from distill.training.distributed import Process, process_group
-from distill.training.paths import refuse_another_run, refuse_wrong_paths
+from distill.training.fingerprint import best_so_far
+from distill.training.paths import alone_in, refuse_another_run, refuse_wrong_paths
 from distill.training.scalars import open_scalars, require_tensorboard, write_row
 from distill.training.setup import TrainingSetup, prepare, refuse_unfit_options
 from distill.training.trainer import Trainer
@@ -54,14 +55,15 @@ def train(
     """Train, and return the path of the best checkpoint by validation accuracy. tensorboard: write its
     events too.
 
-    Raises DataError where there are too few images or --resume finds another run, UsageError where
-    `out` holds a run and resume is not asked for, EdgeError where training diverges: what was kept of
-    the epochs before stays."""
+    Raises DataError where there are too few images, or --resume finds another run or no best.pt,
+    UsageError where `out` holds a run and resume is not asked for, EdgeError where training diverges:
+    what was kept of the epochs before stays."""
     trainer = Trainer(recipe, setup, process, compiled)
     first, best = 0, -1.0
     if (out / "last.pt").is_file():
         refuse_another_run(out, resume)
         first, best, changes = trainer.resume(out / "last.pt", other_machine)
+        best = best_so_far(out / "best.pt", first, best)
         if changes and process.is_main:
             print(
                 f"resumed on another machine: {', '.join(changes)}; the last digits will differ from "
@@ -242,16 +244,17 @@ def run(argv: Sequence[str] | None = None) -> None:
     refuse_wrong_paths(recipe, args)
     with process_group() as process:
         setup = prepare(recipe, args, process)
-        best = train(
-            recipe,
-            setup,
-            args.out,
-            process,
-            args.resume,
-            args.compile,
-            args.allow_other_machine,
-            args.tensorboard,
-        )
+        with alone_in(args.out) if process.is_main else nullcontext():
+            best = train(
+                recipe,
+                setup,
+                args.out,
+                process,
+                args.resume,
+                args.compile,
+                args.allow_other_machine,
+                args.tensorboard,
+            )
         if process.is_main:
             which = "last epoch's" if args.train_on_all else "best"
             print(f"{which} checkpoint: {best}")

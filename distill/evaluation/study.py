@@ -62,6 +62,8 @@ class Study(Strict):
         for run in self.runs:
             if run.name in seen:
                 raise ValueError(f"two runs are called '{run.name}'")
+            if twice := [seed for seed in run.seeds if run.seeds.count(seed) > 1]:
+                raise ValueError(f"run '{run.name}' names seed {twice[0]} twice; name each once")
             if run.teacher and run.teacher not in seen:
                 raise ValueError(
                     f"run '{run.name}': its teacher '{run.teacher}' is not an earlier run"
@@ -146,6 +148,10 @@ def score_one(folder: Path, split: str, data: DataSet, options: Sequence[str]) -
     its folder by the split's digest."""
     kept = folder / f"{split}-scores-{data_digest(data, [split])[:12]}.json"
     checkpoint = folder / "best.pt"
+    if not checkpoint.is_file():
+        raise DataError(
+            f"{checkpoint} is gone; put it back, or remove {folder} to have it trained once more"
+        )
     entries = _kept_entries(kept, checkpoint)
     if not any("domains" in entry for entry in entries):
         command = ["--checkpoint", str(checkpoint), "--split", split, "--json", str(kept)]

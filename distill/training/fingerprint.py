@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from distill.data.data_set import DataSet
 from distill.models import store
+from distill.models.checkpoint import read
 from distill.recipe import Recipe
 from edge.base.errors import DataError
 
@@ -46,6 +47,25 @@ def read_run(path: Path, lazily: bool = False) -> dict[str, Any]:
             f"choose another --out"
         )
     return state
+
+
+def best_so_far(path: Path, first: int, best: float) -> float:
+    """Return the accuracy that the epochs from `first` on have to beat to take best.pt's place.
+
+    path: best.pt; best: the accuracy that last.pt names, -1 without a validation split. A run that was
+    killed between the two files left the best of an epoch that is trained again. Raises DataError
+    where the file is not this run's."""
+    advice = "put the run's own back, or train again into another --out"
+    try:
+        content = read(path)[0]
+    except DataError as error:
+        raise DataError(f"{path} is lost or damaged; {advice}") from error
+    own = -1.0 if content["valid_accuracy"] is None else float(content["valid_accuracy"])
+    if content["epoch"] >= first:
+        return max(own, best)
+    if own != best:
+        raise DataError(f"{path} is not the best of this run's epochs; {advice}")
+    return best
 
 
 def require_same(

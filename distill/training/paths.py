@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from distill.data.crops import require_detector
@@ -10,8 +12,10 @@ from distill.models.build import require_backbones
 from distill.models.checkpoint import read
 from distill.recipe import Recipe
 from edge.base.errors import UsageError
-from edge.base.files import refuse_unwritable
+from edge.base.files import file_lock, refuse_unwritable
 from edge.inference.bundle import load_bundle
+
+LOCK = ".lock"  # in OUT, held while a run trains
 
 
 def refuse_wrong_paths(recipe: Recipe, args: argparse.Namespace) -> None:
@@ -19,6 +23,9 @@ def refuse_wrong_paths(recipe: Recipe, args: argparse.Namespace) -> None:
     WeightsError in one line."""
     refuse_unwritable("--out", args.out, folder=True)
     refuse_another_run(args.out, args.resume)
+    if (args.out / LOCK).is_file():
+        with alone_in(args.out):
+            pass
     require_detector(args.weights)
     if recipe.teacher:
         require_backbones(recipe, args.dinov2, args.face)
@@ -35,6 +42,20 @@ def refuse_wrong_paths(recipe: Recipe, args: argparse.Namespace) -> None:
                 f"checkpoint first, or follow logits alone: of 'distillation' set tokens, embedding, "
                 f"relations and views to 0, and live to false"
             )
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a run's folder, so that two runs never mix their files in it. Raises UsageError where
+    another process holds it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(out / LOCK, wait=False))
+        except BlockingIOError as error:
+            raise UsageError(
+                f"--out {out}: another process trains in it; wait for its end, or choose another --out"
+            ) from error
+        yield
 
 
 def refuse_another_run(out: Path, resume: bool) -> None:

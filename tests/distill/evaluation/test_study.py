@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ from distill.evaluation.study import (
     load_study,
     mean_and_deviation,
     refuse_other_data,
+    score_one,
 )
 from distill.models import store
 from distill.recipe import overlay
-from distill.training.fingerprint import STATE
-from edge.base.errors import SettingsError
+from distill.training.fingerprint import STATE, data_digest
+from edge.base.errors import DataError, SettingsError
 from support.command import Done
 from support.paths import ROOT
 
@@ -88,6 +90,22 @@ def test_a_run_from_before_its_data_were_kept_is_left_to_resume(
     store.save(old / "last.pt", dict.fromkeys(STATE, 0) | {"identity": {"data": "0123"}})
     data = open_data(tiny_ferplus, "ferplus", tmp_path / "crops", lambda line: None)
     assert refuse_other_data([old, unbegun], data) == [old]
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_not_shown_by_its_old_scores(
+    tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    data = open_data(tiny_ferplus, "ferplus", tmp_path / "crops", lambda line: None)
+    kept = tmp_path / f"valid-scores-{data_digest(data, ['valid'])[:12]}.json"
+    kept.write_text(json.dumps([{"accuracy": 0.5}, {"domains": {}}]))
+    with pytest.raises(DataError, match=r"best\.pt is gone; put it back, or remove .* once more"):
+        score_one(tmp_path, "valid", data, [])
+
+
+def test_a_seed_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    study = write(tmp_path, STUDY.replace("[0, 1]", "[0, 1, 0]"))
+    with pytest.raises(SettingsError, match="'short' names seed 0 twice"):
+        load_study(study)
 
 
 def test_a_finished_run_stays_so_whether_its_recipe_spells_a_default_out(tmp_path: Path) -> None:

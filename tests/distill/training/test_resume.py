@@ -15,6 +15,7 @@ from distill.recipe import MOST_SEED, Recipe
 from distill.train import build_parser, run, train
 from distill.training.trainer import Trainer
 from edge.base.errors import DataError, UsageError
+from edge.base.files import file_lock
 from support.tiny_run import ALONE, EPOCHS, prepared
 from support.trained import RECIPE
 
@@ -75,6 +76,47 @@ def test_a_log_with_a_byte_order_mark_or_a_column_of_the_readers_own_goes_on(
     kept = list(csv.DictReader(io.StringIO(log.read_text())))
     assert [row["note"] for row in kept] == ["good"] * (EPOCHS - 1) + [""]
     assert all(float(row["loss"]) > 0 for row in kept)
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["no epoch is left", "one epoch is left"])
+def test_a_run_whose_best_checkpoint_is_lost_or_another_file_is_not_resumed(
+    tmp_path: Path, ended: bool
+) -> None:
+    last = stopped(tmp_path)[0]
+    best = tmp_path / "best.pt"
+    content = store.load(best) | {"epoch": 0}
+    if ended:
+        store.save(last, store.load(last) | {"epoch": EPOCHS - 1})
+    mean = content | {"valid_accuracy": None}  # as distill.models.average writes it
+    for damage in (best.unlink, lambda: best.write_bytes(b"no"), lambda: store.save(best, mean)):
+        store.save(best, content)
+        damage()
+        with pytest.raises(DataError, match=r"best\.pt .*put the run's own back, or train again"):
+            resume(tmp_path)
+    store.save(best, content | {"valid_accuracy": store.load(last)["best"]})
+    resume(tmp_path)
+
+
+def test_the_best_of_an_epoch_that_was_killed_before_its_end_stays_the_best(tmp_path: Path) -> None:
+    stopped(tmp_path)
+    best = tmp_path / "best.pt"
+    store.save(best, store.load(best) | {"epoch": EPOCHS - 1, "valid_accuracy": 1.0})
+    kept = best.read_bytes()
+    resume(tmp_path)  # as on another machine, where the epoch comes out worse
+    assert store.load(tmp_path / "last.pt")["best"] == 1.0
+    assert best.read_bytes() == kept
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_before_images_are_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    out = tmp_path / "run"
+    words = [str(tmp_path / "tiny.yaml"), "--data", str(tmp_path / "gone"), "--out", str(out)]
+    with file_lock(out / ".lock", wait=False), pytest.raises(UsageError, match="another process"):
+        run(words)
+    with pytest.raises(DataError, match="gone is not a folder"):
+        run(words)
 
 
 @pytest.mark.parametrize(
