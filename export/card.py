@@ -265,8 +265,8 @@ def write(description: dict[str, Any]) -> str:
     unchosen = (
         ""
         if provenance.get("validated", True)
-        else " It learned from all training pictures and was chosen by nothing: its last epoch. What "
-        "the validation split says below is of pictures that it knows."
+        else " It, or a network that it comes from, learned from all training pictures and was chosen "
+        "by nothing: its last epoch. What the validation split says below is of pictures that it knows."
     )
     return (
         f"{_front_matter(description, scored)}\n"

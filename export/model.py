@@ -64,8 +64,9 @@ def export(args: argparse.Namespace) -> None:
     source = read_source(args.source)
     if not source.provenance.get("validated", True):
         cli.say(
-            "this checkpoint learned from all of train (--train-on-all): temperature, constants and "
-            "tolerance are taken on pictures that it knows; for a node train without that option"
+            "this network, or its start, learned from all of train (--train-on-all): temperature, "
+            "constants and tolerance are taken on pictures that it knows; for a node train without "
+            "that option"
         )
     if args.prior and args.prior not in METHODS:
         read_prior(Path(args.prior), source.labels)  # refused before an hour of measuring

@@ -128,11 +128,16 @@ def test_the_protocol_of_papers_learns_from_all_and_takes_the_last_epoch(
     assert log[-1].split(",")[3:5] == ["", ""]
     assert (out / "best.pt").read_bytes() == (out / "epoch-002.pt").read_bytes()
     assert f"n={TEST}" in follow(evaluate).out
+    first = [word for word in page_commands("export-model")[0] if word != "runs/rafdb"]
+    start = tmp_path / "runs" / "rafdb-all" / "best.pt"
+    told = follow([*first, "runs/next", "--start", str(start)]).out
+    assert f"{start} learned from all of train" in told
+    assert "the best epoch is chosen by pictures that it knows" in told
     exported = follow(
         ["export-model", "runs/rafdb-all/best.pt", "--data", "RAF-DB", "--layout", "rafdb",
          "--out", "runs/b"], "--force",
     )  # fmt: skip
-    assert "learned from all of train (--train-on-all)" in exported.err
+    assert "this network, or its start, learned from all of train (--train-on-all)" in exported.err
     assert "was chosen by nothing" in (tmp_path / "runs" / "b" / "MODEL_CARD.md").read_text()
 
 

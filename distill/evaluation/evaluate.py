@@ -232,8 +232,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     asked = [args.bundle] if args.bundle else args.checkpoint
     if "valid" in crops and (knowing := [str(path) for path in asked if not validated(path)]):
         lines.append(
-            f"{' and '.join(knowing)} learned from all of train (--train-on-all): where valid is a "
-            f"part of that, it knows the pictures that are scored or fitted on there"
+            f"{' and '.join(knowing)} learned from all of train (--train-on-all), or its start did: "
+            f"where valid is a part of that, it knows the pictures that are scored or fitted on there"
         )
     print(f"{' and '.join(map(str, asked))} {model.precision} on {args.data} {args.split}")
     print("\n".join([*lines, text]))

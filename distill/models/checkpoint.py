@@ -79,10 +79,12 @@ def state(
 
 
 def was_validated(content: dict[str, Any]) -> bool:
-    """Tell whether the validation split was kept apart from what a checkpoint's weights learned from.
-    content: as `read` returns it."""
+    """Tell whether the validation split was kept apart from what a checkpoint's weights learned from,
+    those of its start too. content: as `read` returns it."""
     known = content.get("validated")  # of a mean, which has no accuracy of its own
-    return content["valid_accuracy"] is not None if known is None else bool(known)
+    if known is None:
+        known = content["valid_accuracy"] is not None
+    return bool(known and (content.get("start") or {}).get("validated", True))
 
 
 def read(path: Path) -> tuple[dict[str, Any], Recipe, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.data.labels import DATA_NAMES
 from distill.models import store
-from distill.models.checkpoint import read
+from distill.models.checkpoint import read, was_validated
 from distill.recipe import Recipe
 from edge.inference.bundle import load_bundle
 
@@ -20,11 +20,17 @@ WHERE_THERE = ("averaged", "teacher_data")
 
 def kept(path: Path, recipe: Recipe, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a checkpoint whose weights go on in another, by `--start` or in a mean:
-    sha256, recipe, data, teacher and its data, the file's own start, and what it is the mean of.
+    sha256, recipe, data, teacher and its data, the file's own start, and what it is the mean of; also
+    that it was not kept from its validation split, where that is so.
 
     metadata: the content that `checkpoint.read` returns, or a `Checkpoint`'s metadata."""
     found = {"sha256": store.digest_of(path), "recipe": recipe.model_dump()}
-    return {**found, **_learned(metadata)}
+    return {**found, **_learned(metadata), **unvalidated(was_validated(dict(metadata)))}
+
+
+def unvalidated(validated: bool) -> dict[str, Any]:
+    """Return what is kept of a start that learned from its validation split; nothing of others."""
+    return {} if validated else {"validated": False}
 
 
 def _learned(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint
-from distill.models.provenance import kept, told
+from distill.models.provenance import kept, told, unvalidated
 from distill.models.store import current_names
 from distill.models.student import RepBlock, Student, StudentConfig, reparameterise
 from distill.recipe import Recipe
@@ -43,7 +43,8 @@ class Start:
     """A trained student to start from.
 
     weights: of the deployed form, by its parameters' names; metadata: what a checkpoint keeps of it
-    (sha256, recipe, teacher, data, the start's own start, and what it is the mean of)."""
+    (sha256, recipe, teacher, data, the start's own start, what it is the mean of, and `validated` where
+    it learned from its validation split)."""
 
     config: StudentConfig
     labels: tuple[str, ...]
@@ -81,6 +82,7 @@ def _from_bundle(folder: Path) -> Start:
     metadata: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
     metadata |= told(provenance)
     metadata |= {key: provenance.get(key) for key in ("data", "calibration_data")}
+    metadata |= unvalidated(bool(provenance.get("validated", True)))
     # What the counting added to the logits is not learned from: it would be trained away or kept twice.
     weights["head.bias"] = weights["head.bias"] - torch.from_numpy(bundle.folded).float()
     config = student.config

@@ -95,10 +95,16 @@ def require_same(
 def other(known: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """Return the keys in which a kept `Trainer.fingerprint` differs from this run's.
 
-    A recipe from before a field existed is the one that has the field's default."""
-    kept = {**known, "recipe": _whole(known.get("recipe"))}
+    A recipe from before a field existed is the one that has the field's default; a start is the same
+    file, whatever this version keeps of it besides."""
     unknown = {key for key in LATER if key not in known}
-    return [key for key in own if key not in unknown and kept.get(key) != own[key]]
+    kept = {**known, "recipe": _whole(known.get("recipe")), "start": _file(known.get("start"))}
+    asked = {**own, **({"start": _file(own["start"])} if "start" in own else {})}
+    return [key for key in asked if key not in unknown and kept.get(key) != asked[key]]
+
+
+def _file(start: Any) -> Any:
+    return start["sha256"] if isinstance(start, Mapping) and "sha256" in start else start
 
 
 def _whole(recipe: Any) -> Any:

@@ -138,6 +138,11 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         f"left out: {len(left_out)} near-duplicates of validation and test images from training, "
         f"{len(unchosen)} near-duplicates of test images from choosing"
     )
+    if start and not start.metadata.get("validated", True) and not args.train_on_all:
+        say(
+            f"{args.start} learned from all of train (--train-on-all): where valid is a part of that, "
+            f"the best epoch is chosen by pictures that it knows"
+        )
     held_out = names_in(split.crops, recipe.training.hold_out)
     if held_out:
         say(f"held out: {len(held_out)} images of train that are {recipe.training.hold_out}")

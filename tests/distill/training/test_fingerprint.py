@@ -81,6 +81,15 @@ def test_a_field_that_exists_no_more_or_has_another_value_is_another_recipe() ->
     assert other(own, own) == []
 
 
+def test_the_same_start_is_the_same_whatever_is_kept_of_one_since() -> None:
+    own = {"start": {"sha256": "0123", "recipe": {"new_field": 0}, "averaged": []}}
+    assert other({"start": {"sha256": "0123", "recipe": {}}}, own) == []
+    for start in ({"sha256": "4567", "recipe": {"new_field": 0}, "averaged": []}, None):
+        assert other({"start": start}, own) == ["start"]
+    assert other(own, {"start": None}) == ["start"]
+    assert other({"start": None}, {"start": None}) == []
+
+
 def test_only_the_machine_may_be_another_and_only_where_that_is_asked_for() -> None:
     here = {"data": "0123", "precision": "fp32", "processes": 1}
     path = Path("run/last.pt")
