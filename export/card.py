@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from distill.data.labels import DATA_NAMES
-from distill.evaluation.robustness import describe, lost, mean_accuracy, worst
-from distill.models.provenance import learned_from
+from distill.evaluation.robustness import CHANGES, describe, lost, mean_accuracy, worst
+from distill.models.provenance import learned_from, temperature_data
 
 NAME = "MODEL_CARD.md"
 WEAK = 0.5  # recall below which a class is named as one that the model misses
@@ -89,9 +89,12 @@ def _agreement(entry: dict[str, Any]) -> str:
     )
 
 
-def _classes(entry: dict[str, Any]) -> str:
-    rows = [f"| {label} | {value:.3f} |\n" for label, value in entry["recall"].items()]
-    return "| class | recall |\n|---|---|\n" + "".join(rows)
+def _classes(entry: dict[str, Any], labels: list[str]) -> str:
+    found = entry["recall"]
+    rows = [f"| {label} | {value:.3f} |\n" for label, value in found.items()]
+    absent = ", ".join(label for label in labels if label not in found)
+    over = f"\nIt has no image of {absent}: mean class accuracy is over the other {len(found)} classes.\n"
+    return "| class | recall |\n|---|---|\n" + "".join([*rows, over if absent else ""])
 
 
 def _marks(names: set[str]) -> str:
@@ -152,6 +155,9 @@ def _robustness(rows: list[dict[str, Any]]) -> str:
         if everyone and found < everyone
         else ""
     )
+    measured = {row["change"] for row in rows}
+    if without := [change.name for change in CHANGES if change.name not in measured]:
+        partly += f" Not measured: {', '.join(without)}."
     head = (
         f"\nOne change at a time to the aligned crops (plain: {_percent(rows[0]['accuracy'])}). The "
         f"worst is {describe(bad)}, which costs {100 * lost(bad, rows):.1f} points; the mean over all "
@@ -173,13 +179,16 @@ def _counting(counting: dict[str, Any] | None) -> str:
             "training data had few.\n"
         )
     fitted = counting["fitted"]
+    given = fitted["method"] == "file"
+    how = "given in a file; tried" if given else f"`{fitted['method']}`,"
+    whose = "those images" if given else "the data that the constants were fitted on"
     head = (
         f"Constants on the logits take the training set's mix out of what is counted "
-        f"(`{fitted['method']}`, on {fitted['images']} labelled images of {fitted['data']}). Those of "
+        f"({how} on {fitted['images']} labelled images of {fitted['data']}). Those of "
         f"`{counting['folded']}` lie in the files' last bias, so that whoever runs them has them; the "
         f"node adds the difference for the other. Count error is the share of people in the wrong cell "
         f"in simulated rooms of 25, against majority labels for `dominant`, against votes for "
-        f"`expected`; these figures are of the data that the constants were fitted on, by the INT8 "
+        f"`expected`; these figures are of {whose}, by the INT8 "
         f"file.\n\n"
         f"| counting | constants | accuracy | mean class | count error |\n|---|---|---|---|---|\n"
     )
@@ -254,6 +263,12 @@ def _apart(provenance: dict[str, Any]) -> str:
     )
 
 
+def _elsewhere(provenance: dict[str, Any], scored: str) -> str:
+    """Say whose temperature a bundle's weights hold that was exported again on other data."""
+    own = temperature_data(provenance)
+    return "" if own in (None, scored) else f" of {own}"
+
+
 def write(description: dict[str, Any]) -> str:
     """Return the card in Markdown, YAML before it. description: bundle.json's content with scores."""
     provenance, scores = description["provenance"], description["scores"]
@@ -286,9 +301,9 @@ def write(description: dict[str, Any]) -> str:
         f"## Scores\n\n"
         f"Onnxruntime {measured['onnxruntime']} on {measured['processor']}; intervals by bootstrap of "
         f"pictures, 2,000 rounds. Logits are divided by {provenance['calibration_temperature']}, "
-        f"fitted on the validation split.\n\n"
+        f"fitted on the validation split{_elsewhere(provenance, scored)}.\n\n"
         f"{_scores(scores)}\n"
-        f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry)}{_agreement(entry)}\n"
+        f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry, description['labels'])}{_agreement(entry)}\n"
         f"## What is counted\n\n{_counting(description.get('counting'))}\n"
         f"## Where it fails\n\n{_failures(entry, provenance, names)}"
     )

@@ -104,9 +104,7 @@ def describe(
     constants, those of `dominant` in the files; facts: added to the provenance."""
     spec = source.recipe.crop.spec()
     learned = source.data or DATA_NAMES[layout]
-    again = source.provenance.get("exported_again_from", {}).get("calibration_data")
     names = {DATA_NAMES[layout], *learned_from({"data": learned, **source.provenance})}
-    names |= {again} if again else set()
     if facts.get("calibration_folder"):
         names.add(DATA_NAMES["folders"])  # pictures of an owner whom this code does not know
     inputs = np.load(folder / KNOWN_INPUTS, allow_pickle=False)
@@ -139,6 +137,7 @@ def describe(
             "weights_licence": weights_licence(names),
             "commit": _commit(),
             "calibration_temperature": round(temperature, 5),
+            "temperature_data": DATA_NAMES[layout],
             **source.provenance,
             **facts,
         },

@@ -129,7 +129,8 @@ def _fill(
         raise DataError(f"no image of {args.data}'s valid has a label; give data with labels")
     voted = apart.targets.sum(axis=1) > 0
     student, temperature = source.deploy(apart.crops.pixels[voted], apart.targets[voted], cli.say)
-    judge_temperature(temperature, int(voted.sum()), args.force, say)
+    if source.temperature is None:
+        judge_temperature(temperature, int(voted.sum()), args.force, say)
     export_onnx(student, folder / FILES["fp32"])
     difference = torch_equals_onnx(student, folder / FILES["fp32"], valid.crops.pixels[:512])
     say(f"torch = ONNX within {difference:.2g} over {min(512, len(valid.crops.names))} crops")
@@ -242,7 +243,7 @@ def _report(folder: Path, data: DataSet, crops: Any, args: argparse.Namespace) -
         split,
         bundle.crop.template,
         lambda pixels: predict_bundle(bundle, "int8", pixels),
-        lambda line: None,
+        cli.say,
     )
     write_description(folder, description)
     load_bundle(folder)

@@ -15,7 +15,7 @@ from distill.evaluation.metrics import fit_temperature
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint
 from distill.models.logits import predict_student
-from distill.models.provenance import KNOWN, WHERE_THERE, told
+from distill.models.provenance import KNOWN, WHERE_THERE, temperature_data, told
 from distill.models.student import Student, multiply_adds, reparameterise
 from distill.models.warm_start import read_start
 from distill.recipe import Recipe
@@ -89,6 +89,7 @@ def _from_bundle(folder: Path) -> Source:
     if not isinstance(temperature, float | int):
         raise EdgeError(f"{folder} names no temperature; export its checkpoint, not the bundle")
     provenance = {key: old[key] for key in kept if key in old}
+    provenance["temperature_data"] = temperature_data(old)
     provenance["exported_again_from"] = {
         "bundle_sha256": bundle.sha256,
         "commit": old.get("commit"),

@@ -53,9 +53,22 @@ def learned_from(run: Mapping[str, Any]) -> set[str]:
     if averaged := run.get("averaged"):
         return set().union(*map(learned_from, averaged))
     # Before a bundle said what its calibration read, that was what it learned from.
-    own = {str(run[key]) for key in ("data", "calibration_data") if run.get(key)}
+    names = (run.get("data"), run.get("calibration_data"), temperature_data(run))
+    own = {str(name) for name in names if name}
     own = (own or {"not recorded"}) | set(run.get("teacher_data") or ())
     return own | (learned_from(run["start"]) if run.get("start") else set())
+
+
+def temperature_data(run: Mapping[str, Any]) -> str | None:
+    """Name the data that the temperature in a bundle's weights was fitted on; None for a run that has
+    none. run: as for `learned_from`.
+
+    Before it was kept, a bundle that was exported again named what the one before it had read."""
+    before = run.get("exported_again_from") or {}
+    name = (
+        run.get("temperature_data") or before.get("calibration_data") or run.get("calibration_data")
+    )
+    return str(name) if name else None
 
 
 def data_of_network(path: Path) -> set[str]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from distill.models.build import build_student
 from distill.models.checkpoint import load_checkpoint
-from distill.models.provenance import kept, told, unvalidated
+from distill.models.provenance import kept, temperature_data, told, unvalidated
 from distill.models.store import current_names
 from distill.models.student import RepBlock, Student, StudentConfig, reparameterise
 from distill.recipe import Recipe
@@ -82,6 +82,7 @@ def _from_bundle(folder: Path) -> Start:
     metadata: dict[str, Any] = {"sha256": bundle.sha256, "recipe": recipe.model_dump()}
     metadata |= told(provenance)
     metadata |= {key: provenance.get(key) for key in ("data", "calibration_data")}
+    metadata["temperature_data"] = temperature_data(provenance)
     metadata |= unvalidated(bool(provenance.get("validated", True)))
     # What the counting added to the logits is not learned from: it would be trained away or kept twice.
     weights["head.bias"] = weights["head.bias"] - torch.from_numpy(bundle.folded).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,14 +16,18 @@ import torch
 
 from distill.evaluation.metrics import fit_temperature
 from distill.models.checkpoint import SCHEMA
+from distill.models.provenance import data_of_network, learned_from
+from distill.models.warm_start import read_start
 from edge.base.errors import EdgeError
 from edge.inference.bundle import SHIPPED, load_bundle
 from edge.inference.loader import open_backend
 from export import card
 from export.agree import compare, torch_equals_onnx
+from export.describe import weights_licence
 from export.folder import put_in_place
 from export.metadata import content_sha256
 from export.model import judge_temperature
+from export.source import read_source
 from export.to_onnx import check_graph, deployed
 from support.command import Done
 from support.notes import notes
@@ -401,6 +406,58 @@ def test_a_card_names_the_worst_change_and_the_mean_of_rows_old_and_new() -> Non
         assert words in text
         assert ("on the 4 of 10 images" in text) is (rows is new)
         assert "| blur | 2 px deviation | 70.00 % | 10.00 |" in text
+
+
+def test_a_card_says_which_changes_have_no_row() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    assert "Not measured" not in card.write(description)
+    rows = description["provenance"]["robustness"]
+    gone = ("yaw", "mask", "sunglasses")  # as where no face was found
+    description["provenance"]["robustness"] = [row for row in rows if row["change"] not in gone]
+    assert "Not measured: yaw, mask, sunglasses." in card.write(description)
+
+
+def test_a_card_names_the_classes_of_which_there_was_no_image() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    assert "no image of" not in card.write(description)
+    for entry in description["scores"]:
+        for label in ("fear", "contempt"):
+            del entry["recall"][label]
+    text = card.write(description)
+    assert "It has no image of fear, contempt: mean class accuracy is over the other 6" in text
+
+
+def test_a_card_does_not_call_constants_of_a_file_fitted() -> None:
+    description = json.loads((SHIPPED / "bundle.json").read_text())
+    fitted = card.write(description)
+    assert "(`fitted`, on " in fitted
+    assert "the data that the constants were fitted on" in fitted
+    description["counting"]["fitted"]["method"] = "file"
+    text = card.write(description)
+    assert "fitted on, by the INT8 file" not in text
+    assert "(given in a file; tried on " in text
+    assert "these figures are of those images, by the INT8 file" in text
+
+
+def test_a_bundle_exported_again_keeps_whose_temperature_its_weights_hold(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
+    description = json.loads((bundle / "bundle.json").read_text())
+    known = description["provenance"]
+    assert "fitted on the validation split.\n" in card.write(description)
+    known["calibration_data"] = "RAF-DB"
+    del known["exported_again_from"]
+    for known_then in ({}, {"calibration_data": "FER2013"}):  # exported once, and once more
+        if known_then:
+            known |= {"temperature_data": "RAF-DB", **known_then}
+        (bundle / "bundle.json").write_text(json.dumps(description))
+        again = read_source(bundle).provenance
+        assert again["temperature_data"] == "RAF-DB"
+        assert read_start(bundle).metadata.get("temperature_data", "RAF-DB") == "RAF-DB"
+        assert "RAF-DB" in data_of_network(bundle)
+        names = learned_from({"data": "FER2013", **again})
+        assert weights_licence(names).startswith("for non-commercial research alone")
+    text = card.write({**description, "provenance": {**known, **again}})
+    assert "fitted on the validation split of RAF-DB.\n" in text
 
 
 @pytest.mark.parametrize(
