@@ -93,7 +93,7 @@ def _classes(entry: dict[str, Any], labels: list[str]) -> str:
     found = entry["recall"]
     rows = [f"| {label} | {value:.3f} |\n" for label, value in found.items()]
     absent = ", ".join(label for label in labels if label not in found)
-    over = f"\nIt has no image of {absent}: mean class accuracy is over the other {len(found)} classes.\n"
+    over = f"\nIt has no image of {absent}: mean class accuracy is over the other {len(found)}.\n"
     return "| class | recall |\n|---|---|\n" + "".join([*rows, over if absent else ""])
 
 
@@ -303,7 +303,8 @@ def write(description: dict[str, Any]) -> str:
         f"pictures, 2,000 rounds. Logits are divided by {provenance['calibration_temperature']}, "
         f"fitted on the validation split{_elsewhere(provenance, scored)}.\n\n"
         f"{_scores(scores)}\n"
-        f"By class (INT8, {split}, {entry['protocol']}):\n\n{_classes(entry, description['labels'])}{_agreement(entry)}\n"
+        f"By class (INT8, {split}, {entry['protocol']}):\n\n"
+        f"{_classes(entry, description['labels'])}{_agreement(entry)}\n"
         f"## What is counted\n\n{_counting(description.get('counting'))}\n"
         f"## Where it fails\n\n{_failures(entry, provenance, names)}"
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distill.data.crops import Crops, crop_detector, crops_key, make_crops
 from distill.data.data_set import DataSet
+from distill.data.labels import FERPLUS
 from edge.base.errors import DataError
 from edge.inference.bundle import CropSpec
 from edge.inference.weights import locked
@@ -65,13 +66,17 @@ def majority(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     return np.where(unique & (label < classes) & (top > 0), label, -1)
 
 
-def argmax(votes: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Label (N,) by protocol argmax-8: the first of the largest among the classes; -1 only where an
-    extra column (unknown, not a face) has strictly more votes than every class, or nobody voted."""
-    inside = votes[:, :classes]
+def argmax(votes: NDArray[np.int64], labels: tuple[str, ...]) -> NDArray[np.int64]:
+    """Label (N,) by protocol argmax-8: of the largest among the classes the first in FER+'s order, in
+    whatever order the labels stand; -1 only where an extra column (unknown, not a face) has strictly
+    more votes than every class, or nobody voted."""
+    classes = len(labels)
+    place = {label: k for k, label in enumerate(FERPLUS)}
+    order = np.array(sorted(range(classes), key=lambda k: place.get(labels[k], len(FERPLUS))))
+    inside = votes[:, order]
     extra = votes[:, classes:].max(axis=1) if votes.shape[1] > classes else np.zeros(len(votes))
     most = inside.max(axis=1)
-    return np.where((extra > most) | (most == 0), -1, inside.argmax(axis=1))
+    return np.where((extra > most) | (most == 0), -1, order[inside.argmax(axis=1)])
 
 
 def crops_folder(data: DataSet, spec: CropSpec) -> Path:

@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         metavar="FILE",
         help="what distill-train wrote; the last epochs in its folder are scored too. Given again,\n"
-        "with a checkpoint or a bundle: all answer together",
+        "with a checkpoint or a bundle: all answer together, as they teach",
     )
     add_data_options(p)
     p.add_argument(
@@ -110,10 +110,14 @@ def _from_zero(text: str) -> int:
 
 
 def _open(args: argparse.Namespace) -> Predictor:
-    """Open what the command line names; several checkpoints answer together."""
+    """Open what the command line names; several checkpoints answer together, a bundle among them
+    without its counting constants, of which the mean would hold a part."""
     if args.bundle:
         return open_predictor(args.bundle, args.dinov2, args.face, args.precision)
-    return ensemble([open_predictor(path, args.dinov2, args.face) for path in args.checkpoint])
+    several = len(args.checkpoint) > 1
+    return ensemble(
+        [open_predictor(p, args.dinov2, args.face, learned=several) for p in args.checkpoint]
+    )
 
 
 def _labelled(data: DataSet, model: Predictor, crops: dict[str, Crops], name: str) -> Split:

@@ -63,9 +63,9 @@ def confidence_bin(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
 
 
-def truth_of(votes: NDArray[np.int64], classes: int, protocol: str) -> NDArray[np.int64]:
-    """Label (N,) by a protocol, -1 for what it leaves out."""
-    return (argmax if protocol == PROTOCOLS[1] else majority)(votes, classes)
+def truth_of(votes: NDArray[np.int64], labels: tuple[str, ...], protocol: str) -> NDArray[np.int64]:
+    """Label (N,) by a protocol, -1 for what it leaves out. labels: of the first K columns."""
+    return argmax(votes, labels) if protocol == PROTOCOLS[1] else majority(votes, len(labels))
 
 
 def has_votes(votes: NDArray[np.int64]) -> bool:
@@ -113,7 +113,7 @@ def score(
     """Score probabilities (N, K), whose rows sum to 1, against votes (N, K + extra). rounds: of the
     bootstrap."""
     classes = len(labels)
-    truth = truth_of(votes, classes, protocol)
+    truth = truth_of(votes, labels, protocol)
     kept = truth >= 0
     truth, p = truth[kept], probabilities[kept].astype(np.float64)
     q = votes[kept][:, :classes].astype(np.float64)

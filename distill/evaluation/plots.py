@@ -49,7 +49,7 @@ def write_all(
     """Write PNGs by the labels of the scores' protocol. name: of network and data, for the titles;
     probabilities: (N, K); rows: of `robustness.measure`, or none; log: of distill-train, for the
     training curves. Raises OSError where `folder` cannot be written, DataError for a bad log."""
-    truth = truth_of(split.votes, len(split.labels), scores.protocol)
+    truth = truth_of(split.votes, split.labels, scores.protocol)
     kept = truth >= 0
     answer = probabilities.argmax(axis=1)
     hit = (answer == truth)[kept]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from distill.data.domains import DOMAINS
 from distill.data.labels import DATA_NAMES
+from distill.data.layouts import some
 from distill.data.splits import Split, majority
 from distill.evaluation.metrics import LABELS, PROTOCOLS, Scores, score, truth_of
 from edge.base.errors import DataError
@@ -29,7 +31,7 @@ def count_undetected(
 ) -> tuple[float, float]:
     """Return, of the images that the protocol scores, the share without a detected face, and the
     accuracy when each of those counts as wrong, whatever was predicted."""
-    truth = truth_of(split.votes, len(split.labels), protocol)
+    truth = truth_of(split.votes, split.labels, protocol)
     kept = truth >= 0
     hit = (probabilities.argmax(axis=1) == truth) & split.crops.found
     return float(1 - split.crops.found[kept].mean()), float(hit[kept].mean())
@@ -53,8 +55,8 @@ def _format_agreement(scores: Scores) -> list[str]:
     return ["  accuracy by the share of all votes that the label got", *cells] if cells else []
 
 
-def format_scores(scores: Scores, undetected: float, strict: float) -> str:
-    """Format for a terminal of 80 columns."""
+def format_scores(scores: Scores, labels: Sequence[str], undetected: float, strict: float) -> str:
+    """Format for a terminal of 80 columns. labels: the classes, also those without an image."""
     low, high = scores.accuracy_interval
     mlow, mhigh = scores.mean_class_accuracy_interval
     by_label = scores.protocol == LABELS
@@ -69,6 +71,9 @@ def format_scores(scores: Scores, undetected: float, strict: float) -> str:
         f"  macro-F1 {scores.macro_f1:.4f}",
         *format_calibration(scores),
     ]
+    if absent := [label for label in labels if label not in scores.recall]:
+        told = f"no image of {some(absent)}: mean class accuracy is over the other {len(scores.recall)}"
+        lines += textwrap.wrap(told, 79, initial_indent="  ", subsequent_indent="    ")
     lines += _format_agreement(scores)
     row = "  recall"
     for label, value in scores.recall.items():
@@ -160,6 +165,6 @@ def report(
     for protocol in PROTOCOLS if layout == "ferplus" else (LABELS,):
         scores = score(probabilities, split.votes, split.labels, protocol)
         undetected, strict = count_undetected(split, probabilities, protocol)
-        texts.append(format_scores(scores, undetected, strict))
+        texts.append(format_scores(scores, split.labels, undetected, strict))
         entries.append(as_entry(scores, layout, name, precision, undetected, strict))
     return "\n".join(texts), entries

@@ -20,12 +20,13 @@ from yaml import safe_load
 from distill.data.crops import Crops
 from distill.data.splits import Split
 from distill.evaluation import plots, robustness
-from distill.evaluation.evaluate import build_parser
+from distill.evaluation.evaluate import _open, build_parser
 from distill.evaluation.metrics import score
-from distill.evaluation.report import format_confusion
+from distill.evaluation.report import format_confusion, report
 from distill.models import store
 from distill.models.build import build_student
 from distill.models.checkpoint import state
+from distill.models.predict import open_predictor
 from distill.recipe import Recipe
 from edge.base.errors import DataError
 from edge.inference.bundle import SHIPPED, load_bundle
@@ -163,6 +164,33 @@ def test_a_seed_that_is_no_number_is_refused_before_anything_is_scored(
     with pytest.raises(SystemExit):
         build_parser().parse_args([*words, "x"])
     assert "x is not a whole number from 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_classes_without_an_image_are_named_beside_the_mean_over_the_others(classes: int) -> None:
+    labels = ("calm", "cross", *(f"the {k}th class" for k in range(2, classes)))
+    split = two_shades()
+    votes = np.pad(split.votes, ((0, 0), (0, classes - 2)))
+    p = np.pad(halves(split.crops.pixels), ((0, 0), (0, classes - 2)))
+    text, _ = report(Split(split.crops, votes, labels), p, "folders", "test", "int8")
+    said = " ".join(text.split())
+    assert "no image of the 2th class" in said
+    assert "mean class accuracy is over the other 2" in said
+    assert max(map(len, text.splitlines())) <= 80
+    text, _ = report(split, halves(split.crops.pixels), "folders", "test", "int8")
+    assert "no image of" not in text
+
+
+def test_a_bundle_in_an_ensemble_answers_without_its_counting_constants(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64)).astype(np.uint8)
+    words = ["--data", "d", "--layout", "ferplus", "--checkpoint", str(SHIPPED)]
+    alone = _open(build_parser().parse_args(words)).predict(pixels)
+    both = _open(build_parser().parse_args([*words, "--checkpoint", str(SHIPPED)])).predict(pixels)
+    deployed = open_predictor(SHIPPED, "", (), "fp32").predict(pixels)
+    learned = open_predictor(SHIPPED, "", (), "fp32", learned=True).predict(pixels)
+    assert np.allclose(alone, deployed, atol=1e-6)
+    assert np.allclose(both, learned, atol=1e-6), "as a student learns from them"
+    assert not np.allclose(learned, deployed, atol=1e-3)
 
 
 def test_robustness_measures_every_change_at_every_strength() -> None:

@@ -26,7 +26,16 @@ def test_majority_keeps_unique_winners_among_the_classes() -> None:
 
 
 def test_argmax_drops_only_what_unknown_or_not_a_face_wins() -> None:
-    assert argmax(VOTES, 8).tolist() == [0, 0, -1, 1, -1, 1]
+    assert argmax(VOTES, LABELS).tolist() == [0, 0, -1, 1, -1, 1]
+
+
+def test_a_tie_is_broken_alike_in_whatever_order_a_model_has_the_classes() -> None:
+    columns = [LABELS.index(label) for label in sorted(LABELS)]
+    votes = np.concatenate([VOTES[:, columns], VOTES[:, 8:]], axis=1)
+    named = [sorted(LABELS)[k] if k >= 0 else None for k in argmax(votes, tuple(sorted(LABELS)))]
+    assert named == ["neutral", "neutral", None, "happiness", None, "happiness"]
+    two = argmax(np.array([[3, 3], [0, 2]]), ("glad", "calm"))  # of no order that is known
+    assert two.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("protocol", ["majority-8", "argmax-8"])
