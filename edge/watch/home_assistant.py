@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -247,6 +248,21 @@ def configuration(info: Info) -> dict[str, Any]:
     }
 
 
+def removing(text: str, shown: frozenset[str]) -> tuple[str, frozenset[str]]:
+    """Add to a configuration what removes the entities that it has no more. Home Assistant keeps the
+    entity of a component that is merely left out, and deletes that of one with nothing but a platform.
+
+    shown: the components of the configuration before. Returns the text, "" as it is, and its own.
+    """
+    if not text:
+        return text, frozenset()
+    found = json.loads(text)
+    own = frozenset(found["components"])
+    # Only a label's entity ever goes, and that is a sensor.
+    found["components"].update({key: {"platform": "sensor"} for key in sorted(shown - own)})
+    return dumps(found), own
+
+
 class Discovery:
     """Keeps the configurations at the broker as the nodes are; all in the receiver's thread."""
 
@@ -261,6 +277,7 @@ class Discovery:
         self._prefix, self._publish, self._retired = prefix, publish, retired
         self._wanted: dict[str, str] = {}  # node -> configuration; "" where its info was deleted
         self._said: dict[str, str] = {}  # what this connection published
+        self._shown: dict[str, frozenset[str]] = {}  # the components of what was published last
 
     def hear(self, topic: str, raw: bytes, message: Message | None) -> None:
         """Take in a message. message: None for what is none, such as retained info that is deleted."""
@@ -282,9 +299,10 @@ class Discovery:
         for node, text in wanted.items():
             if self._said.get(node) == text:
                 continue
-            if not self._publish(configuration_topic(self._prefix, node), text):
+            whole, own = removing(text, self._shown.get(node, frozenset()))
+            if not self._publish(configuration_topic(self._prefix, node), whole):
                 return
-            self._said[node] = text
+            self._said[node], self._shown[node] = text, own
             log.debug("home assistant node=%s %s", node, "configured" if text else "withdrawn")
 
     def reset(self) -> None:

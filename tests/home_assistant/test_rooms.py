@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ async def say_until(
         await asyncio.gather(task, return_exceptions=True)
 
 
-def introduce(node: mqtt.Client, *names: str) -> None:
+def introduce(node: mqtt.Client, *names: str, labels: Sequence[str] = LABELS) -> None:
     """Say what a node retains."""
-    model = {"bundle_sha256": "0", "labels": LABELS, "backend": "onnxruntime",
+    model = {"bundle_sha256": "0", "labels": list(labels), "backend": "onnxruntime",
              "precision": "int8", "engine": None}  # fmt: skip
     for name in names:
         # An hour, that no reading expires on a machine that does ten other things.
@@ -258,6 +258,17 @@ async def test_a_button_is_a_command_that_the_node_does(
         assert done.ok, done.text
     assert json.loads(came[0].payload)["id"] != json.loads(came[1].payload)["id"]
     assert commands.paused() is (name == "pause")
+
+
+async def test_an_expression_that_a_new_model_has_not_takes_its_entity_along(
+    hass: HomeAssistant, school: Recording, node: mqtt.Client
+) -> None:
+    assert entity(hass, "share_glad") != "none.yet"
+    introduce(node, NODE, labels=["calm", "cross"])
+    await until(hass, lambda: entity(hass, "share_cross") != "none.yet")
+    await until(hass, lambda: entity(hass, "share_glad") == "none.yet")
+    assert state(hass, "share_calm") in (STATE_UNKNOWN, STATE_UNAVAILABLE), "this one stays"
+    assert entity(hass, "share_glad", of=OTHER) != "none.yet"
 
 
 async def test_restarts_change_nothing_and_a_retired_room_goes_until_it_counts(

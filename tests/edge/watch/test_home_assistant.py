@@ -283,7 +283,34 @@ def test_a_node_is_told_once_and_again_when_it_changes() -> None:
     bench.nodes()
     assert bench.broker.sent == 3
     config = bench.broker.kept[configuration_topic("ha", NODE)]
-    assert key_of("glad") not in config["components"]
+    assert config["components"][key_of("glad")] == {"platform": "sensor"}
+
+
+def shown(bench: Bench, node: str = NODE) -> tuple[set[str], set[str]]:
+    """Of the configuration at the broker: labels with an entity, labels whose entity is removed."""
+    bench.nodes()
+    components = bench.broker.kept[configuration_topic("ha", node)]["components"]
+    has = {name for name in ("calm", "glad", "cross") if key_of(name) in components}
+    gone = {name for name in has if components[key_of(name)] == {"platform": "sensor"}}
+    return has - gone, gone
+
+
+def test_an_entity_whose_label_is_no_more_is_removed_by_its_platform_alone() -> None:
+    """Home Assistant keeps the entity of a component that a later configuration merely leaves out."""
+    bench = Bench()
+    bench.hear(info(), info(OTHER))
+    assert shown(bench) == ({"calm", "glad"}, set())
+    bench.hear(info(labels=["calm", "cross"]), info(labels=["calm", "cross"], n=2))
+    assert shown(bench) == ({"calm", "cross"}, {"glad"}), "said twice before it went out"
+    assert shown(bench, OTHER) == ({"calm", "glad"}, set())
+    bench.discovery.reset()
+    bench.hear(info(labels=["glad"]), info(OTHER))
+    assert shown(bench) == ({"glad"}, {"calm", "cross"}), "also when it changed between connections"
+    bench.retired = frozenset({NODE})
+    bench.nodes()
+    bench.retired = frozenset()
+    bench.hear(info(labels=["calm"]))
+    assert shown(bench) == ({"calm"}, set()), "all of a withdrawn node is gone"
 
 
 def test_a_retired_room_is_withdrawn_until_it_comes_back() -> None:
