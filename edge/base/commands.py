@@ -55,26 +55,30 @@ EXTRAS = {
     "amqtt": "demo",
     "argcomplete": "completion",
 }
+# These want all of `train`, which brings `node`: whoever was sent to that first would be sent again.
+TRAINING = ("distill-train", "distill-study", "export-model")
 
 
-def advice(error: ModuleNotFoundError) -> str | None:
-    """Say in one line what to install; None where a module is missing that no extra brings, which is a
-    defect."""
+def advice(error: ModuleNotFoundError, command: str = "") -> str | None:
+    """Say in one line what to install for a command; None where a module is missing that no extra
+    brings, which is a defect."""
     package = (error.name or "").split(".")[0]
     if package not in EXTRAS:
         return None
     if not EXTRAS[package]:
         return f"{package} is not installed; install the kit again: pip install ."
     extra = EXTRAS[package]
+    if extra == "node" and command in TRAINING:
+        extra = "train"
     line = f"{package} is not installed; install the '{extra}' extra: pip install '.[{extra}]'"
-    if package == "cv2":
+    if extra == "node":
         line += ", on a Jetson: apt install python3-opencv"
     return line
 
 
 def lacking(command: str, error: ModuleNotFoundError) -> int:
     """Say in one line what a command lacks, and return its exit code; raise what is a defect again."""
-    if (line := advice(error)) is None:
+    if (line := advice(error, command)) is None:
         raise error
     print(f"{command}: {line}", file=sys.stderr)
     return 1

@@ -29,9 +29,11 @@ def require_library() -> None:
     try:
         import paho.mqtt.client as mqtt
     except ImportError as error:
-        raise BackendError("paho-mqtt is not installed; install the 'node' extra") from error
+        raise BackendError(
+            "paho-mqtt is not installed; install the kit again: pip install ."
+        ) from error
     if not hasattr(mqtt, "CallbackAPIVersion"):
-        raise BackendError("paho-mqtt is older than 2.0; install the 'node' extra again")
+        raise BackendError("paho-mqtt is older than 2.0; install the kit again: pip install .")
 
 
 @functools.cache

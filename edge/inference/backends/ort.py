@@ -33,7 +33,7 @@ class OnnxRuntime:
             import onnxruntime as ort
         except ImportError as error:
             raise BackendError(
-                f"onnxruntime is not installed ({error}); install the kit with its 'node' extra"
+                f"onnxruntime is not installed ({error}); install the kit again: pip install ."
             ) from error
         try:
             refuse_external_data(model)

@@ -16,6 +16,9 @@ import pytest
 
 from edge.base import commands
 from edge.base.commands import EXTRAS, MODULES, advice
+from edge.base.errors import BackendError
+from edge.delivery.client import require_library
+from edge.inference.backends.ort import OnnxRuntime
 from edge.watch.store import Store
 from support.paths import ROOT
 
@@ -25,6 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NODE = ("edge-run", "edge-watch", "edge-flash", "edge-provision", "edge-update")
 LABORATORY = ("distill-eval", "export-engine", "export-bench", "edge-crops")
 PICTURES = ("edge-bench", "edge-crowd")
+TRAINING = ("distill-train", "distill-study", "export-model")
 # Whose --help there is with an extra alone; the others say in one line what they lack.
 HELPS = {
     "": NODE,
@@ -101,6 +105,27 @@ def test_what_no_extra_brings_is_a_defect_and_not_advice() -> None:
     assert "python3-opencv" in (advice(ModuleNotFoundError("x", name="cv2")) or "")
 
 
+def test_what_every_installation_has_comes_with_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("paho.mqtt.client", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for ask in (require_library, lambda: OnnxRuntime(Path("x.onnx"))):
+        with pytest.raises(
+            BackendError, match=r"is not installed.*install the kit again: pip inst"
+        ):
+            ask()
+
+
+def test_who_wants_to_train_is_told_of_one_extra_and_not_of_one_after_the_other() -> None:
+    missing = ModuleNotFoundError("x", name="cv2")
+    for command in TRAINING:
+        line = advice(missing, command)
+        assert line == "cv2 is not installed; install the 'train' extra: pip install '.[train]'"
+    assert "'node' extra" in (advice(missing, "distill-eval") or ""), "it reads a bundle with that"
+    line = advice(ModuleNotFoundError("x", name="tensorboard"), "distill-train")
+    assert line is not None
+    assert "'tensorboard' extra" in line
+
+
 @pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", HELPS)
@@ -121,7 +146,8 @@ def test_with_one_extra_alone_a_command_helps_works_or_names_what_it_lacks(
             continue
         assert code == 1, words
         assert last.startswith(f"{words[0]}: "), last
-        assert "is not installed; install the '" in last
+        wanted = "train" if words[0] in TRAINING else "node"
+        assert f"is not installed; install the '{wanted}' extra" in last
 
 
 def test_an_extra_brings_what_its_own_packages_need() -> None:
