@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timezone, tzinfo
 
 from edge.base.clock import parse_rfc3339
@@ -44,6 +45,17 @@ def mix(message: Counts) -> str:
     return "  ".join(f"{label} {n}" for label, n in message.counts.items() if n) or "nobody"
 
 
+def _health(payload: Health) -> Iterator[str]:
+    """A health message's figures, without those that the node cannot measure."""
+    if payload.frames_per_second is not None:
+        yield f"{payload.frames_per_second} frames/s"
+    detect = payload.stages.get("detect")
+    yield f"detector {detect.p50_ms:g} ms" if detect else "detector not timed"
+    if payload.temperature_celsius is not None:
+        yield f"{payload.temperature_celsius} C"
+    yield f"{payload.outbox_pending} waiting"
+
+
 def describe(payload: Payload) -> str:
     """Describe one message in words."""
     if isinstance(payload, Counts):
@@ -51,12 +63,7 @@ def describe(payload: Payload) -> str:
     if isinstance(payload, Status):
         return f"{payload.state} {payload.reason or ''}".strip()
     if isinstance(payload, Health):
-        detect = payload.stages.get("detect")
-        took = f"{detect.p50_ms:g} ms" if detect else "not timed"
-        return (
-            f"{payload.frames_per_second} frames/s, detector {took}, {payload.temperature_celsius} C, "
-            f"{payload.outbox_pending} waiting"
-        )
+        return ", ".join(_health(payload))
     return (
         f"{payload.model.backend} {payload.model.precision}, window {payload.window_seconds:g} s, "
         f"groups of {payload.privacy.min_group} or more"

@@ -29,6 +29,14 @@ def test_counts_suppressed_and_unseen_windows_read_differently() -> None:
     assert line(heard(raw("info"))).endswith("onnxruntime int8, window 10 s, groups of 5 or more")
 
 
+def test_what_a_node_cannot_measure_is_left_out_of_its_health() -> None:
+    """No machine but a board has a temperature of its own, and no video file a rate."""
+    bare = raw("health", temperature_celsius=None, frames_per_second=None, stages={})
+    assert line(heard(bare)).endswith(" health detector not timed, 0 waiting")
+    file = raw("health", frames_per_second=None)
+    assert line(heard(file)).endswith(" health detector 8.5 ms, 51.5 C, 0 waiting")
+
+
 def test_the_will_has_no_time() -> None:
     will = json.dumps(
         {"schema": "edge.status/1", "node": NODE, "session": "s", "state": "lost"}
