@@ -198,7 +198,10 @@ def test_a_pipe_is_told_on_stderr_why_nothing_was_counted(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(nvidia_driver(), reason="a driver without an engine is worth a line")
+@pytest.mark.skipif(
+    nvidia_driver(),
+    reason="an NVIDIA driver is here, of which a run without an engine says a line more",
+)
 def test_a_healthy_run_says_what_it_does_and_nothing_that_looks_like_a_fault(
     command: Command,
 ) -> None:
