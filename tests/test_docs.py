@@ -48,6 +48,24 @@ def test_the_first_page_is_read_in_five_minutes() -> None:
     assert len(page("README.md").split()) <= 900
 
 
+def test_the_first_page_installs_an_extra_before_a_command_that_wants_it() -> None:
+    wanted = {
+        "edge-run": "node",
+        "edge-bench": "node",
+        "edge-watch": "watch",
+        "edge-flash": "flash",
+    }
+    installed: set[str] = set()
+    shown = [line for block in blocks(page("README.md"), "sh") for line in block.splitlines()]
+    for line in shown:
+        if extras := re.match(r"pip install '\.\[(.+?)\]'", line):
+            installed.update(extras[1].split(","))
+        script = re.match(r"(?:sudo \"\$\(command -v )?([a-z-]+)", line)
+        if script is not None and script[1] in wanted:
+            assert wanted[script[1]] in installed, line
+    assert installed == set(wanted.values())
+
+
 # Messages.
 
 
