@@ -28,6 +28,12 @@ if __name__ == "__main__":
     for one in STOP:
         signal.signal(one, lambda *_: os._exit(0))
     take_terminal()
-    from show import main
+    try:
+        from show import main
 
-    sys.exit(main(STOP))
+        code = main(STOP)
+    except ModuleNotFoundError as error:
+        from edge.base.commands import lacking
+
+        code = lacking("demo", error)
+    sys.exit(code)

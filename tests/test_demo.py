@@ -54,3 +54,19 @@ def test_ctrl_c_ends_the_demo_quietly_at_any_moment(
         text = said.read()
     assert not re.search("Traceback|[Ee]rror|Terminated|Interrupt", text), text
     assert not list(tmp_path.glob("edge-demo-*"))
+
+
+@pytest.mark.process
+def test_without_its_extra_the_demo_names_it(tmp_path: Path) -> None:
+    (tmp_path / "amqtt.py").write_text("raise ModuleNotFoundError('not here', name='amqtt')\n")
+    done = subprocess.run(
+        [sys.executable, "demo/run.py"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        start_new_session=True,
+    )
+    line = "demo: amqtt is not installed; install the 'demo' extra: pip install '.[demo]'\n"
+    assert (done.returncode, done.stderr) == (1, line)
