@@ -52,9 +52,10 @@ class StillFaces:
             return []
         looked = self._time - self._began
         if looked < LEAST_SECONDS:
+            # Who moves is told after some seconds only: of less nothing is said of anybody.
+            what = f"{len(unseen)} faces from pictures" if unseen[1:] else "1 face from a picture"
             return [
-                f"{len(unseen)} faces did not move in {looked:.0f} s, too short to tell a picture on "
-                "the wall from a person who sits quietly: --max-seconds 60"
+                f"{looked:.0f} s are too short to tell {what} on a wall: --max-seconds 60",
             ]
         still = [t for t in unseen if self._time - self._first[t.id] >= LEAST_SECONDS]
         new = [_mask(t.face, self._shape) for t in still]

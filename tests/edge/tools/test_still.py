@@ -21,13 +21,13 @@ def face(left: float, top: float) -> Face:
     return Face(box, (box[:2] + 20 * SHAPE).astype(np.float32), 0.9)
 
 
-def watch(seconds: float, monkeypatch: pytest.MonkeyPatch) -> StillFaces:
-    """The left face lives, the right one does not."""
+def watch(seconds: float, monkeypatch: pytest.MonkeyPatch, first_still: float = 100) -> StillFaces:
+    """The left face lives, the right one does not. first_still: from which column on none lives."""
     still = StillFaces()
 
     def judge(pixels: np.ndarray, tracks: list[Track], time: float) -> list[Track]:
         lives = {True: Life.ALIVE, False: Life.UNPROVEN}
-        return [Track(t.id, t.face, life=lives[bool(t.face.box[0] < 100)]) for t in tracks]
+        return [Track(t.id, t.face, life=lives[bool(t.face.box[0] < first_still)]) for t in tracks]
 
     monkeypatch.setattr(still._signs, "judge", judge)
     for k in range(round(5 * seconds) + 1):
@@ -52,7 +52,10 @@ def test_a_face_that_never_moves_is_named_with_the_mask_to_copy(
 
 
 def test_a_short_look_says_that_it_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = watch(9, monkeypatch).lines([])
-    assert line.startswith("1 faces did not move in 9 s, too short to tell")
-    assert line.endswith("--max-seconds 60")
+    """It does not say that they did not move: who moves is told only after some seconds."""
+    (one,) = watch(9, monkeypatch).lines([])
+    (two,) = watch(2, monkeypatch, first_still=0).lines([])
+    end = "on a wall: --max-seconds 60"
+    assert one == f"9 s are too short to tell 1 face from a picture {end}"
+    assert two == f"2 s are too short to tell 2 faces from pictures {end}"
     assert StillFaces().lines([]) == []
