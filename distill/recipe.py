@@ -43,6 +43,14 @@ class CropRecipe(Strict):
     def _pairs(self) -> CropRecipe:
         if any(len(point) != 2 for point in self.template):
             raise ValueError("template must hold five pairs, x and y")
+        if len({tuple(point) for point in self.template}) < 5:
+            raise ValueError("template must hold five points, all different")
+        for point in self.template:
+            if not all(0 <= place <= self.size for place in point):
+                raise ValueError(
+                    f"template puts landmarks {point} outside a crop of {self.size} pixels; scale it "
+                    f"with the size"
+                )
         return self
 
     def spec(self) -> CropSpec:

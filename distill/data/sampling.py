@@ -54,10 +54,19 @@ def validation_labels(valid: Split, leave_out: frozenset[str] | set[str]) -> NDA
     return truth
 
 
-def log_prior(examples: Examples) -> Tensor:
-    """Return the log of each class's share of the votes, (K,) float32; a class without a vote counts as
-    one image's."""
-    total = np.maximum(examples.targets[examples.rows].sum(axis=0, dtype=np.float64), 1.0)
+def left_without(split: Split, examples: Examples) -> list[str]:
+    """Name the classes of which a split has pictures, and none is left to learn from."""
+    had, left = (x.sum(axis=0) for x in (split.targets, examples.targets[examples.rows]))
+    return [label for k, label in enumerate(split.labels) if had[k] and not left[k]]
+
+
+def log_prior(examples: Examples, balance: float = 0.0) -> Tensor:
+    """Return the log of each class's share of the votes, (K,) float32, of the images as they are drawn
+    at `balance` (see `sampling_weights`); a class without a vote counts as one image's."""
+    targets = examples.targets[examples.rows].astype(np.float64)
+    if balance > 0:
+        targets *= (len(examples) * sampling_weights(examples, balance))[:, None]
+    total = np.maximum(targets.sum(axis=0), 1.0)
     return torch.from_numpy(np.log(total / total.sum())).float()
 
 

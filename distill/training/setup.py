@@ -17,7 +17,13 @@ from distill.data.augment import random_affine
 from distill.data.data_set import data_of
 from distill.data.domains import names_in
 from distill.data.duplicates import find_near_duplicates, names_of
-from distill.data.sampling import Examples, log_prior, training_examples, validation_labels
+from distill.data.sampling import (
+    Examples,
+    left_without,
+    log_prior,
+    training_examples,
+    validation_labels,
+)
 from distill.data.splits import Split, crops_folder, join, open_crops
 from distill.models.backbones import FrozenBackbones, FrozenStem
 from distill.models.build import build_student, build_teacher, settle_tails
@@ -147,6 +153,8 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     if held_out:
         say(f"held out: {len(held_out)} images of train that are {recipe.training.hold_out}")
     examples = training_examples(split, left_out | held_out)
+    if gone := left_without(split, examples):
+        say(f"no picture of {', '.join(gone)} is left in train: that cannot be learned")
     truth = validation_labels(valid, unchosen)
     if len(examples) < 2 or not ((truth >= 0).any() or args.train_on_all):
         raise DataError(
@@ -244,7 +252,7 @@ class RunBuilder:
     def prior(self) -> Tensor | None:
         """Return what the loss on the votes adds to the logits, (K,), or None where it adds nothing."""
         tau = self.recipe.training.prior_tau
-        return tau * log_prior(self.examples) if tau else None
+        return tau * log_prior(self.examples, self.recipe.training.balance) if tau else None
 
     def on_device(self, task: Task) -> Task:
         task.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -57,6 +57,8 @@ def test_a_setting_has_the_type_that_its_field_asks_for(
         ("training.epochs=", "'training.epochs' input should be a valid integer"),
         ("training.learning_rate=nan", "'training.learning_rate' input should be a finite number"),
         ("training=3", "'training' is a section"),
+        ("crop.size=48", "landmarks [22.091, 50.811] outside a crop of 48 pixels; scale it with"),
+        ("crop.template=[[1, 1], [2, 1], [1, 1], [1, 3], [2, 3]]", "five points, all different"),
         ("training.epochs=[", "is not valid YAML"),
         ("student.heads=3", "must be a multiple of heads 3"),
         ("student.pool=max", "'student.pool' input should be 'mean' or 'queries'"),

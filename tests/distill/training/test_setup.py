@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 import torch
 
+from distill.data.crops import Crops
+from distill.data.sampling import left_without, training_examples
+from distill.data.splits import Split
 from distill.models.checkpoint import SCHEMA
 from distill.recipe import load_recipe
 from support.backbone_files import write_dinov2
@@ -83,6 +86,16 @@ def test_a_first_teacher_without_tokens_is_refused_where_they_are_followed(
             assert f"{first} is a {what}, which has no tokens" in done.last
             assert "set tokens, embedding, relations and views to 0" in done.last
     assert not (tmp_path / "school.crops").exists()
+
+
+def test_classes_whose_pictures_are_all_left_out_are_told_of() -> None:
+    names = [f"{i}.png" for i in range(6)]
+    crops = Crops(np.zeros((6, 1, 8, 8), np.uint8), names, np.ones(6, dtype=bool))
+    labels = ("calm", "cross", "glad", "never")
+    split = Split(crops, np.eye(4, dtype=np.int64)[[0, 0, 1, 1, 2, 2]], labels)
+    whole = training_examples(split, set())
+    assert left_without(split, whole) == []
+    assert left_without(split, training_examples(split, {"2.png", "3.png", "4.png"})) == ["cross"]
 
 
 def test_a_data_set_without_a_validation_split_is_refused_or_learned_from_whole(

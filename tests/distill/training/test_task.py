@@ -82,6 +82,15 @@ def test_the_prior_is_the_log_of_the_classes_shares() -> None:
     assert log_prior(examples).exp().numpy() == pytest.approx(np.array([2.5, 1, 1]) / 4.5)
 
 
+def test_the_prior_is_that_of_the_images_as_they_are_drawn() -> None:
+    targets = np.eye(3, dtype=np.float32)[[0] * 30 + [1] * 9 + [2] * 3]
+    examples = Examples(np.zeros((42, 1, 8, 8), np.uint8), targets, np.arange(42), "")
+    shares = [log_prior(examples, balance).exp().numpy() for balance in (0.0, 0.5, 1.0)]
+    assert shares[0] == pytest.approx(np.array([30, 9, 3]) / 42)
+    assert shares[1] == pytest.approx(np.sqrt([30, 9, 3]) / np.sqrt([30, 9, 3]).sum())
+    assert shares[2] == pytest.approx(np.full(3, 1 / 3)), "there is no mix to take out"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "student"),
