@@ -261,7 +261,11 @@ async def test_a_button_is_a_command_that_the_node_does(
 
 
 async def test_an_expression_that_a_new_model_has_not_takes_its_entity_along(
-    hass: HomeAssistant, school: Recording, node: mqtt.Client
+    hass: HomeAssistant,
+    house: MockConfigEntry,
+    school: Recording,
+    node: mqtt.Client,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert entity(hass, "share_glad") != "none.yet"
     introduce(node, NODE, labels=["calm", "cross"])
@@ -269,6 +273,14 @@ async def test_an_expression_that_a_new_model_has_not_takes_its_entity_along(
     await until(hass, lambda: entity(hass, "share_glad") == "none.yet")
     assert state(hass, "share_calm") in (STATE_UNKNOWN, STATE_UNAVAILABLE), "this one stays"
     assert entity(hass, "share_glad", of=OTHER) != "none.yet"
+
+    # What removed it stays at the broker, for a Home Assistant that never knew it.
+    assert await hass.config_entries.async_reload(house.entry_id)
+    await until(hass, lambda: state(hass, "status") == "online")
+    assert entity(hass, "share_glad") == "none.yet"
+    bad = [r.getMessage() for r in caplog.records
+           if r.levelno >= logging.WARNING and "mqtt" in r.name]  # fmt: skip
+    assert bad == []
 
 
 async def test_restarts_change_nothing_and_a_retired_room_goes_until_it_counts(
