@@ -7,6 +7,7 @@ for the watermark as it is and as text, and is too little to hold even one pictu
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -94,6 +95,30 @@ def traced(command: list[str], folder: Path, **env: str) -> tuple[bytes, bytes, 
     return stored, out, "\n".join(rest)
 
 
+def once(out: bytes) -> bytes:
+    """What left, without the messages that went out again: where a broker's word comes late, as on a
+    busy machine, the node says the same once more."""
+    text, said, kept, end = out.decode("latin-1"), set(), [], 0
+    for start in (begun.start() for begun in re.finditer(r'\{"schema":"edge', text)):
+        try:
+            _, stop = json.JSONDecoder().raw_decode(text, start)
+        except ValueError:  # cut by the socket: counts as it is
+            continue
+        if text[start:stop] in said:
+            kept.append(text[end:start])
+            end = stop
+        said.add(text[start:stop])
+    return "".join([*kept, text[end:]]).encode("latin-1")
+
+
+def test_a_message_that_goes_out_again_counts_once_and_all_else_each_time() -> None:
+    first, second = b'{"schema":"edge.a/1","n":{"x":1}}', b'{"schema":"edge.a/1","n":{"x":2}}'
+    assert once(b"a" + first + b"\xff" + second + b"b" + first + b"a") == (
+        b"a" + first + b"\xff" + second + b"ba"
+    )
+    assert once(b"aa" + first[:-1] + b"aa" + first[:-1]) == b"aa" + first[:-1] + b"aa" + first[:-1]
+
+
 def crops(pictures: Pictures) -> Pictures:
     """What the student is given of each picture: (S, S) grey, as the node cuts it."""
     bundle = load_bundle()
@@ -165,9 +190,10 @@ def test_no_watermark_in_any_file_or_socket(
     assert len(faces) >= PICTURES
     assert found(left, [*pictures, *faces]) == []
     assert quiet(rest) == []
-    # Beside the outbox, all that left is less than one face of each picture would be as a poor JPEG.
+    # Beside the outbox, all that left, each message once, is less than one face of each picture would
+    # be as a poor JPEG.
     poor = len(cv2.imencode(".jpg", faces[0], [cv2.IMWRITE_JPEG_QUALITY, 30])[1])
-    assert len(out) < PICTURES * poor
+    assert len(once(out)) < PICTURES * poor
     # Nobody beyond this machine is spoken to, no name server either: ONNX Runtime, left alone, reports
     # to its maker since 1.29. (paho wakes its own thread over loopback.)
     peers = re.findall(r'connect\(\S+ \{sa_family=(\w+)(?:.*inet_addr\("(.*?)"\))?', rest)
