@@ -48,18 +48,20 @@ COMMAND_SECONDS = 70  # until a press expires: who waits for an answer longer ha
 QOS = 1
 
 # A reading that comes late is in the recorder and does not overwrite what is newer: an empty text
-# changes nothing. `None` is Home Assistant's "unknown".
+# changes nothing. `None` is Home Assistant's "unknown". It takes the message for a sign of life all the
+# same, and would show again what had expired, or was unavailable: of that nothing is known.
 NOT_LATE = "{% if not value_json.historical %}"
+LATE = "{% elif this.state == 'unavailable' %}{{ none }}{% endif %}"
 PEOPLE = (
     NOT_LATE
     + "{{ value_json.faces.mean if value_json.faces is mapping else none }}"
-    + "{% endif %}"
+    + LATE
 )
 SHARE = (
     NOT_LATE
     + "{% set times = value_json.person_seconds or {} %}{% set all = times.values() | sum %}"
     + "{{ (100 * times[LABEL] / all) | round(1) if all and LABEL in times else none }}"
-    + "{% endif %}"
+    + LATE
 )
 AVAILABLE = "{{ 'online' if value_json.state in ('online', 'degraded') else 'offline' }}"
 # By Home Assistant's own clock, since a node's may be wrong, and by the minute, or every message would

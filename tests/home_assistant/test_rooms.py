@@ -233,6 +233,20 @@ async def test_a_node_that_is_gone_is_unavailable_and_its_status_says_so(
     found = hass.states.get(entity(hass, "status"))
     assert found is not None
     assert found.attributes["reason"] == "paused by command"
+
+
+async def test_after_an_outage_what_comes_late_brings_no_old_number_back(
+    hass: HomeAssistant, school: Recording, node: mqtt.Client
+) -> None:
+    await say_until(hass, node, counts(1), lambda: state(hass, "people") == "6.0")
+    will = {"schema": "edge.status/1", "node": NODE, "session": "s-1", "state": "lost"}
+    say(node, (f"edge/v1/{NODE}/status", json.dumps(will).encode()), retain=True)
+    await until(hass, lambda: state(hass, "people") == STATE_UNAVAILABLE)
+    say(node, counts(2, historical=True))
+    say(node, raw("status"), retain=True)
+    await until(hass, lambda: state(hass, "status") == "online")
+    await until(hass, lambda: state(hass, "people") == STATE_UNKNOWN, "6 were there before it")
+    await say_until(hass, node, counts(3), lambda: state(hass, "people") == "6.0")
     assert state(hass, "resume", "button") != STATE_UNAVAILABLE
 
 

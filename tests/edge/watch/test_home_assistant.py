@@ -95,6 +95,15 @@ def test_what_comes_late_changes_nothing() -> None:
         assert value(name, small(1, historical=True)) == ""
 
 
+def test_what_comes_late_brings_no_expired_reading_back() -> None:
+    """To Home Assistant any message is a sign of life, and it shows the last value again."""
+    late = counts(1, historical=True)
+    for name in ("people", key_of("calm")):
+        assert value(name, late, "unavailable") == "None"
+        assert value(name, late, "6.0") == value(name, late, "unknown") == ""
+        assert value(name, counts(1), "unavailable") not in ("", "None")
+
+
 def test_status_says_who_is_there_and_why() -> None:
     components = made(info())["components"]
     available = components["people"]["availability_template"]
