@@ -52,11 +52,7 @@ QOS = 1
 # same, and would show again what had expired, or was unavailable: of that nothing is known.
 NOT_LATE = "{% if not value_json.historical %}"
 LATE = "{% elif this.state == 'unavailable' %}{{ none }}{% endif %}"
-PEOPLE = (
-    NOT_LATE
-    + "{{ value_json.faces.mean if value_json.faces is mapping else none }}"
-    + LATE
-)
+PEOPLE = NOT_LATE + "{{ value_json.faces.mean if value_json.faces is mapping else none }}" + LATE
 SHARE = (
     NOT_LATE
     + "{% set times = value_json.person_seconds or {} %}{% set all = times.values() | sum %}"
