@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from distill.data.crops import crop_detector, require_detector
 from distill.data.data_set import DataSet, add_data_options, data_of
+from distill.data.disk import refuse_full_disk
 from distill.data.duplicates import (
     NearDuplicate,
     chosen_on,
@@ -56,6 +57,7 @@ from export.to_int8 import Quantiser, attentions
 from export.to_onnx import export_onnx, fold
 
 CALIBRATION_CROPS = 1024
+DRAFTS, BESIDE_WEIGHTS = 8, 2**20  # float files' worth of drafts, and bytes of graphs and texts
 LEARNED_CROPS = 4096  # training crops on which the constants of `expected` are tried too
 
 
@@ -84,7 +86,10 @@ def export(args: argparse.Namespace) -> None:
     train, valid = (
         join(data, name, crops).ordered(source.labels, "the model") for name in ("train", "valid")
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(value.numel() for value in source.student.parameters())
+    room = DRAFTS * 4 * weights + BESIDE_WEIGHTS
+    # ONNX's shape inference writes what fits on a full disk, and does not say so.
+    refuse_full_disk(args.out.parent, room, "make room, or give --out on another disk")
     duplicates = find_near_duplicates(data, crops_folder(data, spec), cli.say)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as draft:
         folder = Path(draft) / "bundle"

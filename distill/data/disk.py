@@ -19,16 +19,18 @@ from edge.base.errors import DataError
 ADVICE = "make room, or name a folder on another disk by --cache DIR (edge-crops: --out)"
 
 
-def refuse_full_disk(place: Path, needed: int) -> None:
-    """Raise DataError where fewer than `needed` bytes are free for a folder, which is made."""
+def refuse_full_disk(place: Path, needed: int, advice: str = ADVICE) -> None:
+    """Raise DataError where fewer than `needed` bytes are free for a folder, which is made.
+
+    advice: what to do then."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(place).free
     except OSError as error:
-        raise DataError(f"{place} cannot be written to: {error.strerror}; {ADVICE}") from error
+        raise DataError(f"{place} cannot be written to: {error.strerror}; {advice}") from error
     if needed > free:
         raise DataError(
-            f"{place} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; {ADVICE}"
+            f"{place} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; {advice}"
         )
 
 

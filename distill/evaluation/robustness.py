@@ -162,6 +162,12 @@ def corrupted(pixels: Pixels, change: Change, strength: float, landmarks: Landma
     return np.concatenate(parts)
 
 
+def _harder(change: Change, side: int) -> list[float]:
+    """Leave out face sizes that are no smaller than crops of that side: those rows would be the plain
+    images once more, and lift the mean."""
+    return [s for s in change.strengths if change.apply is not _resized or s < side]
+
+
 def measure(
     split: Split,
     landmarks: Landmarks,
@@ -189,12 +195,16 @@ def measure(
             f"robustness: {unfound} of {len(truth)} images have no found face: without {names}"
         )
     every = np.ones(len(truth), dtype=bool)
-    possible = [change for change in CHANGES if found.any() or not change.by_landmarks]
-    total = sum(len(change.strengths) for change in possible)
+    possible = [
+        (change, _harder(change, pixels.shape[-1]))
+        for change in CHANGES
+        if found.any() or not change.by_landmarks
+    ]
+    total = sum(len(strengths) for _, strengths in possible)
     with Progress("robustness", total, "changes") as bar:
-        for change in possible:
+        for change, strengths in possible:
             able = found if change.by_landmarks else every
-            for strength in change.strengths:
+            for strength in strengths:
                 answers = predict(corrupted(pixels[able], change, strength, landmarks))
                 rows.append(
                     {

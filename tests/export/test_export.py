@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -349,6 +350,27 @@ def test_data_of_other_classes_is_refused_before_the_first_crop(
     assert done.code == 1
     assert "the data has the classes calm, glad, the model " in done.last
     assert [path.name for path in (tmp_path / "d.crops").iterdir()] == ["checked.json"]
+
+
+def test_a_disk_without_room_for_a_bundle_is_told_of_before_it_is_made(
+    detector_file: Path,
+    tiny_ferplus: Path,
+    tmp_path: Path,
+    command: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nearly_full(place: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=120_000 if place == tmp_path / "small" else 10**9)
+
+    monkeypatch.setattr("distill.data.disk.shutil.disk_usage", nearly_full)
+    done = command(
+        "export.model", write_checkpoint(tmp_path / "c.pt"), "--out", tmp_path / "small" / "b",
+        *("--data", tiny_ferplus, "--layout", "ferplus", "--force"),
+    )  # fmt: skip
+    assert done.code == 1
+    assert f"{tmp_path / 'small'} needs " in done.last
+    assert done.last.endswith("0.1 MB are free; make room, or give --out on another disk")
+    assert list((tmp_path / "small").iterdir()) == []
 
 
 def test_a_card_says_what_scores_are_against_and_reads_entries_that_do_not() -> None:

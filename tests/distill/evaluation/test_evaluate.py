@@ -204,6 +204,18 @@ def test_robustness_measures_every_change_at_every_strength() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_crop_is_not_measured_at_sides_that_are_no_smaller_than_its_own() -> None:
+    whole = two_shades()
+    pixels = whole.crops.pixels[:, :, ::2, ::2]
+    small = Split(Crops(pixels, whole.crops.names, whole.crops.found), whole.votes, whole.labels)
+    landmarks = [[x / 2, y / 2] for x, y in TEMPLATE]
+    rows = robustness.measure(
+        small, landmarks, lambda p: halves(p.repeat(2, axis=2).repeat(2, axis=3)), lambda line: None
+    )
+    assert [row["strength"] for row in rows if row["change"] == "face size"] == [24, 16]
+    assert [row["strength"] for row in rows if row["change"] == "camera"] == [32, 24, 16, 12]
+
+
 def test_what_needs_landmarks_is_measured_on_images_with_a_found_face_and_the_rest_is_told() -> (
     None
 ):
