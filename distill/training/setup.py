@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from distill.data.sampling import (
 from distill.data.splits import Split, crops_folder, join, open_crops
 from distill.models.backbones import FrozenBackbones, FrozenStem
 from distill.models.build import build_student, build_teacher, settle_tails
-from distill.models.checkpoint import load_teacher, read
+from distill.models.checkpoint import load_teacher
 from distill.models.dinov2 import Dinov2
 from distill.models.feature_cache import (
     Features,
@@ -38,7 +38,6 @@ from distill.models.feature_cache import (
     weights_digest,
 )
 from distill.models.precision import use_bf16
-from distill.models.predict import Predictor, open_predictor
 from distill.models.provenance import data_of_network
 from distill.models.store import digest_of
 from distill.models.student import Student
@@ -57,6 +56,7 @@ from distill.training.distributed import Process
 from distill.training.fingerprint import LEARNED_FROM, data_digest
 from distill.training.target_cache import cache_targets, ensemble_targets, logit_targets
 from distill.training.task import DistillationTask, StudentTask, Task, TeacherTask
+from distill.training.teachers import has_tokens, name_of, order_of_classes, predictors
 from distill.training.view_cache import (
     Ask,
     Views,
@@ -66,7 +66,6 @@ from distill.training.view_cache import (
     views_folder,
 )
 from edge.base.errors import DataError, UsageError
-from edge.inference.bundle import load_bundle
 
 Say = Callable[[str], None]
 
@@ -130,13 +129,15 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
     spec = recipe.crop.spec()
     needs = ("train",) if args.train_on_all else ("train", "valid")
     data = data_of(args, say, needs, args.train_on_all)
-    if args.teacher and (theirs := _labels_of(args.teacher[0])) != data.votes("train")[1]:
-        raise UsageError(f"{args.teacher[0]} knows other classes: {', '.join(theirs)}")
+    order = order_of_classes(data.votes("train")[1], args.teacher)
     crops = open_crops(data, spec, args.weights, say)
     folder = crops_folder(data, spec)
     duplicates = find_near_duplicates(data, folder, say)
-    split = join(data, "train", crops)
-    valid = join(data, "valid", crops) if "valid" in crops else split.without(split.crops.names)
+    split = join(data, "train", crops).ordered(order, "the teacher")
+    if "valid" in crops:
+        valid = join(data, "valid", crops).ordered(order, "the teacher")
+    else:
+        valid = split.without(split.crops.names)
     left_out, unchosen = names_of(duplicates["train"]), names_of(duplicates["valid"])
     if args.train_on_all:
         say("no validation split is taken out of train: nothing is chosen, the last epoch is taken")
@@ -181,23 +182,6 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         data_digest(data, LEARNED_FROM),
         tuple(sorted(set().union(*map(data_of_network, args.teacher or ())))),
     )
-
-
-def _labels_of(teacher: Path) -> tuple[str, ...]:
-    return load_bundle(teacher).labels if teacher.is_dir() else read(teacher)[2]
-
-
-def _predictors(paths: Sequence[Path], args: argparse.Namespace) -> list[Predictor]:
-    return [open_predictor(path, args.dinov2, args.face, learned=True) for path in paths]
-
-
-def _named(teacher: Path) -> str:
-    file = teacher / "bundle.json" if teacher.is_dir() else teacher
-    return f"{teacher.name} {digest_of(file)[:16]}"
-
-
-def _has_tokens(teacher: Path) -> bool:
-    return not teacher.is_dir() and read(teacher)[1].teacher is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +293,7 @@ class RunBuilder:
         tokens and embedding."""
         recipe, args = self.recipe, self.args
         first, *others = args.teacher
-        if config.logits_alone and not _has_tokens(first):
+        if config.logits_alone and not has_tokens(first):
             return self.by_logits(student, config)
         teacher, frozen, theirs, labels = load_teacher(first, args.dinov2, args.face)
         if theirs.crop != recipe.crop:
@@ -319,7 +303,7 @@ class RunBuilder:
         frozen.to(self.device)
         named = f"{theirs.name} {digest_of(first)[:16]} on {' and '.join(theirs.teacher.face)}"
         for path in others:
-            named += f", with {_named(path)}"
+            named += f", with {name_of(path)}"
         if config.views:
             batches = self.viewed(config, teacher, frozen, labels, named)
             task = self.on_device(DistillationTask(student, config, teacher, self.prior()))
@@ -334,7 +318,7 @@ class RunBuilder:
             place = features_folder(self.crops, "train", frozen.face_stems()[0], self.bf16)
             cache = cache_targets(place, teacher, grids, self.bf16, self.say)
         if cache and others:
-            members = _predictors(others, args)
+            members = predictors(others, args)
             self.say(
                 f"computing {len(members)} more networks' outputs for "
                 f"{len(self.train.crops.names)} images"
@@ -350,7 +334,7 @@ class RunBuilder:
     def by_logits(self, student: Student, config: Distillation) -> Networks:
         """Build a student's run whose teachers answer for the plain images once, by logits."""
         paths, spec = self.args.teacher, self.recipe.crop.spec()
-        members = _predictors(paths, self.args)
+        members = predictors(paths, self.args)
         for path, member in zip(paths, members, strict=True):
             if member.crop != spec:
                 raise UsageError(f"{path} was trained on another crop; make the recipes' equal")
@@ -361,7 +345,7 @@ class RunBuilder:
             logit_targets(members, pixels),
         )
         task = self.on_device(DistillationTask(student, config, None, self.prior()))
-        return Networks(task, batches, teacher=", with ".join(map(_named, paths)))
+        return Networks(task, batches, teacher=", with ".join(map(name_of, paths)))
 
     def viewed(
         self,
@@ -381,7 +365,7 @@ class RunBuilder:
 
         views = Views(config.views, self.pixels("train"), augment)
         ask = ask_together(
-            teacher, frozen, labels, spec, _predictors(args.teacher[1:], args), self.bf16
+            teacher, frozen, labels, spec, predictors(args.teacher[1:], args), self.bf16
         )
         answers: ViewTargets | Ask = ask
         if not config.live:

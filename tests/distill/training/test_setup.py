@@ -9,11 +9,15 @@ import cv2
 import numpy as np
 import torch
 
+from distill import train
 from distill.data.crops import Crops
 from distill.data.sampling import left_without, training_examples
 from distill.data.splits import Split
 from distill.models.checkpoint import SCHEMA
 from distill.recipe import load_recipe
+from distill.training.distributed import Process
+from distill.training.setup import prepare
+from edge.inference.bundle import load_bundle
 from support.backbone_files import write_dinov2
 from support.command import Done
 from support.paths import ROOT
@@ -55,6 +59,34 @@ def test_a_teacher_of_other_classes_is_refused_before_the_first_crop(
     assert done.code == 2
     assert "t.pt knows other classes: cat, dog" in done.last
     assert [path.name for path in (tmp_path / "school.crops").iterdir()] == ["checked.json"]
+
+
+def test_a_student_answers_in_the_order_of_classes_of_what_teaches_it(
+    detector_file: Path, tmp_path: Path
+) -> None:
+    """Folders come by their names; the bundle's classes stand in the order of FER+."""
+    bundle, rng = ROOT / "edge" / "models", np.random.default_rng(0)
+    labels = load_bundle(bundle).labels
+    assert list(labels) != sorted(labels)
+    for label in labels:
+        for split, count in (
+            ("train", 2 + labels.index(label)),
+            ("valid", 1 + labels.index(label)),
+        ):
+            folder = tmp_path / "school" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = rng.integers(0, 255, (6, 6), dtype=np.uint8)
+                cv2.imwrite(str(folder / f"{index}.png"), cv2.resize(noise, (48, 48)))
+    options = [str(RECIPES / "robust.yaml"), "--data", str(tmp_path / "school")]
+    options += ["--layout", "folders", "--teacher", str(bundle), "--out", str(tmp_path / "run")]
+    recipe = load_recipe(RECIPES / "robust.yaml")
+    args = train.build_parser().parse_args(options)
+    setup = prepare(recipe, args, Process(0, 1, torch.device("cpu")))
+    assert setup.labels == labels
+    assert np.bincount(setup.truth).tolist() == list(range(1, 9))
+    assert setup.votes.sum(axis=0).tolist() == list(range(1, 9))
+    assert setup.examples.targets.sum(axis=0).tolist() == list(range(2, 10))
 
 
 def test_every_teacher_is_looked_at_before_the_first_image(
