@@ -12,8 +12,9 @@ from distill.data.crops import Crops
 from distill.data.data_set import DataSet, open_data
 from distill.data.duplicates import find_near_duplicates, perceptual_hash
 from distill.data.layouts import list_images, rafdb_split
-from distill.data.splits import Split, argmax, majority
+from distill.data.splits import Split
 from distill.data.votes import read_fer2013, read_ferplus, read_folders, read_rafdb
+from distill.evaluation.metrics import PROTOCOLS, truth_of
 from edge.base.errors import DataError
 
 
@@ -134,9 +135,9 @@ def test_a_split_follows_a_models_order_and_leaves_images_out() -> None:
     split = Split(crops(["a", "b"]), votes, ("anger", "fear", "happiness"))
     other = split.ordered(("happiness", "anger", "fear"), "the model")
     assert other.votes.tolist() == [[1, 7, 2, 0], [1, 0, 6, 3]], "the extra column stays"
-    for protocol in (majority, argmax):
-        own = [split.labels[k] for k in protocol(split.votes, 3)]
-        assert own == [other.labels[k] for k in protocol(other.votes, 3)]
+    for name in PROTOCOLS:
+        own = [split.labels[k] for k in truth_of(split.votes, split.labels, name)]
+        assert own == [other.labels[k] for k in truth_of(other.votes, other.labels, name)]
     assert other.without({"a"}).crops.names == ["b"]
     assert other.without({"a"}).votes.tolist() == [[1, 0, 6, 3]]
     with pytest.raises(DataError, match="the model happiness, anger; use data"):

@@ -179,7 +179,7 @@ def test_what_is_cached_moves_and_what_is_not_sees_the_picture(
 ) -> None:
     recipe = Recipe(
         name="t",
-        crop=CropRecipe(size=56, template=[[1.0, 1.0]] * 5),
+        crop=CropRecipe(size=56, template=[[float(i), 1.0] for i in range(5)]),
         teacher=TeacherRecipe(cached=list(cached)),
         augmentation=Augmentation(noise=0.0, erase_share=0.0, shrink_share=0.0, blur_share=0.0),
         training=Training(epochs=1),

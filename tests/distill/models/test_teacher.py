@@ -132,7 +132,7 @@ def test_several_face_grids_are_one_stream_in_which_none_drowns() -> None:
 def teacher_recipe(**teacher: object) -> Recipe:
     content = {
         "name": "t",
-        "crop": {"size": 64, "template": [[1.0, 1.0]] * 5},
+        "crop": {"size": 64, "template": [[float(i), 1.0] for i in range(5)]},
         "teacher": {"width": 32, "heads": 4, **teacher},
         "training": {"epochs": 1},
     }
