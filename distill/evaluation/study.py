@@ -80,7 +80,11 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> tuple[Study, dict[st
     for run in study.runs:
         changes = overlay(run.changes, {**last, "name": run.name})
         recipe = load_recipe(path.parent / run.recipe)
-        recipes[run.name] = changed(recipe, changes, f"{path} run '{run.name}'")
+        recipe = changed(recipe, changes, f"{path} run '{run.name}'")
+        if (recipe.distillation is None) != (run.teacher is None):
+            wants = "a teacher: name an earlier run" if recipe.distillation else "no teacher"
+            raise SettingsError(f"{path} run '{run.name}': its recipe wants {wants}")
+        recipes[run.name] = recipe
     return study, recipes
 
 

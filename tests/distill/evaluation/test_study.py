@@ -128,6 +128,12 @@ def test_a_study_is_read_whole_before_anything_runs(tmp_path: Path) -> None:
     late = STUDY.replace("name: short,", "name: short, teacher: other,")
     with pytest.raises(SettingsError, match="its teacher 'other' is not an earlier run"):
         load_study(write(tmp_path, late))
+    taught = STUDY.replace("name: other,", "name: other, teacher: short,")
+    with pytest.raises(SettingsError, match="run 'other': its recipe wants no teacher"):
+        load_study(write(tmp_path, taught))
+    lone = ROOT / "distill" / "recipes" / "distilled.yaml"
+    with pytest.raises(SettingsError, match="run 'lone': its recipe wants a teacher: name an"):
+        load_study(write(tmp_path, f"runs: [{{name: lone, recipe: {lone}}}]\n"))
 
 
 def test_a_face_backbones_file_that_a_later_run_lacks_is_told_of_first(
