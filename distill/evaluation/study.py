@@ -89,7 +89,9 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> tuple[Study, dict[st
 
 
 def recipe_text(recipe: Recipe) -> str:
-    return yaml.safe_dump(recipe.model_dump(exclude_unset=True), sort_keys=False)
+    """Write a recipe as `load_recipe` reads it. An empty section has its defaults, so one that a run
+    goes without is left out."""
+    return yaml.safe_dump(recipe.model_dump(exclude_unset=True, exclude_none=True), sort_keys=False)
 
 
 def trained_by(folder: Path) -> Recipe | None:

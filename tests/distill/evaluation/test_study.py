@@ -14,8 +14,10 @@ from distill.evaluation.study import (
     finished,
     load_study,
     mean_and_deviation,
+    recipe_text,
     refuse_other_data,
     score_one,
+    trained_by,
 )
 from distill.models import store
 from distill.recipe import overlay
@@ -157,9 +159,11 @@ def test_a_study_takes_settings_for_all_of_its_runs(tmp_path: Path) -> None:
     assert recipes["other"].name == "other"
 
 
-def test_the_shipped_studies_load() -> None:
+def test_the_shipped_studies_load_and_hand_their_recipes_on(tmp_path: Path) -> None:
     for path in (ROOT / "distill" / "studies").glob("*.yaml"):
-        assert load_study(path)[1], path
+        for name, recipe in load_study(path)[1].items():
+            (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
+            assert trained_by(tmp_path) == recipe, (path, name)
     study, recipes = load_study(ROOT / "distill" / "studies" / "ferplus.yaml")
     assert recipes["distilled"].distillation is not None
     lengths = {recipes[name].training.epochs for name in ("distilled", "alone")}
