@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.command import run_script
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
 
@@ -59,14 +60,6 @@ def test_ctrl_c_ends_the_demo_quietly_at_any_moment(
 @pytest.mark.process
 def test_without_its_extra_the_demo_names_it(tmp_path: Path) -> None:
     (tmp_path / "amqtt.py").write_text("raise ModuleNotFoundError('not here', name='amqtt')\n")
-    done = subprocess.run(
-        [sys.executable, "demo/run.py"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        start_new_session=True,
-    )
+    done = run_script("demo/run.py", {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     line = "demo: amqtt is not installed; install the 'demo' extra: pip install '.[demo]'\n"
-    assert (done.returncode, done.stderr) == (1, line)
+    assert (done.code, done.err) == (1, line)

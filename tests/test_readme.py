@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +14,8 @@ from edge.base import cli
 from edge.base.commands import MODULES
 from edge.flash import run as flash
 from edge.watch import run as watch
-from support.command import Done
+from support.command import Done, run_script
 from support.paths import ROOT
-from support.patience import PATIENCE
 
 # Hardware, another machine or data that a clone does not have.
 NEEDS_MORE = (
@@ -169,24 +165,17 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.process
 def test_the_demo_shows_counts_and_ends_by_itself(detector_file: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "demo/run.py"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "80"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_script("demo/run.py", {"COLUMNS": "80"})
+    assert done.code == 0, done.err
     # A healthy run says what it does, and nothing that looks like a fault. A fast machine is through
     # with the clip before the broker has said which MQTT it speaks.
     expected = (
         r"the page is at |notice: |info (student|detector) (on|at) |info broker .*MQTT|info waiting"
     )
-    assert [line for line in done.stderr.splitlines() if not re.match(expected, line)] == []
-    assert done.stderr.count("notice: ") == 1
-    counts = [line for line in done.stdout.splitlines() if " counts " in line]
+    assert [line for line in done.err.splitlines() if not re.match(expected, line)] == []
+    assert done.err.count("notice: ") == 1
+    counts = [line for line in done.out.splitlines() if " counts " in line]
     assert len(counts) == 5
     assert "too few to count" in counts[-1]
-    assert '"schema":"edge.counts/2"' in done.stdout.splitlines()[-1]
+    assert '"schema":"edge.counts/2"' in done.out.splitlines()[-1]
     assert all(len(line) <= 80 for line in counts)

@@ -76,8 +76,17 @@ def start(
     module: str, *args: object, env: Mapping[str, str], timeout: float = 3 * PATIENCE
 ) -> Done:
     """Run `python -m MODULE ARGS` as a user would and wait for its end."""
+    return _process("-m", module, *args, env=env, timeout=timeout)
+
+
+def run_script(path: str, env: Mapping[str, str], timeout: float = PATIENCE) -> Done:
+    """Start one of the repository's scripts, by its path from the root."""
+    return _process(path, env=env, timeout=timeout)
+
+
+def _process(*words: object, env: Mapping[str, str], timeout: float) -> Done:
     done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, args)],
+        [sys.executable, *map(str, words)],
         capture_output=True,
         text=True,
         timeout=timeout,
