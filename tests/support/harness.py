@@ -45,7 +45,7 @@ runtime: {{backend: fake, threads: 1, state: {state}, health_seconds: 1}}
 class Receiver:
     """Subscribes to everything, survives the broker, and says what it has like a recorder."""
 
-    def __init__(self, port: int, acks: bool = True) -> None:
+    def __init__(self, port: int, acks: bool = True, username: str | None = None) -> None:
         self.readings: dict[tuple[str, str, int], dict[str, Any]] = {}
         self.order: list[tuple[str, str, int]] = []
         self.last: dict[str, tuple[str, str, int]] = {}
@@ -58,13 +58,18 @@ class Receiver:
             mqtt.CallbackAPIVersion.VERSION2, client_id="receiver", protocol=mqtt.MQTTv5
         )
         self._client.reconnect_delay_set(1, 1)
+        if username is not None:
+            self._client.username_pw_set(username)
+        hears = threading.Event()
         self._client.on_connect = lambda c, u, f, reason, p: c.subscribe("edge/#", qos=1)
+        self._client.on_subscribe = lambda *_: hears.set()
         self._client.on_message = self._take
         # A session that a broker with a disk keeps, as a recorder's: it waits for nobody's reconnect.
         kept = Properties(PacketTypes.CONNECT)
         kept.SessionExpiryInterval = 3600
         self._client.connect("127.0.0.1", port, clean_start=False, properties=kept)
         self._client.loop_start()
+        assert hears.wait(PATIENCE), "a broker that keeps nothing says nothing twice"
 
     def _take(self, client: Any, userdata: Any, message: Any) -> None:
         *_, kind = message.topic.split("/")

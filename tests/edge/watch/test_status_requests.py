@@ -26,7 +26,7 @@ from edge.watch.run import MessageRouter
 from edge.watch.status_requests import AGAIN, MOST_AT_ONCE, StatusRequests
 from fakes.broker import CLOSE, Habits, StubBroker
 from support.brokers import Mosquitto, free_port
-from support.harness import NodeProcess
+from support.harness import NodeProcess, Receiver
 from support.heard import NODE, NOON, counts, heard, raw
 from support.paths import ROOT
 from support.patience import PATIENCE, wait_for
@@ -205,11 +205,16 @@ def ended() -> Iterator[ExitStack]:
         yield stack
 
 
-def node_on(url: str, folder: Path, ended: ExitStack, broker: str = "") -> NodeProcess:
-    """A real node that is online before anybody looks."""
-    node = NodeProcess(folder, url, broker=broker)
+def node_on(url: str, folder: Path, ended: ExitStack, username: str | None = None) -> NodeProcess:
+    """A real node that said that it is online before anybody looks: a page that is there in time hears
+    it, and asks for nothing."""
+    receiver = Receiver(int(url.rpartition(":")[2]), acks=False, username=username)
+    ended.callback(receiver.close)
+    node = NodeProcess(folder, url, broker=f", username: {username}" if username else "")
     ended.callback(node.end)
-    return node.start()
+    node.start()
+    wait_for(lambda: ("online", "") in receiver.said(node.name), node.log.read_text)
+    return node
 
 
 def page_on(url: str, folder: Path, ended: ExitStack, *more: str) -> tuple[Path, int]:
@@ -259,7 +264,6 @@ def test_page_and_table_that_come_later_learn_how_a_room_is_from_a_mosquitto_tha
     broker = Mosquitto(tmp_path, NOTHING_KEPT)
     ended.callback(broker.stop)
     node = node_on(broker.url, tmp_path, ended)
-    wait_for(lambda: "connected" in node.log.read_text(), node.log.read_text)
     _, port = page_on(broker.url, tmp_path, ended)
     wait_for(lambda: rooms_of(port)[0]["state"] == "online", node.log.read_text)
     terminal = Terminal()
@@ -283,8 +287,7 @@ def test_a_reader_whom_the_access_list_lets_hear_alone_shows_the_room_and_says_s
     access.chmod(0o600)
     broker = Mosquitto(tmp_path, f"{NOTHING_KEPT}acl_file {access}\n")
     ended.callback(broker.stop)
-    node = node_on(broker.url, tmp_path, ended, broker=", username: node")
-    wait_for(lambda: "connected" in node.log.read_text(), node.log.read_text)
+    node = node_on(broker.url, tmp_path, ended, username="node")
     log, port = page_on(broker.url, tmp_path, ended, "--username", "reader")
     wait_for(lambda: "and asked for it none answered" in log.read_text(), log.read_text)
     assert log.read_text().count("none answered") == 1
