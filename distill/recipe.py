@@ -215,6 +215,10 @@ class Augmentation(Strict):
     sunglasses_share: float = Field(default=0.0, ge=0, le=1, description="eyes covered")
 
 
+# What moves an image, and with it what is cached of it.
+MOVES = frozenset({"rotate_degrees", "scale", "shift"})
+
+
 class Training(Strict):
     """The optimiser's schedule, and how images are drawn."""
 
@@ -298,6 +302,14 @@ class Recipe(Strict):
             if getattr(self.augmentation, name) >= self.crop.size:
                 raise ValueError(f"augmentation.{name} must be below crop.size")
         return self
+
+    def without_effect(self) -> list[str]:
+        """Name the augmentation that is asked for and reaches nothing, since all backbones of the
+        teacher are cached: their grids are only moved."""
+        if self.teacher is None or not {"scene", "face"} <= set(self.teacher.cached):
+            return []
+        usual = Augmentation()
+        return [n for n, v in self.augmentation if v != getattr(usual, n) and n not in MOVES]
 
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:

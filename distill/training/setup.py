@@ -165,6 +165,11 @@ def prepare(recipe: Recipe, args: argparse.Namespace, process: Process) -> Train
         )
     if recipe.student:
         say_needs(split.labels, len(examples), truth, say)
+    if unused := recipe.without_effect():
+        say(
+            f"augmentation.{', augmentation.'.join(unused)}: without effect, since 'teacher.cached' "
+            f"has scene and face, whose grids are only moved; leave face out of it"
+        )
     torch.manual_seed(recipe.training.seed)
     builder = RunBuilder(recipe, args, process.device, folder, examples, split, valid, say, start)
     networks = builder.teacher() if recipe.teacher else builder.student()

@@ -114,6 +114,23 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings", "unused"),
+    [
+        ("frozen", ["augmentation.mask_share=0.3", "augmentation.shift=0.1"], ["mask_share"]),
+        ("frozen", [], []),
+        ("teacher", [], []),
+        ("teacher", ["teacher.cached=[scene, face]"], ["shrink_share", "noise", "erase_share"]),
+        ("robust", [], []),
+    ],
+)
+def test_augmentation_that_cached_grids_do_not_show_is_named(
+    name: str, settings: list[str], unused: list[str]
+) -> None:
+    recipe = load_recipe(ROOT / f"distill/recipes/{name}.yaml", settings)
+    assert recipe.without_effect() == unused
+
+
 def test_the_checkpoint_keeps_the_changed_recipe(
     detector_file: Path, tiny_ferplus: Path, tmp_path: Path
 ) -> None:

@@ -182,6 +182,7 @@ name: tiny-teacher
 crop: {size: 32, template: [[10, 11], [22, 11], [16, 18], [11, 25], [21, 25]]}
 teacher: {trained_units: 1, width: 16, heads: 2, dropout: 0.0, cached: [scene, face]}
 training: {epochs: 2, batch: 32, learning_rate: 0.003, warmup_epochs: 0.5, average: 0.8, mixup: 0.2}
+augmentation: {noise: 2.0}
 """
 
 
@@ -208,6 +209,7 @@ def taught_and_resumed(
     done = command("distill.train", *arguments(recipe, data, whole), *backbones)
     assert done.code == 0, done.err
     assert "features" in done.out
+    assert "augmentation.noise: without effect, since 'teacher.cached'" in done.out
     teach = [*arguments(recipe, data, broken), *backbones]
     kill_after_an_epoch(broken, teach)
     done = command("distill.train", *teach, "--resume")
