@@ -238,9 +238,14 @@ def _front_matter(description: dict[str, Any], data: str) -> str:
 def _runs(run: dict[str, Any]) -> str:
     """The runs that weights come from, the first one first, each with what it learned from."""
     if averaged := run.get("averaged"):
-        found = Counter(_runs(one) for one in averaged)
-        each = "; ".join(f"{count} {text}" for text, count in found.items())
-        return f"the mean of {len(averaged)} networks' weights ({each})"
+        parts = Counter[str]()
+        for one in averaged:
+            parts[_runs(one)] += one.get("times", 1)
+        if parts.total() == len(averaged):
+            each = "; ".join(f"{count} {text}" for text, count in parts.items())
+            return f"the mean of {len(averaged)} networks' weights ({each})"
+        each = "; ".join(f"{count / parts.total():.2g} {text}" for text, count in parts.items())
+        return f"the weighted mean of {len(averaged)} networks' weights ({each})"
     recipe, teacher = run["recipe"], run["teacher"] or "none"
     by = "no teacher" if teacher.startswith("none") else f"taught by {teacher}"
     data = run.get("data") or "data not recorded"

@@ -41,8 +41,8 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
     """Return the mean as a checkpoint's content; all but the weights is the first file's.
 
     Its `valid_accuracy` is None and its `epoch` the last of them: the mean was not scored. It was
-    `validated` where all of them were, and `averaged` says of each what it learned from. Raises
-    DataError where a file is none, or of another network."""
+    `validated` where all of them were, and `averaged` says of each what it learned from, and how many
+    `times` it counts where it was given again. Raises DataError where a file is none, or of another network."""
     first, recipe, _ = read(paths[0])
     contents, learned = [first], [kept(paths[0], recipe, first)]
     for path in paths[1:]:
@@ -72,8 +72,21 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         "epoch": epoch,
         "valid_accuracy": None,
         "validated": kept_apart,
-        "averaged": learned,
+        "averaged": _times(learned),
     }
+
+
+def _times(learned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep what each file learned from once, with `times` where it was given more than once."""
+    found: list[dict[str, Any]] = []
+    for one in learned:
+        if one not in found:
+            found.append(one)
+    counts = [sum(other == one for other in learned) for one in found]
+    return [
+        {**one, "times": count} if count > 1 else one
+        for one, count in zip(found, counts, strict=True)
+    ]
 
 
 def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
@@ -116,7 +129,7 @@ def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:
         "network": student.state_dict(),
         "valid_accuracy": None,
         "validated": kept_apart,
-        "averaged": [start.metadata for start in starts],
+        "averaged": _times([start.metadata for start in starts]),
     }
 
 

@@ -50,11 +50,11 @@ def learned_from(run: Mapping[str, Any]) -> set[str]:
     and of a mean what each in it learned from; "not recorded" where a run did not keep its own.
 
     run: provenance as bundle.json has it, or as `kept` returns it."""
-    if averaged := run.get("averaged"):
-        return set().union(*map(learned_from, averaged))
     # Before a bundle said what its calibration read, that was what it learned from.
-    names = (run.get("data"), run.get("calibration_data"), temperature_data(run))
-    own = {str(name) for name in names if name}
+    exported = {str(n) for n in (run.get("calibration_data"), temperature_data(run)) if n}
+    if averaged := run.get("averaged"):  # its own data and start are those of one of them
+        return exported.union(*map(learned_from, averaged))
+    own = exported | ({str(run["data"])} if run.get("data") else set())
     own = (own or {"not recorded"}) | set(run.get("teacher_data") or ())
     return own | (learned_from(run["start"]) if run.get("start") else set())
 

@@ -124,13 +124,16 @@ def test_a_mean_says_what_each_in_it_learned_from(tmp_path: Path) -> None:
     assert provenance.learned_from(known) == {DATA_NAMES["ferplus"], DATA_NAMES["rafdb"]}
     description = json.loads((bundle / "bundle.json").read_text())
     description["provenance"] |= known
-    del description["provenance"]["exported_again_from"]
+    description["provenance"].pop("exported_again_from", None)
     name = description["provenance"]["recipe"]["name"]
-    (text,) = re.findall(r"The mean of 3 networks' weights \((.*?)\)\.\n", card.write(description))
-    assert text.startswith("1 the mean of 2 networks' weights (1 learned by ")
-    assert f"1 learned by recipe `{name}` (FER+, " in text
-    assert f"; 1 learned by recipe `{name}` (RAF-DB, " in text
-    assert "taught by them)); 2 learned by recipe" in text, "the bundle, which counts twice"
+    written_so = r"The weighted mean of 2 networks' weights \((.*?)\)\.\n"
+    (text,) = re.findall(written_so, card.write(description))
+    assert text.startswith("0.33 the mean of 2 networks' weights (1 ")
+    assert f"by recipe `{name}` (FER+, " in text
+    assert f"by recipe `{name}` (RAF-DB, " in text
+    assert "taught by them)); 0.67 " in text, "the bundle, which counts twice"
+    (_, again) = known["averaged"]
+    assert again["times"] == 2
 
 
 @pytest.mark.slow

@@ -61,9 +61,17 @@ def test_the_strictest_terms_of_all_it_learned_from_hold(
     assert weights_licence(names) == STRICT, "as the bundle's"
     bundle = Path(shutil.copytree(ROOT / "edge" / "models", tmp_path / "bundle"))
     description = json.loads((bundle / "bundle.json").read_text())
+    for key in ("averaged", "start"):  # the shipped student's own
+        description["provenance"].pop(key, None)
     description["provenance"] |= {"data": source.data, **source.provenance}
     (bundle / "bundle.json").write_text(json.dumps(description))
     assert "RAF-DB" in data_of_network(bundle)
+
+
+def test_a_mean_keeps_the_terms_of_what_its_temperature_was_fitted_on() -> None:
+    mean = {"averaged": [{"data": "FER+"}, {"data": "FER+"}], "temperature_data": "RAF-DB"}
+    assert learned_from(mean) == {"FER+", "RAF-DB"}
+    assert learned_from({"averaged": [{"data": "FER+"}], "data": "RAF-DB"}) == {"FER+"}
 
 
 def test_a_start_that_learned_from_all_of_train_is_kept_in_mind(tmp_path: Path) -> None:
