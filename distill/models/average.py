@@ -42,7 +42,8 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
 
     Its `valid_accuracy` is None and its `epoch` the last of them: the mean was not scored. It was
     `validated` where all of them were, and `averaged` says of each what it learned from, and how many
-    `times` it counts where it was given again. Raises DataError where a file is none, or of another network."""
+    `times` it counts where it was given again. Raises DataError where a file is none, or of another
+    network."""
     first, recipe, _ = read(paths[0])
     contents, learned = [first], [kept(paths[0], recipe, first)]
     for path in paths[1:]:
