@@ -28,8 +28,8 @@ STUDENT = ROOT / "distill/recipes/student.yaml"
         ("training.learning_rate=1e-3", "training", "learning_rate", 0.001),
         ("training.learning_rate = 1", "training", "learning_rate", 1.0),
         ("training.precision=fp32", "training", "precision", "fp32"),
-        ("student.attend=false", "student", "attend", False),
-        ("student.pool=queries", "student", "pool", "queries"),
+        ("student.attend=true", "student", "attend", True),
+        ("student.pool=mean", "student", "pool", "mean"),
         ("student.widths=[8, 16, 24, 32]", "student", "widths", [8, 16, 24, 32]),
     ],
 )
