@@ -55,7 +55,7 @@ class Expression:
         return replace(self, eye=0.08)
 
 
-NEUTRAL = Expression(-0.03, -0.03, 0.035, 0.72, 0.25, -0.02, 0.0, 0.0, 0.0)
+NEUTRAL = Expression(-0.06, -0.06, 0.035, 0.62, 0.25, -0.02, 0.0, 0.0, 0.0)
 HAPPY = Expression(-0.01, 0.00, 0.030, 0.62, 0.34, -0.16, 0.0, 0.15, 1.0)
 SURPRISED = Expression(0.16, 0.14, 0.035, 1.55, 0.16, 0.0, 0.20, 0.22, 0.15)
 SAD = Expression(0.12, -0.10, 0.030, 0.55, 0.26, 0.12, 0.0, 0.0, 0.0)
