@@ -79,15 +79,8 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _times(learned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep what each file learned from once, with `times` where it was given more than once."""
-    found: list[dict[str, Any]] = []
-    for one in learned:
-        if one not in found:
-            found.append(one)
-    counts = [sum(other == one for other in learned) for one in found]
-    return [
-        {**one, "times": count} if count > 1 else one
-        for one, count in zip(found, counts, strict=True)
-    ]
+    found = [one for place, one in enumerate(learned) if one not in learned[:place]]
+    return [{**one, "times": times} if (times := learned.count(one)) > 1 else one for one in found]
 
 
 def of_deployed(paths: Sequence[Path]) -> dict[str, Any]:

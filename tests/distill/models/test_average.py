@@ -128,10 +128,11 @@ def test_a_mean_says_what_each_in_it_learned_from(tmp_path: Path) -> None:
     name = description["provenance"]["recipe"]["name"]
     written_so = r"The weighted mean of 2 networks' weights \((.*?)\)\.\n"
     (text,) = re.findall(written_so, card.write(description))
-    assert text.startswith("0.33 the mean of 2 networks' weights (1 ")
-    assert f"by recipe `{name}` (FER+, " in text
-    assert f"by recipe `{name}` (RAF-DB, " in text
-    assert "taught by them)); 0.67 " in text, "the bundle, which counts twice"
+    assert text.startswith("0.33 the mean of 2 networks' weights (1 learned by ")
+    assert f"1 learned by recipe `{name}` (FER+, " in text
+    assert f"; 1 learned by recipe `{name}` (RAF-DB, " in text
+    twice = "taught by them)); 0.67 the weighted mean of 2 networks' weights (0.9 learned by recipe"
+    assert twice in text, "the bundle, which counts twice"
     (_, again) = known["averaged"]
     assert again["times"] == 2
 
